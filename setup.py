@@ -1,0 +1,20 @@
+"""Reads everything that pip needs from settings.ini, the one place where nbdev and pip both look."""
+from configparser import ConfigParser
+
+from setuptools import find_packages, setup
+
+config = ConfigParser(delimiters=["="])
+config.read("settings.ini", encoding="utf-8")
+settings = config["DEFAULT"]
+
+setup(
+    version=settings["version"],
+    description=settings["description"],
+    author=settings["author"],
+    url=settings["git_url"],
+    packages=find_packages(include=["mmgen", "mmgen.*"]),
+    package_data={"mmgen": ["weights/**/*", "data/tables/*"]},
+    install_requires=settings["requirements"].split(),
+    extras_require={"dev": settings["dev_requirements"].split()},
+    entry_points={"nbdev": ["mmgen=mmgen._modidx:d"]},
+)
