@@ -6,7 +6,7 @@
 __all__ = ['Posterior', 'ResnetBlock2D', 'Attention', 'Downsample2D', 'upsample_conv', 'Upsample2D', 'DownEncoderBlock2D',
            'UpDecoderBlock2D', 'MidBlock2D', 'Encoder', 'Decoder', 'check_config', 'AutoencoderKL']
 
-# %% ../../nbs/32a_autoencoder.ipynb #f3a7f518
+# %% ../../nbs/32a_autoencoder.ipynb #be93b64f
 import json
 from pathlib import Path
 
@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-# %% ../../nbs/32a_autoencoder.ipynb #92f377e8
+from ..weights import WeightsError, load_into, load_state, resolve
+
+# %% ../../nbs/32a_autoencoder.ipynb #1db0fd17
 class Posterior:
     "Diagonal Gaussian q(z|x) of section 3.2.1; `mean` and `logvar` are (B,C,h,w)."
     def __init__(self, mean, logvar):
@@ -35,7 +37,8 @@ class Posterior:
 
     def kl(self) -> torch.Tensor:
         "Divergence from N(0, I) in nats, summed over C,h,w -> (B,)."
-        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar).flatten(1).sum(1)
+        mean, logvar = self.mean.float(), self.logvar.float()
+        return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
 
 # %% ../../nbs/32a_autoencoder.ipynb #269f27d3
 # The residual block of Rombach et al. 2022 (latent diffusion), after He et al. 2016; no time embedding here.
@@ -105,24 +108,26 @@ class Upsample2D(nn.Module):
         if x.device.type == "cpu": return upsample_conv(x, self.conv.weight, self.conv.bias)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
-# %% ../../nbs/32a_autoencoder.ipynb #942a385c
+# %% ../../nbs/32a_autoencoder.ipynb #0fb91507
 class DownEncoderBlock2D(nn.Module):
     "`layers` residual blocks, then downsampling unless it is the last level."
     def __init__(self, c_in, c_out, layers, groups, downsample):
         super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock2D(c_in if i == 0 else c_out, c_out, groups) for i in range(layers))
+        ins = [c_in] + [c_out] * (layers - 1)
+        self.resnets = nn.ModuleList(ResnetBlock2D(c, c_out, groups) for c in ins)
         self.downsamplers = nn.ModuleList([Downsample2D(c_out)] if downsample else [])
 
     def forward(self, x):
         for layer in [*self.resnets, *self.downsamplers]: x = layer(x)
         return x
 
-# %% ../../nbs/32a_autoencoder.ipynb #02d90c78
+# %% ../../nbs/32a_autoencoder.ipynb #404042af
 class UpDecoderBlock2D(nn.Module):
     "`layers` residual blocks, then upsampling unless it is the last level."
     def __init__(self, c_in, c_out, layers, groups, upsample):
         super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock2D(c_in if i == 0 else c_out, c_out, groups) for i in range(layers))
+        ins = [c_in] + [c_out] * (layers - 1)
+        self.resnets = nn.ModuleList(ResnetBlock2D(c, c_out, groups) for c in ins)
         self.upsamplers = nn.ModuleList([Upsample2D(c_out)] if upsample else [])
 
     def forward(self, x):
@@ -162,8 +167,8 @@ class Encoder(nn.Module):
         for block in self.down_blocks: x = block(x)
         return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
 
-# %% ../../nbs/32a_autoencoder.ipynb #33ed45e9
-# The decoder of Rombach et al. 2022, section 3.1: the encoder's mirror image with layers + 1 blocks per level.
+# %% ../../nbs/32a_autoencoder.ipynb #6611b74c
+# The decoder of Rombach et al. 2022, section 3.1: the encoder mirrored, layers + 1 blocks per level.
 class Decoder(nn.Module):
     "(B,latent_channels,h,w) -> (B,out_channels,H,W)"
     def __init__(self, out_channels, latent_channels, widths, layers, groups, attention):
@@ -183,7 +188,7 @@ class Decoder(nn.Module):
         for block in self.up_blocks: z = block(z)
         return self.conv_out(F.silu(self.conv_norm_out(z)))
 
-# %% ../../nbs/32a_autoencoder.ipynb #ef555976
+# %% ../../nbs/32a_autoencoder.ipynb #54b50002
 def check_config(config: dict):
     "Raises ValueError in one sentence where a config does not describe a model of this class."
     widths, groups, patch = config["block_out_channels"], config["norm_num_groups"], config["patch_size"]
@@ -194,16 +199,17 @@ def check_config(config: dict):
     if config["act_fn"] not in ("silu", "swish"):
         raise ValueError(f"AutoencoderKL: act_fn must be 'silu', not {config['act_fn']!r}")
     if any(width % groups for width in widths):
-        raise ValueError(f"AutoencoderKL: norm_num_groups={groups} must divide every one of block_out_channels={widths}")
+        raise ValueError(f"AutoencoderKL: norm_num_groups={groups} must divide each of "
+                         f"block_out_channels={widths}")
     for field in ("in_channels", "out_channels"):
         if config[field] % patch ** 2:
-            raise ValueError(f"AutoencoderKL: {field}={config[field]} must be a multiple of patch_size²={patch ** 2} "
-                             f"(RGB at patch_size={patch} needs {3 * patch ** 2})")
+            raise ValueError(f"AutoencoderKL: {field}={config[field]} must be a multiple of "
+                             f"patch_size²={patch ** 2} (RGB at patch_size={patch} needs {3 * patch ** 2})")
 
-# %% ../../nbs/32a_autoencoder.ipynb #94a31993
+# %% ../../nbs/32a_autoencoder.ipynb #09b6722a
 # The KL-regularised autoencoder of section 3.2.1 (Rombach et al. 2022, section 3.1).
 class AutoencoderKL(nn.Module):
-    "Images (B,3,H,W) in [-1,1] <-> latents (B,latent_channels,H/f,W/f); keys and config of diffusers' AutoencoderKL."
+    "Images (B,3,H,W) in [-1,1] <-> latents (B,latent_channels,H/f,W/f); keys and config of diffusers."
     def __init__(self,
                  in_channels: int = 3,               # 3 * patch_size² for RGB
                  out_channels: int = 3,              # 3 * patch_size² for RGB
@@ -215,7 +221,7 @@ class AutoencoderKL(nn.Module):
                  latent_channels: int = 4,           # c
                  norm_num_groups: int = 32,          # groups of each GroupNorm
                  sample_size: int = 32,              # image size it was trained at (information only)
-                 scaling_factor: float = 0.18215,    # 1 / standard deviation of the latents (used by the pipeline)
+                 scaling_factor: float = 0.18215,    # 1 / sd of the latents (used by the pipeline)
                  shift_factor: float | None = None,  # mean of the latents (used by the pipeline)
                  latents_mean: tuple | None = None,  # per channel (information only)
                  latents_std: tuple | None = None,   # per channel (information only)
@@ -228,11 +234,12 @@ class AutoencoderKL(nn.Module):
         config = {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in locals().items()
                   if k not in ("self", "__class__")}
         super().__init__()
-        config["down_block_types"] = config["down_block_types"] or ["DownEncoderBlock2D"] * len(block_out_channels)
-        config["up_block_types"] = config["up_block_types"] or ["UpDecoderBlock2D"] * len(block_out_channels)
+        widths = config["block_out_channels"]
+        config["down_block_types"] = config["down_block_types"] or ["DownEncoderBlock2D"] * len(widths)
+        config["up_block_types"] = config["up_block_types"] or ["UpDecoderBlock2D"] * len(widths)
         check_config(config)
         self.config = config
-        shape = (latent_channels, list(block_out_channels), layers_per_block, norm_num_groups, mid_block_add_attention)
+        shape = (latent_channels, widths, layers_per_block, norm_num_groups, mid_block_add_attention)
         self.encoder = Encoder(in_channels, *shape)
         self.decoder = Decoder(out_channels, *shape)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1) if use_quant_conv else None
@@ -267,7 +274,7 @@ class AutoencoderKL(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict) -> "AutoencoderKL":
-        "Model with fresh weights from a config of this class or of diffusers'; names starting with _ are ignored."
+        "Model with fresh weights from a config of this class or of diffusers; names like _this are ignored."
         try: return cls(**{k: v for k, v in config.items() if not k.startswith("_")})
         except TypeError as error: raise ValueError(f"AutoencoderKL.from_config: {error}") from error
 
@@ -277,20 +284,21 @@ class AutoencoderKL(nn.Module):
              device=None,
              ) -> "AutoencoderKL":
         "Model with weights, in evaluation mode, from `mmgen.weights` or a diffusers folder."
-        from mmgen.weights import load_into, load_state, resolve
         folder = resolve(name_or_path)
-        files = [folder / f"{stem}.safetensors" for stem in ("model", "diffusion_pytorch_model")]
-        model = cls.from_config(json.loads((folder / "config.json").read_text()))
-        load_into(model, load_state(next((f for f in files if f.exists()), files[0])), where=str(name_or_path))
+        if not (folder / "config.json").is_file():
+            raise WeightsError(f"AutoencoderKL.load: {name_or_path} must be a folder with a config.json.")
+        model = cls.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        load_into(model, load_state(folder), where=str(name_or_path))
         return model.to(device).eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path):
-        "Writes config.json and diffusion_pytorch_model.safetensors, which diffusers opens (patch_size must be 1)."
+        "Writes config.json and diffusion_pytorch_model.safetensors, for diffusers (patch_size must be 1)."
         if self.config["patch_size"] != 1:
             raise ValueError("AutoencoderKL.save_pretrained: diffusers has no patch_size; "
                              "use mmgen.weights.save_weights for this model")
         Path(folder).mkdir(parents=True, exist_ok=True)
-        config = {"_class_name": "AutoencoderKL"} | {k: v for k, v in self.config.items() if k != "patch_size"}
+        config = {"_class_name": "AutoencoderKL"} | self.config
+        del config["patch_size"]
         (Path(folder) / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         save_file({k: v.contiguous() for k, v in self.state_dict().items()},
                   Path(folder) / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})

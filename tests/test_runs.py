@@ -1,0 +1,224 @@
+"""mmgen.runs: the record is complete and readable whatever ends the run."""
+import dataclasses
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmgen.core import repo_root, sha256
+from mmgen.runs import Run, RunError, load_run, load_runs, to_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 5
+    lr: float = 1e-3
+    limit: float = math.inf
+
+
+def record(run): return json.loads((run.path/"run.json").read_text())
+
+
+def test_the_record_holds_what_a_number_depends_on(tmp_path):
+    with Run("ldm", Config(), root=tmp_path) as run:
+        early = record(run)
+        assert early["status"] == "running" and early["end"] is None
+        time.sleep(0.05)
+    done = record(run)
+    assert re.fullmatch(r"ldm-\d{8}-\d{6}-[0-9a-f]{4}", run.run_id) and run.path == tmp_path/run.run_id
+    assert done["schema"] == 1 and done["name"] == "ldm" and done["status"] == "completed" and done["error"] is None
+    assert done["config"] == {"seed": 5, "lr": 1e-3, "limit": "inf"} and done["seed"] == 5
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", done["start"]) and done["start"] <= done["end"]
+    assert 0.05 <= done["wall_seconds"] < 60 and done["peak_memory_mib"]["rss"] > 50
+    assert done["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert done["hardware"]["cores"] >= 1 and done["hardware"]["cpu"] and set(done["git"]) == {"sha", "dirty"}
+    assert all("/" not in a for a in done["argv"])
+
+
+def test_the_default_root_is_in_the_repository(monkeypatch, tmp_path):
+    monkeypatch.setenv("MMGEN_ROOT", str(tmp_path))
+    with Run("x") as run: pass
+    assert run.path.parent == tmp_path/"reports"/"runs"
+    assert [r["run_id"] for r in load_runs()] == [run.run_id]
+
+
+def test_metrics_are_replaced_by_name_and_extras(tmp_path):
+    with Run("x", root=tmp_path) as run:
+        run.metric("PSNR", 30.0, n=10)
+        run.metric("PSNR", torch.tensor(31.5), n=500)
+        run.metric("kept", 0.9, n=200, strength=0.5)
+        run.metric("kept", np.float32(0.5), n=200, strength=0.7)
+        run.metric("FD", float("nan"))
+        assert record(run)["metrics"][0] == {"name": "PSNR", "value": 31.5, "n": 500}   # on disk at once
+    assert [(m["name"], m["value"], m.get("strength")) for m in record(run)["metrics"]] == [
+        ("PSNR", 31.5, None), ("kept", 0.9, 0.5), ("kept", 0.5, 0.7), ("FD", "nan", None)]
+
+
+def test_log_lines(tmp_path):
+    with Run("x", root=tmp_path) as run:
+        run.log(1, loss=0.5, lr=1e-3)
+        run.log(2, loss=float("nan"), grad=float("inf"))
+        lines = [json.loads(line) for line in (run.path/"metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2] and lines[0]["seconds"] <= lines[1]["seconds"]
+    assert lines[0]["loss"] == 0.5 and lines[1]["loss"] == "nan" and lines[1]["grad"] == "inf"
+
+
+def test_figures_and_artifacts_are_recorded_with_their_hash(tmp_path):
+    from matplotlib.figure import Figure
+    drawing = Figure(figsize=(1, 1))
+    drawing.subplots().plot([1, 2])
+    with Run("x", root=tmp_path/"runs") as run:
+        run.figure("grid", np.full((8, 8, 3), 200, np.uint8))
+        run.figure("plot", drawing)
+        run.figure("pil", Image.new("RGBA", (4, 4)))
+        run.figure("grid", np.zeros((8, 8, 3), np.uint8))   # made again: one entry
+        (run.path/"samples").mkdir()
+        (run.path/"samples"/"a.txt").write_text("abc")
+        run.artifact(run.path/"samples"/"a.txt")
+        (tmp_path/"outside.bin").write_bytes(b"12345")
+        run.artifact(tmp_path/"outside.bin")
+    done = record(run)
+    assert sorted(f["file"] for f in done["figures"]) == ["grid.jpg", "pil.jpg", "plot.jpg"]
+    assert all(f["sha256"] == sha256(run.path/f["file"]) for f in done["figures"])
+    assert np.asarray(Image.open(run.path/"grid.jpg")).max() < 10
+    assert [(a["file"], a["bytes"]) for a in done["artifacts"]] == [("samples/a.txt", 3), ("outside.bin", 5)]
+
+
+def test_notes_merge_and_guard_the_records_own_keys(tmp_path):
+    with Run("x", root=tmp_path) as run:
+        run.note(parameters={"unet": 10}, data={"manifest_sha256": "ab"})
+        run.note(parameters={"autoencoder": 20}, remark="first try")
+        with pytest.raises(RunError, match="'status' is written by the run itself"): run.note(status="completed")
+    done = record(run)
+    assert done["parameters"] == {"unet": 10, "autoencoder": 20} and done["data"] == {"manifest_sha256": "ab"}
+    assert done["remark"] == "first try"
+
+
+def test_checkpoint_hash_depends_on_names_and_contents(tmp_path):
+    with Run("x", root=tmp_path) as run:
+        folder = run.path/"checkpoints"/"checkpoint-3"
+        folder.mkdir(parents=True)
+        (folder/"a").write_text("1")
+        run.checkpoint(folder); first = record(run)["checkpoint"]
+        (folder/"a").rename(folder/"b")
+        run.checkpoint(folder); second = record(run)["checkpoint"]
+        run.checkpoint(folder/"b")
+    assert first["file"] == "checkpoint-3" and first["bytes"] == 1 and first["sha256"] != second["sha256"]
+    assert record(run)["checkpoint"]["sha256"] == sha256(folder/"b")
+
+
+def test_a_failure_is_recorded_and_raised_without_absolute_paths(tmp_path):
+    with pytest.raises(OSError):
+        with Run("x", {"data": str(repo_root()/"data"/"mine")}, root=tmp_path) as run:
+            raise OSError(f"cannot read {repo_root()}/data/a.parquet or {Path.home()}/b")
+    done = record(run)
+    assert done["status"] == "failed" and done["end"]
+    assert done["error"] == "OSError: cannot read ./data/a.parquet or ~/b"
+    assert done["config"]["data"] == "./data/mine"
+
+
+def test_ctrl_c_is_recorded_and_raised(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        with Run("x", root=tmp_path) as run: raise KeyboardInterrupt
+    assert record(run)["status"] == "interrupted"
+
+
+def test_a_full_disk_does_not_hide_the_error(tmp_path, monkeypatch):
+    import mmgen.runs
+    def full(*args): raise OSError(28, "No space left on device")
+    with pytest.raises(RuntimeError, match="the real one"):
+        with Run("x", root=tmp_path):
+            monkeypatch.setattr(mmgen.runs, "atomic_write", full)
+            raise RuntimeError("the real one")
+    with pytest.raises(OSError, match="No space left"):
+        monkeypatch.undo()
+        with Run("x", root=tmp_path): monkeypatch.setattr(mmgen.runs, "atomic_write", full)
+
+
+def test_ctrl_c_in_a_real_process(tmp_path):
+    code = ("import time, sys; from mmgen.runs import Run\n"
+            "with Run('x', root=sys.argv[1], run_id='r') as run:\n    print('on', flush=True); time.sleep(60)")
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL, cwd=repo_root(), text=True)
+    assert process.stdout.readline() == "on\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) != 0
+    assert load_run(tmp_path/"r")["status"] == "interrupted"
+
+
+def test_a_taken_folder_is_refused_or_resumed(tmp_path):
+    with Run("x", root=tmp_path, run_id="r") as run:
+        run.note(parameters={"unet": 1})
+        run.metric("PSNR", 1.0)
+        run.log(1, loss=1.0)
+    before = record(run)
+    with open(run.path/"metrics.jsonl", "a") as f: f.write('{"step": 2, "sec')   # what a kill leaves
+    before["status"], before["wall_seconds"] = "running", 100.0
+    (run.path/"run.json").write_text(json.dumps(before))
+    with pytest.raises(RunError, match="Run 'r' exists already; choose another run_id, or resume it"):
+        with Run("x", root=tmp_path, run_id="r"): pass
+    with Run("x", root=tmp_path, run_id="r", resume=True) as again: again.log(2, loss=0.5)
+    done = record(again)
+    assert done["parameters"] == {"unet": 1} and done["metrics"][0]["value"] == 1.0 and done["start"] == before["start"]
+    assert done["status"] == "completed" and done["wall_seconds"] > 100 and done["resumed"][0]["status"] == "running"
+    lines = [json.loads(line) for line in (run.path/"metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2] and lines[1]["seconds"] > 100
+    with Run("x", root=tmp_path, run_id="new", resume=True) as fresh: pass   # nothing there yet: an ordinary start
+    assert record(fresh)["status"] == "completed"
+
+
+@pytest.mark.parametrize("bad", ["../x", "a/b", ".hidden", "", "a\\b"])
+def test_names_that_are_no_folder(bad, tmp_path):
+    with pytest.raises(RunError, match="cannot name a folder"): Run(bad, root=tmp_path)
+    if bad:
+        with pytest.raises(RunError, match="cannot name a folder"): Run("x", root=tmp_path, run_id=bad)
+
+
+def test_peak_memory_sees_a_passing_peak(tmp_path):
+    with Run("x", root=tmp_path) as run:
+        start = record(run)["peak_memory_mib"]["rss"]
+        block = np.ones(200 * 2**20 // 8)
+        time.sleep(1.2)
+        del block
+    assert record(run)["peak_memory_mib"]["rss"] > start + 150
+
+
+def test_load_runs_filters_and_sorts(tmp_path):
+    for n, (name, start, status) in enumerate([("b", "2026-01-02T00:00:00Z", "completed"),
+                                               ("a", "2026-01-01T00:00:00Z", "failed"),
+                                               ("a", "2026-01-03T00:00:00Z", "completed")]):
+        with Run(name, root=tmp_path, run_id=f"r{n}") as run: pass
+        (run.path/"run.json").write_text(json.dumps(record(run) | {"start": start, "status": status}))
+    (tmp_path/"empty").mkdir()
+    assert [r["run_id"] for r in load_runs(tmp_path)] == ["r1", "r0", "r2"]
+    assert [r["run_id"] for r in load_runs(tmp_path, name="a")] == ["r1", "r2"]
+    assert [r["run_id"] for r in load_runs(tmp_path, status="completed", name="a")] == ["r2"]
+    assert load_runs(tmp_path/"nowhere") == []
+
+
+@pytest.mark.parametrize("text, says", [
+    ("{", "r/run.json is not a run record"), ("[]", "holds a list"), ('{"schema": 2}', "has schema 2; .* reads schema 1"),
+    ('{"schema": 1, "name": 3}', "'name' must be a str, not 3"), ("\x80", "r/run.json")])
+def test_malformed_records_are_named(text, says, tmp_path):
+    (tmp_path/"r").mkdir()
+    (tmp_path/"r"/"run.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(RunError, match=says): load_run(tmp_path/"r")
+    with pytest.raises(RunError, match=says): load_runs(tmp_path)
+
+
+def test_a_missing_record_is_named(tmp_path):
+    with pytest.raises(RunError, match="gone/run.json cannot be read: No such file"): load_run(tmp_path/"gone")
+
+
+def test_to_json():
+    assert to_json({1: (np.int64(2), Path("/a/b.txt"), {3}), "x": [float("-inf"), None, True]}) == {
+        "1": [2, "b.txt", [3]], "x": ["-inf", None, True]}

@@ -1,0 +1,337 @@
+"The training loop: resume after every kind of end, guards, checkpoints, several processes."
+import errno
+import json
+import math
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from mmgen import checkpoints as ck
+from mmgen.checkpoints import CheckpointError, checkpoints, find_checkpoint, read_checkpoint
+from mmgen.training import Task, TrainingDiverged, lr_factor, train, update_ema
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = dict(steps=40, batch_size=8, lr=0.02, seed=3, warmup=5, schedule="cosine", weight_decay=0.01,
+                ema_decay=0.99, log_every=20, checkpoint_every=10, device="cpu")
+
+
+class FakeRun:
+    def __init__(self, path): self.path, self.lines, self.figures = Path(path), [], {}
+    def log(self, step, **values): self.lines.append({"step": step, **values})
+    def figure(self, name, picture): self.figures[name] = picture
+
+
+class Points:
+    "Rows of y = 2 x0 - x1; a batch is a function of its step."
+    def __init__(self, rows=8): self.rows = rows
+    def __len__(self): return 1000
+
+    def batch(self, step):
+        x = torch.randn(self.rows, 2, generator=torch.Generator().manual_seed(step))
+        return {"x": x, "y": 2*x[:, :1] - x[:, 1:], "index": torch.arange(self.rows) + self.rows*step}
+
+
+class Noisy(Task):
+    "Dropout and three kinds of random numbers; two optimisers, of which the second skips steps."
+    def __init__(self, pause=0.0, width=16):
+        torch.manual_seed(0)
+        self.pause = pause
+        net = nn.Sequential(nn.Linear(2, width), nn.Dropout(0.2), nn.BatchNorm1d(width), nn.Linear(width, 1))
+        self.model = nn.ModuleDict({"a": net, "b": nn.Linear(1, 1)})
+
+    def optimizers(self, lr, weight_decay):
+        return {"a": torch.optim.AdamW(self.model["a"].parameters(), lr, weight_decay=weight_decay),
+                "b": torch.optim.SGD(self.model["b"].parameters(), lr/2, momentum=0.9)}
+
+    def loss(self, batch, step, which):
+        time.sleep(self.pause)
+        if which == "b" and step % 3: return None, {}
+        x = batch["x"] + 0.1*torch.randn_like(batch["x"]) + 0.1*random.random() + 0.1*float(np.random.randn())
+        out = self.model["a"](x)
+        if which == "b": out = self.model["b"](out.detach())
+        return (out - batch["y"]).square().mean(), {"size": out.detach().abs().mean()}
+
+    def sample(self, step): return torch.rand(2, 3, 4, 4)*2 - 1 # draws: must not disturb the training
+
+
+class Plain(Task):
+    "Linear least squares without random numbers; `at` maps a step to what the loss is multiplied with."
+    def __init__(self, at=None, out=1):
+        torch.manual_seed(0)
+        self.model, self.at = nn.Linear(2, out), at or {}
+
+    def loss(self, batch, step, which):
+        factor = self.at.get(step, 1.0)
+        if callable(factor): factor = factor()
+        return factor*((self.model(batch["x"]) - batch["y"]).square().mean() + 0.1), {}
+
+
+def weights(result): return {n: load_file(result.checkpoint/f"{n}.safetensors") for n in ("model", "ema")}
+
+
+def assert_same(a, b):
+    for name in a:
+        assert a[name].keys() == b[name].keys()
+        for k in a[name]: assert torch.equal(a[name][k], b[name][k]), (name, k)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_it_learns_and_logs(tmp_path, capsys):
+    run = FakeRun(tmp_path)
+    settings = {**SETTINGS, "steps": 400, "lr": 0.05, "log_every": 100, "weight_decay": 0.0}
+    result = train(Plain(), Points(), run, **settings)
+    assert result.step == 400 and result.checkpoint.name == "checkpoint-400"
+    assert torch.allclose(result.ema.weight, torch.tensor([[2.0, -1.0]]), atol=0.02)
+    assert [line["step"] for line in run.lines] == [100, 200, 300, 400]
+    assert run.lines[-1]["loss"] < 0.15 < run.lines[0]["loss"] and run.lines[-1]["images_per_second"] > 0
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 4 and out[0].startswith("step 100/400  loss ")
+    assert [p.name for p in checkpoints(tmp_path)] == ["checkpoint-390", "checkpoint-400"]
+
+
+def test_lr_factor():
+    assert lr_factor(0, 0, warmup=10) == 0.1 and lr_factor(9, 0, warmup=10) == 1
+    assert lr_factor(7, 1.5, schedule="linear") == 0
+    assert math.isclose(lr_factor(50, 0.5, schedule="cosine"), 0.5)
+    with pytest.raises(ValueError, match="known: constant, linear, cosine"):
+        lr_factor(0, 0, schedule="cosin")
+
+
+def test_ema_warm_up():
+    a, b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    for n, d in ((0, 0.1), (90, 0.91), (10**6, 0.999)):
+        nn.init.constant_(a.weight, 1.0), nn.init.constant_(b.weight, 0.0)
+        update_ema(a, b, n, 0.999)
+        assert math.isclose(a.weight.item(), d, rel_tol=1e-5)
+
+
+def test_resume_equals_uninterrupted(tmp_path):
+    whole = train(Noisy(), Points(), FakeRun(tmp_path/"a"), **SETTINGS)
+    train(Noisy(), Points(), FakeRun(tmp_path/"b"), **{**SETTINGS, "sample_every": 7})
+    c = tmp_path/"b"/"checkpoints"/"checkpoint-30"
+    assert c.is_dir()
+    resumed = train(Noisy(), Points(), FakeRun(tmp_path/"c"), **SETTINGS, resume_from=c)
+    assert_same(weights(whole), weights(resumed))
+    other = train(Noisy(), Points(), FakeRun(tmp_path/"d"), **{**SETTINGS, "seed": 4})
+    assert not torch.equal(weights(other)["model"]["a.0.weight"], weights(whole)["model"]["a.0.weight"])
+    with pytest.warns(UserWarning, match="seed 3 then, 4 now"):
+        train(Noisy(), Points(), FakeRun(tmp_path/"e"), **{**SETTINGS, "seed": 4}, resume_from=c)
+
+
+def test_learning_rate_after_resume_follows_the_new_call(tmp_path):
+    train(Plain(), Points(), FakeRun(tmp_path/"a"), **{**SETTINGS, "schedule": "constant"})
+    run = FakeRun(tmp_path/"b")
+    settings = {**SETTINGS, "schedule": "constant", "steps": 60, "lr": 0.5}
+    train(Plain(), Points(), run, **settings, resume_from=tmp_path/"a")
+    assert [line["lr"] for line in run.lines] == [0.5] and run.lines[0]["step"] == 60
+
+
+def _child(folder, resume):
+    code = f"""
+import sys, torch; sys.path.insert(0, {str(ROOT/'tests')!r}); torch.set_num_threads(1)
+import test_training as t
+print("ready", flush=True)
+run, settings = t.FakeRun({str(folder)!r}), {{**t.SETTINGS, "steps": 300}}
+t.train(t.Noisy(pause=0.001), t.Points(), run, **settings, resume_from={resume!r})
+"""
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_kill_9_at_random_moments(tmp_path):
+    "Killed twice at random moments, resumed each time: the same weights bit for bit as without."
+    whole = train(Noisy(), Points(), FakeRun(tmp_path/"whole"), **{**SETTINGS, "steps": 300})
+    cut, rng, steps = tmp_path/"cut", random.Random(), []
+    for _ in range(2):
+        child = _child(cut, str(cut) if steps else None)
+        assert child.stdout.readline() == "ready\n", child.stderr.read()
+        before, end = len(steps) and steps[-1], time.monotonic() + 60
+        while not (found := checkpoints(cut)) or int(found[-1].name[11:]) <= before:
+            assert child.poll() is None and time.monotonic() < end, child.stderr.read()
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.15))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert child.returncode == -signal.SIGKILL
+        steps.append(int(checkpoints(cut)[-1].name[11:]))
+    assert 0 < steps[0] < steps[1] < 300, steps
+    resumed = train(Noisy(), Points(), FakeRun(cut), **{**SETTINGS, "steps": 300}, resume_from=cut)
+    assert resumed.step == 300
+    assert_same(weights(whole), weights(resumed))
+    assert not list((cut/"checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_writes_a_checkpoint_and_is_raised(tmp_path, number):
+    press = Plain(at={13: lambda: signal.raise_signal(number) or 1.0})
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt, match="after step 14.*checkpoint-14"):
+        train(press, Points(), FakeRun(tmp_path/"cut"), **SETTINGS)
+    assert signal.getsignal(number) is before
+    resumed = train(Plain(), Points(), FakeRun(tmp_path/"cut"), **SETTINGS, resume_from=tmp_path/"cut")
+    assert_same(weights(train(Plain(), Points(), FakeRun(tmp_path/"whole"), **SETTINGS)), weights(resumed))
+
+
+@pytest.mark.parametrize("factor, what", [(math.nan, "loss is nan"), (math.inf, "loss is inf"), (1e6, "100 times its median")])
+def test_divergence_names_step_batch_and_checkpoint(tmp_path, factor, what):
+    with pytest.raises(TrainingDiverged, match=what) as e:
+        train(Plain(at={25: factor}), Points(), FakeRun(tmp_path), **SETTINGS)
+    assert e.value.step == 25 and e.value.ids == list(range(200, 208)) and e.value.checkpoint.name == "checkpoint-20"
+    assert "step 25" in str(e.value) and "[200, 201," in str(e.value) and "checkpoint-20" in str(e.value)
+    good = read_checkpoint(e.value.checkpoint)[1]
+    assert all(v.isfinite().all() for tensors in good.values() for v in tensors.values())
+
+
+def test_broken_gradient_is_found_before_a_checkpoint(tmp_path):
+    class Broken(Plain):
+        def loss(self, batch, step, which):
+            loss, _ = super().loss(batch, step, which)
+            if step == 9: loss = loss + (self.model.weight*0).sum().sqrt() # finite, with an infinite slope
+            return loss, {}
+    with pytest.raises(TrainingDiverged, match="grad_norm is nan.*none yet"):
+        train(Broken(), Points(), FakeRun(tmp_path), **SETTINGS)
+
+
+def test_disk_full(tmp_path, monkeypatch):
+    def full(path, content, real=ck.atomic_write):
+        if "checkpoint-30" in str(path) and path.name == "state.pt":
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, content)
+    monkeypatch.setattr(ck, "atomic_write", full)
+    with pytest.raises(CheckpointError, match="step 30 could not be written.*No space left.*checkpoint-20"):
+        train(Plain(), Points(), FakeRun(tmp_path), **SETTINGS)
+    assert sorted(p.name for p in (tmp_path/"checkpoints").iterdir()) == ["checkpoint-10", "checkpoint-20"]
+    read_checkpoint(tmp_path)
+
+
+class Evil:
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return os.system, (f"touch {self.path}",)
+
+
+def test_bad_checkpoints(tmp_path):
+    train(Plain(), Points(), FakeRun(tmp_path), **SETTINGS)
+    last = find_checkpoint(tmp_path)
+    def go(task=None, source=last):
+        train(task or Plain(), Points(), FakeRun(tmp_path/"other"), **SETTINGS, resume_from=source)
+    shapes = r"2 tensors of another shape \(weight: \(1, 2\) there, \(3, 2\) here"
+    with pytest.raises(CheckpointError, match=r"\(model\) is of another architecture: " + shapes): go(Plain(out=3))
+    with pytest.raises(CheckpointError, match="2 tensors unknown"): go(Noisy())
+    with pytest.raises(CheckpointError, match="neither is nor holds"): go(source=tmp_path/"nothing")
+
+    whole = (last/"state.pt").read_bytes()
+    (last/"state.pt").write_bytes(whole[:100])
+    with pytest.raises(CheckpointError, match="state.pt is truncated.*Another checkpoint: .*checkpoint-30"): go()
+
+    torch.save({"optimizers": Evil(tmp_path/"ran")}, last/"state.pt") # with a hash that fits
+    facts = json.loads((last/"checkpoint.json").read_text())
+    facts["files"]["state.pt"] = {"bytes": (last/"state.pt").stat().st_size, "sha256": ck.sha256(last/"state.pt")}
+    (last/"checkpoint.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match="cannot be used: Weights only load failed"): go()
+    assert not (tmp_path/"ran").exists()
+
+    (last/"checkpoint.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be used"): go()
+
+
+def test_stale_and_later_checkpoints_go(tmp_path):
+    train(Plain(), Points(), FakeRun(tmp_path), **SETTINGS)
+    left = tmp_path/"checkpoints"/".checkpoint-39" # of a process that died while writing
+    left.mkdir()
+    settings = {**SETTINGS, "steps": 35}
+    train(Plain(), Points(), FakeRun(tmp_path), **settings, resume_from=tmp_path/"checkpoints"/"checkpoint-30")
+    assert sorted(p.name for p in left.parent.iterdir()) == ["checkpoint-30", "checkpoint-35"]
+
+
+def test_time_limit(tmp_path):
+    run, task = FakeRun(tmp_path), Plain(at={k: lambda: time.sleep(0.01) or 1.0 for k in range(10**4)})
+    settings = {**SETTINGS, "steps": 10**4, "max_seconds": 0.5, "schedule": "linear", "checkpoint_every": 0}
+    settings["log_every"] = 5
+    result = train(task, Points(), run, **settings)
+    assert 10 < result.step <= 50 and 0.5 <= result.seconds < 2 and run.lines[-1]["lr"] < 0.1*SETTINGS["lr"]
+    again = train(task, Points(), FakeRun(tmp_path/"b"), **settings, resume_from=tmp_path)
+    assert again.step == result.step # the limit counts over resumes
+
+
+def test_bfloat16_after_float32(tmp_path):
+    seen = []
+    class Look(Plain):
+        def loss(self, batch, step, which):
+            seen.append(self.model(batch["x"]).dtype)
+            return super().loss(batch, step, which)
+    for precision in ("no", "bf16"):
+        settings = {**SETTINGS, "steps": 2, "mixed_precision": precision}
+        train(Look(), Points(), FakeRun(tmp_path/precision), **settings)
+    assert seen == [torch.float32]*2 + [torch.bfloat16]*2
+
+
+def test_tensorboard_and_samples(tmp_path):
+    run = FakeRun(tmp_path)
+    train(Noisy(), Points(), run, **SETTINGS, tensorboard=True, sample_every=25)
+    assert list(run.figures) == ["sample-25", "sample-40"] and run.figures["sample-25"].shape == (4, 10, 3)
+    assert list((tmp_path/"tensorboard").glob("events*"))
+
+
+def test_bar_or_lines(monkeypatch):
+    from mmgen.training import wants_bar
+    for name in ("PAPERMILL", "JPY_SESSION_NAME"): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "stderr", open(os.devnull, "w"))
+    assert not wants_bar()
+    monkeypatch.setenv("JPY_SESSION_NAME", "x.ipynb")
+    assert wants_bar()
+    monkeypatch.setenv("PAPERMILL", "1")
+    assert not wants_bar()
+
+
+def test_two_processes_share_gradients(tmp_path):
+    "Two processes with 8 rows each walk the way of one process with those 16 rows; only the first writes."
+    class Joined(Points):
+        def batch(self, step):
+            a, b = Points.batch(self, 2*step), Points.batch(self, 2*step + 1)
+            return {k: torch.cat([a[k], b[k]]) for k in a}
+    settings = {**SETTINGS, "steps": 12, "checkpoint_every": 6}
+    one = train(Plain(), Joined(), FakeRun(tmp_path/"one"), **settings)
+    code = f"""
+import sys, torch; sys.path.insert(0, {str(ROOT/'tests')!r}); torch.set_num_threads(1)
+import test_training as t
+from mmgen.training import is_main
+make = lambda name: t.FakeRun({str(tmp_path)!r} + name) if is_main() else None
+t.train(t.Plain(), t.Points(), make("/two"), **{settings!r})
+t.train(t.Noisy(), t.Points(), make("/gan"), **{settings!r})
+t.train(t.Noisy(), t.Points(), make("/again"), **{settings!r}, resume_from={str(tmp_path)!r} + "/gan/checkpoints/checkpoint-6")
+torch.distributed.destroy_process_group()
+"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = {**os.environ, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+           "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    def start(rank):
+        return subprocess.Popen([sys.executable, "-c", code], env={**env, "RANK": rank, "LOCAL_RANK": rank},
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    processes = [start(rank) for rank in "01"]
+    for p in processes:
+        out, _ = p.communicate(timeout=120)
+        assert p.returncode == 0, out
+    a, b = (load_file(find_checkpoint(tmp_path/name)/"model.safetensors") for name in ("one", "two"))
+    for k in a: assert torch.allclose(a[k], b[k], atol=1e-6), k
+    a, b = (load_file(find_checkpoint(tmp_path/name)/"model.safetensors") for name in ("gan", "again"))
+    for k in a: assert torch.equal(a[k], b[k]), k

@@ -1,0 +1,212 @@
+"""mmgen.weights: names, safe reading, strict loading, writing."""
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from mmgen import weights
+from mmgen.core import repo_root
+from mmgen.weights import WeightsError, load_into, load_state, model_card, packaged, resolve, save_weights
+
+
+def net(width=8):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
+
+
+class RunsCode:
+    "Unpickling it would make the file `path`."
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return exec, (f"open({str(self.path)!r}, 'w').close()",)
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    "Two packaged weights in a stand-in package, and a hub that is not there."
+    root = tmp_path/"package"
+    (root/"weights").mkdir(parents=True)
+    for name in ("clip-portraits", "oracle-portraits"):
+        save_weights(root/"weights"/name, net().state_dict(), {"width": 8}, "# card")
+    (root/"weights"/"unfinished").mkdir()
+    monkeypatch.setattr(weights.mmgen, "__file__", str(root/"__init__.py"))
+    def offline(*args, **kwargs): raise ConnectionError("no route to the hub\nmore")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    monkeypatch.chdir(tmp_path)
+    return root/"weights"
+
+
+def test_packaged_lists_whole_folders_only(shelf):
+    assert packaged() == {"clip-portraits": shelf/"clip-portraits", "oracle-portraits": shelf/"oracle-portraits"}
+
+
+def test_resolve_takes_a_path_then_a_packaged_name_then_the_hub(shelf, tmp_path, monkeypatch):
+    assert resolve("clip-portraits") == shelf/"clip-portraits"
+    assert resolve(tmp_path/"package") == tmp_path/"package"
+    (tmp_path/"clip-portraits").mkdir()
+    assert resolve("clip-portraits").resolve() == tmp_path/"clip-portraits"
+    asked = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **kw: asked.append((name, kw)) or str(tmp_path))
+    assert resolve("openai/clip-vit-large-patch14") == tmp_path
+    assert asked[0][0] == "openai/clip-vit-large-patch14" and "*.bin" not in asked[0][1]["allow_patterns"]
+
+
+@pytest.mark.parametrize("name", ["clip-portrait", "", "/no/such/folder", "runs/model.safetensors", "../x"])
+def test_resolve_names_what_there_is(shelf, name):
+    with pytest.raises(WeightsError, match="There are no weights .* Packaged weights: clip-portraits, oracle-portraits"):
+        resolve(name)
+
+
+def test_resolve_says_what_the_hub_said(shelf):
+    with pytest.raises(WeightsError, match=r"'openai/clip' is not a folder here .*no route to the hub\).*clip-portraits"):
+        resolve("openai/clip")
+
+
+def test_the_hub_is_not_imported_with_the_module():
+    code = "import mmgen.weights, sys; print('huggingface_hub' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repo_root(), check=True)
+    assert out.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.pth", "a.bin", "a.ckpt", "a.safetensors"])
+def test_load_state_gives_float32(tmp_path, name):
+    state = {"w": torch.tensor([1.5, -2.0], dtype=torch.bfloat16), "h": torch.ones(2, 2, dtype=torch.float16),
+             "count": torch.tensor(7)}
+    if name.endswith("safetensors"): save_file(state, tmp_path/name)
+    else: torch.save(state, tmp_path/name)
+    found = load_state(tmp_path/name)
+    assert found["w"].dtype == found["h"].dtype == torch.float32 and found["w"].tolist() == [1.5, -2.0]
+    assert found["count"].dtype == torch.int64 and found["count"] == 7
+
+
+def test_load_state_finds_the_file_of_a_folder_and_the_state_of_a_checkpoint(tmp_path):
+    save_file({"w": torch.ones(2)}, tmp_path/"diffusion_pytorch_model.safetensors")
+    assert load_state(tmp_path)["w"].tolist() == [1, 1]
+    save_file({"w": torch.zeros(2)}, tmp_path/"model.safetensors")
+    assert load_state(tmp_path)["w"].tolist() == [0, 0]
+    torch.save({"state_dict": {"w": torch.ones(3)}, "global_step": 5}, tmp_path/"last.ckpt")
+    assert load_state(tmp_path/"last.ckpt")["w"].tolist() == [1, 1, 1]
+    (tmp_path/"empty").mkdir()
+    with pytest.raises(WeightsError, match="The folder empty holds no weights; model.safetensors or"): load_state(tmp_path/"empty")
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.ckpt", "a.bin", "a.pth"])
+@pytest.mark.parametrize("kind", ["zip", "legacy", "nested", "pickle"])
+def test_a_pickle_that_wants_to_run_code_is_refused_and_nothing_runs(tmp_path, name, kind):
+    burglar, file, trace = RunsCode(tmp_path/"ran"), tmp_path/name, tmp_path/"ran"
+    if kind == "zip": torch.save(burglar, file)
+    if kind == "legacy": torch.save(burglar, file, _use_new_zipfile_serialization=False)
+    if kind == "nested": torch.save({"state_dict": {"w": torch.ones(1), "x": burglar}}, file)
+    if kind == "pickle": file.write_bytes(pickle.dumps({"w": burglar}))
+    with pytest.raises(WeightsError, match=f"{name} holds more than tensors: opening it would run code, so it was refused"):
+        load_state(file)
+    assert not trace.exists()
+    torch.load(file, weights_only=False) if kind == "zip" else None
+    assert trace.exists() == (kind == "zip")   # the trap works where it is let go
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+@pytest.mark.parametrize("part", [0.0, 0.02, 0.5, 0.99])
+def test_truncated_files_are_refused(tmp_path, name, part):
+    save = save_file if name.endswith("safetensors") else torch.save
+    save({"w": torch.randn(500), "v": torch.randn(50)}, tmp_path/name)
+    whole = (tmp_path/name).read_bytes()
+    (tmp_path/name).write_bytes(whole[:int(part * len(whole))])
+    with pytest.raises(WeightsError, match=f"{name} is damaged"): load_state(tmp_path/name)
+
+
+@pytest.mark.parametrize("name, content, says", [
+    ("a.safetensors", b"hello, this is text", "a.safetensors is damaged"), ("a.pt", b"hello", "a.pt is damaged"),
+    ("a.txt", b"hello", "must end in one of .safetensors"), ("a.onnx", b"", "must end in one of .safetensors")])
+def test_what_is_no_weights_is_refused(tmp_path, name, content, says):
+    (tmp_path/name).write_bytes(content)
+    with pytest.raises(WeightsError, match=says): load_state(tmp_path/name)
+    with pytest.raises(WeightsError, match="There is no file gone.pt"): load_state(tmp_path/"gone.pt")
+
+
+@pytest.mark.parametrize("content", [{}, {"w": 3}, [torch.ones(1)], torch.ones(1)])
+def test_what_is_no_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path/"a.pt")
+    with pytest.raises(WeightsError, match="a.pt is not a state dict"): load_state(tmp_path/"a.pt")
+
+
+def test_load_into_copies_everything():
+    source, target = net(), net()
+    with torch.no_grad(): source[0].weight.fill_(3.0)
+    assert load_into(target, source.state_dict(), "here") is target
+    assert torch.equal(target[0].weight, source[0].weight)
+
+
+def test_load_into_says_what_does_not_fit_and_leaves_the_module():
+    module = net()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    state = {k: v + 1 for k, v in net(width=6).state_dict().items()}
+    del state["1.bias"]
+    state |= {f"extra.{n}": torch.ones(1) for n in range(5)}
+    with pytest.raises(WeightsError) as e: load_into(module, state, "clip-portraits")
+    text = str(e.value)
+    assert text.startswith("clip-portraits does not fit Sequential, it is of another architecture: 1 missing (1.bias);")
+    assert "5 unexpected (extra.0, extra.1, extra.2, …)" in text
+    assert "0.weight: (6, 4) for (8, 4)" in text and "6 of another shape" in text
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+def test_save_weights_round_trip(tmp_path):
+    module = net()
+    state = module.state_dict() | {"big": torch.tensor([1e6]), "shared": module[0].weight, "view": torch.ones(4, 6)[:, ::2]}
+    (tmp_path/"w").mkdir()
+    (tmp_path/"w"/"tokenizer.json").write_text("{}")
+    folder = save_weights(tmp_path/"w", state, {"widths": (1, 2)}, "# card\n\n", {"run_id": "r", "loss": float("nan")})
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md", "config.json", "model.safetensors", "run.json", "tokenizer.json"]
+    with safe_open(folder/"model.safetensors", "pt") as f:
+        kinds = {k: f.get_tensor(k).dtype for k in f.keys()}
+    assert kinds["0.weight"] == torch.float16 and kinds["big"] == torch.float32
+    assert kinds["1.num_batches_tracked"] == torch.int64
+    found = load_state(folder)
+    assert found["big"] == 1e6 and torch.equal(found["view"], torch.ones(4, 3))
+    assert torch.allclose(found["0.weight"], module[0].weight, atol=1e-3)
+    assert json.loads((folder/"config.json").read_text()) == {"widths": [1, 2]}
+    assert json.loads((folder/"run.json").read_text()) == {"run_id": "r", "loss": "nan"}
+    first = (folder/"model.safetensors").read_bytes()
+    save_weights(folder, state, {"widths": (1, 2)}, "# card", None, half=True)
+    assert (folder/"model.safetensors").read_bytes() == first
+    save_weights(tmp_path/"full", module.state_dict(), {}, "", half=False)
+    assert torch.equal(load_state(tmp_path/"full")["0.weight"], module[0].weight)
+
+
+def test_a_full_disk_leaves_the_old_weights(tmp_path, monkeypatch):
+    save_weights(tmp_path/"w", net().state_dict(), {}, "")
+    before = (tmp_path/"w"/"model.safetensors").read_bytes()
+    def full(tensors, path, metadata):
+        path.write_bytes(b"par")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(OSError, match="No space left"): save_weights(tmp_path/"w", net(4).state_dict(), {}, "")
+    assert (tmp_path/"w"/"model.safetensors").read_bytes() == before
+    assert not list((tmp_path/"w").glob(".*"))
+
+
+def test_model_card_tells_what_was_measured():
+    run = {"run_id": "autoencoder-1", "start": "2026-01-01T00:00:00Z", "git": {"sha": None}, "seed": 3, "wall_seconds": 12.5,
+           "parameters": {"autoencoder": 2_500_000}, "hardware": {"cpu": "x86", "cores": 2, "gpu": [{"name": "H100"}]},
+           "metrics": [{"name": "PSNR", "value": 32.123456, "n": 500, "unit": "dB"}, {"name": "a|b", "value": "nan", "n": None}]}
+    card = model_card("autoencoder-portraits", {"latent_channels": 16, "widths": (1, 2)}, run, "It encodes.", "Portraits.", "64 px.")
+    assert card.startswith("---\nlicense: apache-2.0\n") and "# autoencoder-portraits\n\nIt encodes." in card
+    for line in ("| parameters, autoencoder | 2,500,000 |", "| PSNR, unit dB | 32.12 | 500 |", "| a/b | nan | – |",
+                 "| gpu | H100 |", "| latent_channels | 16 |", "| widths | [1, 2] |", "## Data\n\nPortraits.", "## Limits\n\n64 px."):
+        assert line in card, line
+    assert "commit" not in card and "None" not in card
+    assert model_card("x", {}).startswith("---")
+
+
+@pytest.mark.parametrize("name", sorted(packaged()))
+def test_packaged_weights_are_complete(name):
+    folder = packaged()[name]
+    assert (folder/"README.md").read_text(encoding="utf-8").startswith("---") and json.loads((folder/"run.json").read_text())
+    assert all(v.isfinite().all() for v in load_state(folder).values())
