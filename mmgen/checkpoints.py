@@ -4,7 +4,7 @@
 __all__ = ['rng_state', 'set_rng_state', 'CheckpointError', 'relative_name', 'checkpoints', 'save_checkpoint', 'find_checkpoint',
            'read_checkpoint', 'load_checkpoint']
 
-# %% ../nbs/03a_checkpoints.ipynb #a54e86cb
+# %% ../nbs/03a_checkpoints.ipynb #1295dc49
 import json, os, random, shutil
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .core import _fsync, atomic_write, repo_root, sha256
+from .files import atomic_write, fsync, repo_root, sha256
 
 # %% ../nbs/03a_checkpoints.ipynb #fb6e2589
 def rng_state() -> dict:
@@ -34,7 +34,7 @@ def set_rng_state(state: dict):
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(state["cuda"])
 
-# %% ../nbs/03a_checkpoints.ipynb #80ea791e
+# %% ../nbs/03a_checkpoints.ipynb #7ed23a9f
 class CheckpointError(RuntimeError):
     "A checkpoint that cannot be written or read"
 
@@ -72,7 +72,7 @@ def save_checkpoint(folder: str | Path, # checkpoint-<step> is made in it
         atomic_write(temp/"checkpoint.json", json.dumps({**facts, "files": files}, indent=1))
         if final.exists(): shutil.rmtree(final)
         os.replace(temp, final)
-        if os.name == "posix": _fsync(folder)
+        if os.name == "posix": fsync(folder)
     except Exception as e: # OSError, and what safetensors and torch make of it
         good = [p for p in earlier if p.exists()]
         raise CheckpointError(

@@ -6,7 +6,7 @@
 __all__ = ['LIBRARIES', 'REQUIRED', 'versions', 'hardware', 'git_state', 'to_json', 'without_folders', 'RunError', 'Run',
            'load_run', 'load_runs']
 
-# %% ../nbs/01_runs.ipynb #af88e591
+# %% ../nbs/01_runs.ipynb #be119f96
 import dataclasses
 import hashlib
 import json
@@ -29,7 +29,7 @@ import psutil
 import torch
 from PIL import Image
 
-from .core import atomic_write, repo_root, sha256
+from .files import atomic_write, repo_root, sha256
 
 # %% ../nbs/01_runs.ipynb #aeea7518
 LIBRARIES = ("mmgen", "torch", "torchvision", "numpy", "transformers", "diffusers", "accelerate", "datasets",

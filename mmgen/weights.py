@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FILES', 'TORCH_FILES', 'WeightsError', 'packaged', 'resolve', 'load_state', 'load_into', 'save_weights', 'model_card']
 
-# %% ../nbs/04_weights.ipynb #241a7832
+# %% ../nbs/04_weights.ipynb #7f6b0f11
 import json
 import pickle
 import re
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mmgen
-from .core import atomic_write
+from .files import atomic_write
 from .runs import to_json, without_folders
 
 # %% ../nbs/04_weights.ipynb #c9ae96fd

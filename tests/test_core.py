@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmgen import core
+from mmgen import core, files
 
 
 def test_uint8_float_round_trip_is_exact():
@@ -66,28 +66,28 @@ def test_show_grid_is_a_figure_with_titles(tmp_path):
 
 def test_repo_root_does_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.delenv("MMGEN_ROOT", raising=False)
-    here = core.repo_root()
+    here = files.repo_root()
     assert (here/"settings.ini").exists()
     monkeypatch.chdir(here/"nbs")
-    assert core.repo_root() == here
+    assert files.repo_root() == here
     monkeypatch.chdir(tmp_path)
-    assert core.repo_root() == here   # through the file of the module
+    assert files.repo_root() == here   # through the file of the module
     other = tmp_path/"fork"
     (other/"deep").mkdir(parents=True)
     (other/"settings.ini").write_text("[DEFAULT]\nlib_name = mmgen\ntitle = %(nothing)s\n")
     monkeypatch.chdir(other/"deep")
-    assert core.repo_root() == other
+    assert files.repo_root() == other
     (other/"settings.ini").write_text("not an ini file")
-    assert core.repo_root() == here
+    assert files.repo_root() == here
     monkeypatch.setenv("MMGEN_ROOT", str(tmp_path))
-    assert core.repo_root() == tmp_path
+    assert files.repo_root() == tmp_path
 
 
 def test_repo_root_outside_a_clone_is_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.delenv("MMGEN_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(core, "__file__", str(tmp_path/"site-packages"/"core.py"))
-    assert core.repo_root() == tmp_path
+    monkeypatch.setattr(files, "__file__", str(tmp_path/"site-packages"/"core.py"))
+    assert files.repo_root() == tmp_path
 
 
 def test_seed_everything():
@@ -108,8 +108,8 @@ def test_pick_device():
 
 def test_atomic_write_keeps_the_old_file_on_an_error(tmp_path):
     file = tmp_path/"deep"/"a.bin"
-    core.atomic_write(file, b"one")
-    assert core.sha256(file) == hashlib.sha256(b"one").hexdigest()
+    files.atomic_write(file, b"one")
+    assert files.sha256(file) == hashlib.sha256(b"one").hexdigest()
 
     def disk_full(temp):
         assert temp.parent == file.parent and temp != file
@@ -117,9 +117,9 @@ def test_atomic_write_keeps_the_old_file_on_an_error(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        core.atomic_write(file, disk_full)
+        files.atomic_write(file, disk_full)
     with pytest.raises(KeyboardInterrupt):
-        core.atomic_write(file, lambda temp: (_ for _ in ()).throw(KeyboardInterrupt))
+        files.atomic_write(file, lambda temp: (_ for _ in ()).throw(KeyboardInterrupt))
     assert file.read_bytes() == b"one" and os.listdir(file.parent) == ["a.bin"]
-    core.atomic_write(file, lambda temp: temp.write_bytes(b"two"))
+    files.atomic_write(file, lambda temp: temp.write_bytes(b"two"))
     assert file.read_bytes() == b"two" and os.listdir(file.parent) == ["a.bin"]

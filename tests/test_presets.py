@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from mmgen import presets
-from mmgen.core import repo_root
+from mmgen.files import repo_root
 from mmgen.presets import PRESETS, Job, config_for, config_from_notebook, parameters_cell
 
 JOBS = sorted(PRESETS)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmgen.core import repo_root, sha256
+from mmgen.files import repo_root, sha256
 from mmgen.runs import Run, RunError, load_run, load_runs, to_json
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mmgen import weights
-from mmgen.core import repo_root
+from mmgen.files import repo_root
 from mmgen.weights import WeightsError, load_into, load_state, model_card, packaged, resolve, save_weights
 
 

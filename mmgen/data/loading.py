@@ -4,7 +4,7 @@
 __all__ = ['IMAGE_SUFFIXES', 'SPLIT_NAMES', 'ImageError', 'open_image', 'SourceError', 'read_folder', 'load_source', 'to_arrays',
            'ImageColumn', 'Batches', 'cached']
 
-# %% ../../nbs/42d_loading.ipynb #7003ff5a
+# %% ../../nbs/42d_loading.ipynb #3ccd5a14
 import hashlib, io, json, os, random, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..core import atomic_write, repo_root
+from ..files import atomic_write, repo_root
 
 # %% ../../nbs/42d_loading.ipynb #bb3c2c6c
 class ImageError(ValueError):

@@ -4,7 +4,7 @@
 __all__ = ['MIXTURE', 'SPLITS', 'LENGTHS', 'PortraitError', 'table', 'Options', 'held_out', 'is_held_out', 'sample', 'tags',
            'attributes', 'png', 'render', 'vocabulary', 'change', 'seeds', 'write_parquet', 'dataset']
 
-# %% ../../nbs/42a_portraits.ipynb #1710e62c
+# %% ../../nbs/42a_portraits.ipynb #0847457b
 import difflib
 import hashlib
 import importlib.resources
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..core import atomic_write, repo_root, sha256
+from ..files import atomic_write, repo_root, sha256
 
 # %% ../../nbs/42a_portraits.ipynb #4718b262
 class PortraitError(ValueError):

@@ -82,7 +82,7 @@ def make_schedule(name: str = "scaled_linear", # linear, scaled_linear, cosine
     bar = ((t + 0.008) / 1.008 * math.pi / 2).cos()**2
     return Schedule((1 - bar[1:] / bar[:-1]).clamp(max=0.999))
 
-# %% ../../nbs/32b_diffusion.ipynb #6d14a890
+# %% ../../nbs/32b_diffusion.ipynb #2a613c28
 # Esser et al. 2024 (Stable Diffusion 3), section 3
 class FlowMatching:
     "A straight path from data (s=0) to noise (s=1)"
@@ -105,7 +105,7 @@ class FlowMatching:
         return self.shifted(torch.sigmoid(logit).to(device))
 
     def levels(self, steps: int, strength: float = 1., spacing: str = "trailing") -> Tensor: # (steps,)
-        "The times that a sampler visits, descending; the first one is `strength`; evenly spaced before the shift"
+        "The times that a sampler visits, descending from `strength`; evenly spaced before the shift"
         if _check_strength(strength) == 0: return torch.empty(0)
         first = strength / (self.shift - (self.shift - 1) * strength)
         return self.shifted(torch.linspace(first, 0, steps + 1)[:-1])

@@ -44,7 +44,7 @@ def make_process(
         return FlowMatching(T=timesteps)
     return make_schedule(noise_schedule, timesteps, beta_start, beta_end)
 
-# %% ../../nbs/32d_pipeline.ipynb #7316461d
+# %% ../../nbs/32d_pipeline.ipynb #c0fa24ca
 # Latent diffusion (Rombach et al. 2022); the paper's section 3.2
 class LatentDiffusion:
     "Autoencoder, CLIP text tower and UNet; samples from captions and noises latents for editing."
@@ -61,8 +61,8 @@ class LatentDiffusion:
         device=None,
     ):
         self.device = pick_device(device)
-        for network in (autoencoder, unet):
-            network.to(self.device, memory_format=torch.channels_last).eval()
+        autoencoder.to(self.device, memory_format=torch.channels_last).eval()
+        unet.to(self.device).eval()
         self.autoencoder, self.text_encoder, self.unet = autoencoder, text_encoder, unet
         self.mean, self.std, self.size = float(mean), float(std), size
         self.process_config = process or {"prediction": "flow"}

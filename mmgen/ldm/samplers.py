@@ -67,16 +67,18 @@ def ddim(model: Callable, x: Tensor, steps: int, process: Schedule | FlowMatchin
         x = ddim_step(*_ask(model, process, prediction, x, t, now), now, then, eta, generator)
     return x
 
-# %% ../../nbs/32b2_samplers.ipynb #f2cff7ef
+# %% ../../nbs/32b2_samplers.ipynb #d961c59c
 @torch.no_grad()
 def euler(model: Callable, x: Tensor, steps: int, process: Schedule | FlowMatching, prediction: str = "eps",
-          generator: torch.Generator | None = None, strength: float = 1., spacing: str = "trailing") -> Tensor:
+          generator: torch.Generator | None = None, strength: float = 1.,
+          spacing: str = "trailing") -> Tensor: # x_0
     "Euler's method on the flow; deterministic, arguments as in `ddpm`"
     return ddim(model, x, steps, process, prediction, generator, strength, spacing)
 
 @torch.no_grad()
 def heun(model: Callable, x: Tensor, steps: int, process: Schedule | FlowMatching, prediction: str = "eps",
-         generator: torch.Generator | None = None, strength: float = 1., spacing: str = "trailing") -> Tensor:
+         generator: torch.Generator | None = None, strength: float = 1.,
+         spacing: str = "trailing") -> Tensor: # x_0
     "Heun's method on the flow (Karras et al. 2022, algorithm 1); two evaluations a step, one in the last"
     path = _path(process, steps, strength, spacing, x)
     for (t, (a, b), (a_next, b_next)), following in zip(path, path[1:] + [None]):
@@ -113,7 +115,7 @@ class Guided:
         without, with_text = self.unet(x.repeat(2, 1, 1, 1), t.expand(len(x)).repeat(2), *self.args).chunk(2)
         return without + self.scale * (with_text - without)
 
-# %% ../../nbs/32b2_samplers.ipynb #7366aff4
+# %% ../../nbs/32b2_samplers.ipynb #93c283e3
 def equivalent_schedule(process: FlowMatching) -> tuple[Schedule, Tensor]: # and the time s of each level
     "The variance-preserving schedule with the signal-to-noise ratios of a flow"
     s = process.shifted(torch.arange(1, process.T + 1, dtype=torch.float64) / process.T).clamp(max=1 - 1e-3)
@@ -144,7 +146,8 @@ class DiffusersSampler:
         "Arguments as in `ddpm`"
         levels = process.levels(steps, strength).to(x.device)
         if not len(levels): return x
-        if self.name.startswith("FlowMatch"): return self.flow(model, x, levels, process, prediction, generator)
+        if self.name.startswith("FlowMatch"):
+            return self.flow(model, x, levels, process, prediction, generator)
         if isinstance(process, Schedule): schedule, times = process, torch.arange(process.T)
         else: schedule, times = equivalent_schedule(process)
         n, steps = int((times <= levels[0].cpu() + 1e-6).sum()), len(levels)
@@ -159,7 +162,8 @@ class DiffusersSampler:
         if hasattr(scheduler, "set_begin_index"): scheduler.set_begin_index(0) # rounded times may repeat
         x = x / (a * a + b * b).sqrt()
         x = x / scheduler.scale_model_input(torch.ones_like(x), scheduler.timesteps[0]) # into its units
-        takes = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        stochastic = "generator" in inspect.signature(scheduler.step).parameters
+        takes = {"generator": generator} if stochastic else {}
         for step in scheduler.timesteps:
             scaled = scheduler.scale_model_input(x, step)
             t = times[step.round().long()].to(times.dtype if times.dtype == torch.long else x.dtype)
@@ -171,7 +175,8 @@ class DiffusersSampler:
 
     def flow(self, model, x, levels, process, prediction, generator):
         "Flow-matching schedulers: velocities at our levels"
-        if not isinstance(process, FlowMatching): raise ValueError(f"{self.name} needs a FlowMatching process")
+        if not isinstance(process, FlowMatching):
+            raise ValueError(f"{self.name} needs a FlowMatching process")
         scheduler = self.scheduler(torch.ones(process.T), "")
         scheduler.set_timesteps(sigmas=levels.tolist(), device=x.device)
         for s, step in zip(levels, scheduler.timesteps):

@@ -3,14 +3,15 @@
 # %% auto #0
 __all__ = ['encode_all', 'read_all', 'LDMTask', 'fit', 'main']
 
-# %% ../../nbs/32f_ldm_training.ipynb #607b5e60
+# %% ../../nbs/32f_ldm_training.ipynb #295df8c3
 import random
 
 import numpy as np
 import torch
 
 from ..clip import CLIP
-from ..core import image_grid, pick_device, seed_everything, sha256, to_float
+from ..core import image_grid, pick_device, seed_everything, to_float
+from ..files import sha256
 from ..data.captions import as_tags, caption
 from ..data.edits import KINDS, as_batch, edits
 from ..data.loading import Batches, cached, load_source, to_arrays
@@ -56,7 +57,7 @@ def read_all(
         states[some, :found.shape[1]] = found.half().cpu()
     return states, lengths
 
-# %% ../../nbs/32f_ldm_training.ipynb #262a7680
+# %% ../../nbs/32f_ldm_training.ipynb #2cead7c7
 # Eq. 1 with the caption dropout of classifier-free guidance (Ho & Salimans 2022)
 class LDMTask(Task):
     "Batches hold `latents` and either `states` with `length`, or `caption`."
@@ -71,7 +72,7 @@ class LDMTask(Task):
         optimizer: str = "adamw",
         sample=None,  # step, UNet → images, for the validation grid
     ):
-        self.model = unet.to(memory_format=torch.channels_last)
+        self.model = unet
         self.text_encoder, self.process, self.prediction = text_encoder, process, prediction
         self.caption_dropout, self.optimizer, self.draw = caption_dropout, optimizer, sample
         with torch.no_grad():
@@ -100,13 +101,12 @@ class LDMTask(Task):
     def loss(self, batch, step, which):
         states, mask = self.context(batch)
         model = lambda x, t: self.model(x, t, states, mask)
-        latents = batch["latents"].contiguous(memory_format=torch.channels_last)
-        return diffusion_loss(model, latents, self.process, self.prediction), {}
+        return diffusion_loss(model, batch["latents"], self.process, self.prediction), {}
 
     def sample(self, step):
         return None if self.draw is None else self.draw(step, self.ema)
 
-# %% ../../nbs/32f_ldm_training.ipynb #b5555dbd
+# %% ../../nbs/32f_ldm_training.ipynb #99c9f834
 def fit(
     config: LDMConfig,
     run: Run | None,  # None in every process of a launch but the first
@@ -155,6 +155,8 @@ def _train(config, run, device):
     unet = UNet2DConditionModel.from_config(config.unet_config(latents.shape[1], text_encoder.width, latents.shape[-1]))
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    if config.compile_model:
+        unet.compile()
     process = {"prediction": config.prediction, "timesteps": config.timesteps}
     if config.prediction != "flow":
         process |= {"noise_schedule": config.noise_schedule, "beta_start": config.beta_start, "beta_end": config.beta_end}
