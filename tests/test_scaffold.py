@@ -1,0 +1,81 @@
+"""The files around the library agree with each other, and the repository stays lean and free of one machine's traces."""
+import configparser
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmgen.files import repo_root
+
+ROOT = repo_root()
+SETTINGS = configparser.ConfigParser(delimiters=["="])
+SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
+SETTINGS = SETTINGS["DEFAULT"]
+name_of = lambda spec: re.split(r"[<>=!\[ ]", spec)[0].lower().replace("_", "-")
+
+
+def tracked():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / line for line in listed.stdout.split("\0") if line and (ROOT / line).is_file()]
+
+
+def test_constraints_pin_every_requirement_once():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().split("\n") if line and not line.startswith("#")]
+    pins = {name_of(line): line.split("==")[1] for line in lines}
+    assert len(pins) == len(lines) and all("==" in line for line in lines)
+    wanted = {name_of(spec) for spec in (SETTINGS["requirements"] + " " + SETTINGS["dev_requirements"]).split()}
+    assert wanted <= set(pins), wanted - set(pins)
+    for name in wanted:
+        assert importlib.metadata.version(name).split("+")[0] == pins[name], name
+
+
+def test_environment_yml_names_the_same_python_and_the_same_constraints():
+    text = (ROOT / "environment.yml").read_text()
+    assert f"python={SETTINGS['min_python']}" in text and "-c constraints.txt" in text and "-e .[dev]" in text
+
+
+def test_the_version_is_one():
+    import mmgen
+    assert mmgen.__version__ == SETTINGS["version"] == importlib.metadata.version("mmgen")
+
+
+def test_importing_mmgen_imports_no_torch():
+    code = "import mmgen, sys; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_module_has_its_notebook():
+    for module in (ROOT / "mmgen").rglob("*.py"):
+        found = re.search(r"File to edit: (\S+)\.\s", module.read_text())
+        if found:
+            assert (module.parent / found.group(1)).resolve().is_file() or (ROOT / "nbs" / Path(found.group(1)).name).is_file(), module
+        else:
+            assert module.name in ("__init__.py", "_modidx.py"), f"{module} comes from no notebook"
+
+
+def test_the_tree_is_lean():
+    files = tracked()
+    assert sum(f.stat().st_size for f in files) < 40 * 2**20
+    assert all(f.stat().st_size < 300_000 for f in files if f.suffix == ".ipynb")
+    weights = [f for f in files if "weights" in f.parts]
+    assert sum(f.stat().st_size for f in weights) < 30 * 2**20
+
+
+def test_no_path_of_one_machine():
+    pattern = re.compile(r"(^|[\s\"'=(])/(home|root|work|opt|Users)/[a-z]")
+    for file in tracked():
+        if file.suffix in (".py", ".ipynb", ".md", ".json", ".ini", ".toml", ".yml", ".txt") and file.name != Path(__file__).name:
+            assert not pattern.search(file.read_text(encoding="utf-8")), file
+
+
+def test_packaged_weights_have_card_config_and_record():
+    for folder in (ROOT / "mmgen" / "weights").glob("*"):
+        assert {"model.safetensors", "config.json", "README.md", "run.json"} <= {f.name for f in folder.iterdir()}
+        record = json.loads((folder / "run.json").read_text())
+        assert record["status"] == "completed" and record["config"]
