@@ -1,0 +1,72 @@
+"""edit.ipynb in a real JupyterLab with a real browser: run all cells, find the picture and the panel."""
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from mmgen.files import repo_root
+from mmgen.weights import packaged
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif("ldm-portraits" not in packaged(), reason="ldm-portraits is not packaged")]
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@pytest.fixture
+def lab(tmp_path):
+    "A JupyterLab server on a copy of the notebook; its address."
+    shutil.copy(repo_root() / "nbs" / "edit.ipynb", tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "jupyter"), "lab", "--no-browser", f"--port={port}", "--ip=127.0.0.1", "--allow-root",
+               "--IdentityProvider.token=", "--ServerApp.password=", f"--ServerApp.root_dir={tmp_path}"]
+    environment = os.environ | {"MMGEN_ROOT": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(repo_root())}
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(120):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2)
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}", tmp_path
+        finally:
+            server.terminate()
+
+
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromedriver")
+def test_all_cells_run_and_the_result_is_seen(lab, tmp_path):
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+    address, root = lab
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+                 "--disable-component-update", "--disable-sync", "--window-size=1400,2400", f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        browser.get(f"{address}/lab/tree/edit.ipynb")
+        wait = WebDriverWait(browser, 120)
+        wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell"))
+        wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, "[data-status='idle'], .jp-NotebookPanel-toolbar [title*='Idle']") or True)
+        time.sleep(3)
+        click = lambda css, text: next(e for e in browser.find_elements(By.CSS_SELECTOR, css) if e.text.strip() == text).click()
+        click(".lm-MenuBar-itemLabel", "Run")
+        time.sleep(1)
+        click(".lm-Menu-itemLabel", "Run All Cells")
+        WebDriverWait(browser, 240).until(lambda b: b.find_elements(By.CSS_SELECTOR, ".widget-slider, .jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"))
+        pictures = browser.find_elements(By.CSS_SELECTOR, ".jp-RenderedImage img")
+        assert pictures and pictures[0].size["width"] > 200, "source and result, side by side"
+        assert browser.find_elements(By.CSS_SELECTOR, ".widget-slider") and browser.find_elements(By.CSS_SELECTOR, ".widget-text input")
+        assert list((root / "reports" / "runs").glob("edit-*/result.png"))
+        browser.save_screenshot(str(tmp_path / "lab.png"))
+    finally:
+        browser.quit()
