@@ -1,0 +1,42 @@
+"""What SDEdit does to held-out portraits: `python benchmarks/edits.py --split validation` chooses the dials,
+`python benchmarks/edits.py --split test --strength 0.7` reports them. The oracle judges; n edits of each kind.
+"""
+import argparse
+import itertools
+import json
+import time
+
+
+from mmgen.data.edits import KINDS, edits
+from mmgen.editing import CopyInput
+from mmgen.ldm.editing import Reconstruction, SDEdit
+from mmgen.ldm.pipeline import LatentDiffusion
+from mmgen.metrics.oracle import Oracle, score_editor
+
+
+def main():
+    ask = argparse.ArgumentParser()
+    ask.add_argument("--model", default="ldm-portraits")
+    ask.add_argument("--split", default="validation")
+    ask.add_argument("-n", type=int, default=200)
+    ask.add_argument("--kinds", nargs="*", default=list(KINDS))
+    ask.add_argument("--strength", type=float, nargs="*", default=[0.5, 0.6, 0.7, 0.8, 0.9])
+    ask.add_argument("--guidance", type=float, nargs="*", default=[3.0])
+    ask.add_argument("--steps", type=int, nargs="*", default=[12])
+    ask.add_argument("--residual", type=int, nargs="*", default=[0, 1], help="0: decode plainly, 1: residually")
+    given = ask.parse_args()
+    oracle, pipeline = Oracle.load(device="cpu"), LatentDiffusion.load(given.model)
+    for kind in given.kinds:
+        some = edits(kind, given.n, given.split)
+        for baseline in (CopyInput(), Reconstruction(pipeline)):
+            print(json.dumps({"kind": kind, "editor": baseline.name} | score_editor(oracle, baseline, some)[0]), flush=True)
+        for strength, guidance, steps, residual in itertools.product(given.strength, given.guidance, given.steps, given.residual):
+            start = time.perf_counter()
+            scores, _ = score_editor(oracle, SDEdit(pipeline, residual=bool(residual), guidance=guidance, steps=steps), some, strength)
+            scores = {name: round(value, 4) for name, value in scores.items()}
+            print(json.dumps({"kind": kind, "editor": "sdedit", "strength": strength, "guidance": guidance, "steps": steps,
+                              "residual": bool(residual)} | scores | {"seconds per edit": round((time.perf_counter() - start) / given.n, 3)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
