@@ -165,7 +165,7 @@ class EditConfig(Settings):
 
     job: ClassVar[str] = "edit"
 
-# %% ../nbs/02_presets.ipynb #ee240da9
+# %% ../nbs/02_presets.ipynb #886a4454
 @dataclass(frozen=True)
 class LDMConfig(Job):
     "train_ldm: the text-conditional UNet on the latents of a frozen autoencoder; sections 3.2 and 4.3."
@@ -178,6 +178,7 @@ class LDMConfig(Job):
     # frozen models
     autoencoder: str = "autoencoder-portraits" # packaged name, folder or hub name of the autoencoder
     text_encoder: str = "clip-portraits" # packaged name, folder or hub name of the CLIP model
+    latent_scale: str = "channel" # latents get variance one by channel, or as a whole (scalar, the original)
     # captions
     caption_shuffle: bool = True # shuffle the tags of a caption each time it is seen
     tag_dropout: float = 0.1 # chance that a tag is left out of a caption
@@ -208,7 +209,7 @@ class LDMConfig(Job):
 
     job: ClassVar[str] = "ldm"
     choices: ClassVar[dict] = Job.choices | {
-        "optimizer": ("adamw", "muon"), "prediction": ("eps", "v", "flow"),
+        "optimizer": ("adamw", "muon"), "prediction": ("eps", "v", "flow"), "latent_scale": ("channel", "scalar"),
         "noise_schedule": ("linear", "scaled_linear", "cosine"),
         "sampler": ("ddpm", "ddim", "dpmsolver++", "unipc", "euler", "heun")}
     lists: ClassVar[dict] = {"unet_channels": int, "attention_levels": int, "edit_tags": str}
@@ -245,7 +246,7 @@ class LDMConfig(Job):
                 "attention_head_dim": self.attention_heads, "cross_attention_dim": context_width,
                 "norm_num_groups": self.norm_groups}
 
-# %% ../nbs/02_presets.ipynb #d6fec851
+# %% ../nbs/02_presets.ipynb #a775ccb3
 @dataclass(frozen=True)
 class AutoencoderConfig(Job):
     "train_autoencoder: the KL autoencoder with a perceptual and an adversarial loss; section 3.2.1."
@@ -267,7 +268,7 @@ class AutoencoderConfig(Job):
     patch_size: int = 2 # pixels per side folded into channels; 1: none
     mid_attention: bool = False # attention in the middle
     # loss
-    l2_weight: float = 0.5 # weight of the squared error; the absolute error has 1
+    l2_weight: float = 10.0 # weight of the squared error; the absolute error has 1
     reduction: str = "mean" # over an image's pixels: sum (the original) or mean
     kl_weight: float = 1e-6 # weight of the KL divergence
     learn_logvar: bool = False # train the output variance (the original does not)
@@ -369,7 +370,7 @@ class OracleConfig(Job):
     job: ClassVar[str] = "oracle"
     choices: ClassVar[dict] = Job.choices | {"optimizer": ("muon", "adamw")}
 
-# %% ../nbs/02_presets.ipynb #a640ce42
+# %% ../nbs/02_presets.ipynb #d45fb6ad
 PRESETS = {
     "ldm": {
         "smoke": LDMConfig(
@@ -386,7 +387,7 @@ PRESETS = {
             preset="paper", data="data/danbooru", images=300_000, size=256, steps=500_000, max_seconds=None,
             batch_size=8, lr=5.6e-5, lr_batch=28, lr_schedule="constant", warmup=10_000, grad_clip=0.0,
             ema_decay=0.9999, autoencoder="autoencoder-paper", text_encoder="openai/clip-vit-large-patch14",
-            caption_shuffle=False, tag_dropout=0.0, unet_channels="320,640,1280,1280", layers_per_block=2,
+            latent_scale="scalar", caption_shuffle=False, tag_dropout=0.0, unet_channels="320,640,1280,1280", layers_per_block=2,
             attention_levels="0,1,2", attention_heads=8, gradient_checkpointing=True, prediction="eps",
             sampler="ddim", sampler_steps=50, guidance=5.0, edit_strength=0.75, checkpoint_every=5_000,
             log_every=100, sample_every=5_000),

@@ -44,7 +44,7 @@ def make_process(
         return FlowMatching(T=timesteps)
     return make_schedule(noise_schedule, timesteps, beta_start, beta_end)
 
-# %% ../../nbs/32d_pipeline.ipynb #c0fa24ca
+# %% ../../nbs/32d_pipeline.ipynb #44aa0e3e
 # Latent diffusion (Rombach et al. 2022); the paper's section 3.2
 class LatentDiffusion:
     "Autoencoder, CLIP text tower and UNet; samples from captions and noises latents for editing."
@@ -54,8 +54,8 @@ class LatentDiffusion:
         autoencoder: AutoencoderKL,
         text_encoder: CLIP,
         unet: UNet2DConditionModel,
-        mean: float = 0.0,  # of the latents, over the training set
-        std: float = 1.0,  # of the latents, over the training set
+        mean: float | list[float] = 0.0,  # of the latents over the training set; one number, or one a channel
+        std: float | list[float] = 1.0,  # likewise
         size: int = 64,  # of the images, pixels
         process: dict | None = None,  # arguments of `make_process`
         device=None,
@@ -64,7 +64,8 @@ class LatentDiffusion:
         autoencoder.to(self.device, memory_format=torch.channels_last).eval()
         unet.to(self.device).eval()
         self.autoencoder, self.text_encoder, self.unet = autoencoder, text_encoder, unet
-        self.mean, self.std, self.size = float(mean), float(std), size
+        self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32, device=self.device).reshape(-1, 1, 1) for v in (mean, std))
+        self.size = size
         self.process_config = process or {"prediction": "flow"}
         self.prediction, self.process = self.process_config["prediction"], make_process(**self.process_config)
         if unet.config["in_channels"] != autoencoder.config["latent_channels"]:
@@ -136,8 +137,8 @@ class LatentDiffusion:
 
     def config(self, autoencoder: str, text_encoder: str) -> dict:
         "What `load` needs beside the UNet's weights; the two names are those of the frozen networks."
-        return {"autoencoder": autoencoder, "text_encoder": text_encoder, "latent_mean": self.mean, "latent_std": self.std,
-                "size": self.size, "process": self.process_config, "unet": self.unet.config}
+        return {"autoencoder": autoencoder, "text_encoder": text_encoder, "latent_mean": self.mean.flatten().tolist(),
+                "latent_std": self.std.flatten().tolist(), "size": self.size, "process": self.process_config, "unet": self.unet.config}
 
     def save(self, folder: str | Path, autoencoder: str, text_encoder: str, card: str, run: dict | None = None) -> Path:
         "Writes the UNet and the names of the frozen networks; `load` opens it."

@@ -106,7 +106,7 @@ class LDMTask(Task):
     def sample(self, step):
         return None if self.draw is None else self.draw(step, self.ema)
 
-# %% ../../nbs/32f_ldm_training.ipynb #a3725ee4
+# %% ../../nbs/32f_ldm_training.ipynb #59537d28
 def fit(
     config: LDMConfig,
     run: Run | None,  # None in every process of a launch but the first
@@ -137,8 +137,10 @@ def train_pipeline(config, run, device):
     key = {"data": config.data, "images": config.images, "size": config.size, "seed": config.seed, "rows": dataset._fingerprint,
            "weights": sha256(next(resolve(config.autoencoder).glob("*.safetensors")))}
     latents = cached("latents", key, lambda: {"z": encode_all(autoencoder, images, device)})["z"]
-    mean, std = latents.mean().item(), latents.std().item()
+    over = (0, 2, 3) if config.latent_scale == "channel" else (0, 1, 2, 3)
+    mean, std = latents.mean(over, keepdim=True), latents.std(over, keepdim=True)
     latents = (latents - mean) / std
+    mean, std = mean.flatten().tolist(), std.flatten().tolist()
     columns = {"latents": latents.numpy()}
     if len(captions) * text_encoder.length * text_encoder.width * 2 < 2e9:
         states, lengths = read_all(text_encoder, captions)
@@ -149,7 +151,7 @@ def train_pipeline(config, run, device):
         transform = lambda batch, rng: batch | {"caption": [
             caption(as_tags(row), rng, shuffle=config.caption_shuffle, dropout=config.tag_dropout) for row in batch.pop("tags")]}
     if run is not None:
-        print(f"{len(images)} images, latents {tuple(latents.shape[1:])}, mean {mean:.3f}, sd {std:.3f}", flush=True)
+        print(f"{len(images)} images, latents {tuple(latents.shape[1:])}, sd {min(std):.3f} … {max(std):.3f} before scaling", flush=True)
 
     seed_everything(config.seed)
     unet = UNet2DConditionModel.from_config(config.unet_config(latents.shape[1], text_encoder.width, latents.shape[-1]))
