@@ -3,11 +3,15 @@
 # %% auto #0
 __all__ = ['orthogonalise', 'Muon', 'build', 'MuonAdamW']
 
-# %% ../nbs/03b_optimizers.ipynb #74a3617d
+# %% ../nbs/03b_optimizers.ipynb #f564b325
 import torch
 from torch import nn
 
-# %% ../nbs/03b_optimizers.ipynb #50b6885a
+# Each step multiplies by a polynomial of the Gram matrix $G = XX^\top$, and all these polynomials commute. So the steps can
+# be taken on $G$ alone, whose side is the *short* side of the matrix, and the long side is touched twice: to make $G$ and to apply
+# the product of all polynomials. For a 192 × 1728 kernel that is 2.5 times less arithmetic.
+
+# %% ../nbs/03b_optimizers.ipynb #906d554a
 def orthogonalise(
     matrix: torch.Tensor,  # (m, n)
     steps: int = 5,  # Newton–Schulz iterations
@@ -16,9 +20,13 @@ def orthogonalise(
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)
+    gram, product = x @ x.T, None
     for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        gram = factor @ gram @ factor
+        product = factor if product is None else factor @ product
+    x = product @ x
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 # %% ../nbs/03b_optimizers.ipynb #d1b19b0e
