@@ -24,18 +24,21 @@ def main():
     ask.add_argument("--guidance", type=float, nargs="*", default=[3.0])
     ask.add_argument("--steps", type=int, nargs="*", default=[12])
     ask.add_argument("--residual", type=int, nargs="*", default=[0, 1], help="0: decode plainly, 1: residually")
+    ask.add_argument("--contrast", type=int, nargs="*", default=[1], help="0: guide away from the empty caption, 1: from the source's")
     given = ask.parse_args()
     oracle, pipeline = Oracle.load(device="cpu"), LatentDiffusion.load(given.model)
     for kind in given.kinds:
         some = edits(kind, given.n, given.split)
         for baseline in (CopyInput(), Reconstruction(pipeline)):
             print(json.dumps({"kind": kind, "editor": baseline.name} | score_editor(oracle, baseline, some)[0]), flush=True)
-        for strength, guidance, steps, residual in itertools.product(given.strength, given.guidance, given.steps, given.residual):
+        for strength, guidance, steps, contrast, residual in itertools.product(
+                given.strength, given.guidance, given.steps, given.contrast, given.residual):
             start = time.perf_counter()
-            scores, _ = score_editor(oracle, SDEdit(pipeline, residual=bool(residual), guidance=guidance, steps=steps), some, strength)
+            which = SDEdit(pipeline, residual=bool(residual), guidance=guidance, steps=steps, contrast=bool(contrast))
+            scores, _ = score_editor(oracle, which, some, strength)
             scores = {name: round(value, 4) for name, value in scores.items()}
             print(json.dumps({"kind": kind, "editor": "sdedit", "strength": strength, "guidance": guidance, "steps": steps,
-                              "residual": bool(residual)} | scores | {"seconds per edit": round((time.perf_counter() - start) / given.n, 3)}), flush=True)
+                              "contrast": bool(contrast), "residual": bool(residual)} | scores | {"seconds per edit": round((time.perf_counter() - start) / given.n, 3)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,9 @@ def build(
     "The optimiser of a model's trainable parameters; muon brings an AdamW along for what is no matrix."
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if name == "adamw":
-        return {"main": torch.optim.AdamW([p for _, p in named], lr, betas=betas, weight_decay=weight_decay, fused=True)}
+        groups = [{"params": [p for _, p in named if p.ndim >= 2], "weight_decay": weight_decay},
+                  {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0}]  # biases, gains, temperatures
+        return {"main": torch.optim.AdamW(groups, lr, betas=betas, fused=True)}
     if name != "muon":
         raise ValueError(f"There is no optimizer {name!r}; choose adamw or muon.")
     inner = [p for n, p in named if p.ndim >= 2 and not any(part in n for part in outer)]

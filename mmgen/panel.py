@@ -64,7 +64,7 @@ def build_editor(
     "The Editor that a configuration names, with the dials that it has."
     dials = {} if config.editor == "copy-input" else {"model": config.model, "residual": config.residual}
     if config.editor == "sdedit":
-        dials |= {"guidance": config.guidance, "steps": config.steps, "seed": config.seed}
+        dials |= {"guidance": config.guidance, "steps": config.steps, "seed": config.seed, "contrast": config.contrast}
     return editor(config.editor, config.device, **dials)
 
 

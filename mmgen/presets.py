@@ -158,6 +158,7 @@ class EditConfig(Settings):
     model: str = "ldm-portraits" # packaged name or folder of the model
     guidance: float = 3.0 # classifier-free guidance scale; 1: off
     steps: int = 12 # denoising steps
+    contrast: bool = True # guide away from what `source` says; False: from the empty caption
     residual: bool = True # decode residually: source + D(edit) - D(source)
     seed: int = 0 # of the noise
     device: str | None = None # cpu, cuda, ...; None: the best one present
@@ -189,6 +190,7 @@ class LDMConfig(Job):
     attention_levels: str = "0,1" # levels with cross-attention, 0 is the finest
     attention_heads: int = 4 # heads of each attention
     norm_groups: int = 32 # groups of the group norm
+    pooled_text: bool = True # the pooled caption also joins the noise level's embedding
     gradient_checkpointing: bool = False # less memory, more time
     compile_model: bool = False # torch.compile the UNet (GPU only)
     # diffusion
@@ -197,6 +199,7 @@ class LDMConfig(Job):
     timesteps: int = 1_000 # T, the number of noise levels
     beta_start: float = 0.00085 # of eps and v: first variance
     beta_end: float = 0.012 # of eps and v: last variance
+    flow_shift: float = 3.0 # of flow: more than 1 spends more time at high noise
     # pictures at the end
     sampler: str = "euler" # ddpm, ddim, dpmsolver++, unipc, euler or heun
     sampler_steps: int = 12 # denoising steps
@@ -244,7 +247,8 @@ class LDMConfig(Job):
                 "up_block_types": tuple(f"{'CrossAttn' if c else ''}UpBlock2D" for c in reversed(cross)),
                 "block_out_channels": self.unet_widths, "layers_per_block": self.layers_per_block,
                 "attention_head_dim": self.attention_heads, "cross_attention_dim": context_width,
-                "norm_num_groups": self.norm_groups}
+                "norm_num_groups": self.norm_groups,
+                **({"addition_embed_type": "text", "addition_embed_type_num_heads": self.attention_heads} if self.pooled_text else {})}
 
 # %% ../nbs/02_presets.ipynb #a775ccb3
 @dataclass(frozen=True)
@@ -267,12 +271,14 @@ class AutoencoderConfig(Job):
     norm_num_groups: int = 16 # groups of the group norm
     patch_size: int = 2 # pixels per side folded into channels; 1: none
     mid_attention: bool = False # attention in the middle
+    init_from: str | None = None # packaged name or folder of an autoencoder to start from; None: random weights
     # loss
     l2_weight: float = 10.0 # weight of the squared error; the absolute error has 1
+    l4_weight: float = 500.0 # weight of the fourth power of the error: no small part is left out
     reduction: str = "mean" # over an image's pixels: sum (the original) or mean
     kl_weight: float = 1e-6 # weight of the KL divergence
     learn_logvar: bool = False # train the output variance (the original does not)
-    perceptual: str = "none" # backbone of the perceptual loss: none, efficientnet or lpips
+    perceptual: str = "efficientnet" # backbone of the perceptual loss: none, efficientnet or lpips
     perceptual_weight: float = 0.1 # weight of the perceptual loss
     adversarial_weight: float = 0.0 # weight of the PatchGAN loss; 0: no discriminator
     disc_start: int = 50_001 # first step with the adversarial loss
@@ -306,7 +312,7 @@ class AutoencoderConfig(Job):
     def loss_config(self) -> dict:
         "Arguments of `AutoencoderTask`."
         return {"perceptual": self.perceptual, "perceptual_weight": self.perceptual_weight,
-                "l2_weight": self.l2_weight, "kl_weight": self.kl_weight, "reduction": self.reduction,
+                "l2_weight": self.l2_weight, "l4_weight": self.l4_weight, "kl_weight": self.kl_weight, "reduction": self.reduction,
                 "disc_weight": self.adversarial_weight, "disc_start": self.disc_start,
                 "logvar": "learned" if self.learn_logvar else "fixed", "optimizer": self.optimizer}
 
@@ -387,7 +393,7 @@ PRESETS = {
             preset="paper", data="data/danbooru", images=300_000, size=256, steps=500_000, max_seconds=None,
             batch_size=8, lr=5.6e-5, lr_batch=28, lr_schedule="constant", warmup=10_000, grad_clip=0.0,
             ema_decay=0.9999, autoencoder="autoencoder-paper", text_encoder="openai/clip-vit-large-patch14",
-            latent_scale="scalar", caption_shuffle=False, tag_dropout=0.0, unet_channels="320,640,1280,1280", layers_per_block=2,
+            latent_scale="scalar", pooled_text=False, caption_shuffle=False, tag_dropout=0.0, unet_channels="320,640,1280,1280", layers_per_block=2,
             attention_levels="0,1,2", attention_heads=8, gradient_checkpointing=True, prediction="eps",
             sampler="ddim", sampler_steps=50, guidance=5.0, edit_strength=0.75, checkpoint_every=5_000,
             log_every=100, sample_every=5_000),
@@ -407,7 +413,7 @@ PRESETS = {
             preset="paper", data="data/danbooru", images=300_000, size=256, steps=246_803, max_seconds=None, batch_size=24,
             optimizer="adam", lr=1.08e-4, lr_schedule="constant", warmup=0, grad_clip=0.0, ema_decay=0.9999,
             latent_channels=4, block_out_channels="128,256,512,512", layers_per_block=2, norm_num_groups=32,
-            patch_size=1, mid_attention=True, l2_weight=0.0, reduction="sum", perceptual="lpips",
+            patch_size=1, mid_attention=True, l2_weight=0.0, l4_weight=0.0, reduction="sum", perceptual="lpips",
             perceptual_weight=1.0, adversarial_weight=0.5, checkpoint_every=5_000, log_every=100,
             sample_every=5_000),
     },

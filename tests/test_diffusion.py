@@ -179,11 +179,11 @@ def test_adapter_passes_options(steps): # Karras' levels end near the data: a be
 
 def test_strength_starts_where_the_sampler_begins():
     x0, w = noise(), noise(1)
-    for process in (make_schedule(), FlowMatching(shift=3)):
+    for process, level in ((make_schedule(), 599), (FlowMatching(), 600), (FlowMatching(shift=3), 1000 * 1.8 / 2.2)):
         for f in (ddim, heun):
             seen = []
             f(lambda x, t: seen.append(t.unique().item()) or torch.zeros_like(x), x0, 4, process, "x0", strength=0.6)
-            assert seen[0] == pytest.approx(599 if isinstance(process, Schedule) else 600)
+            assert seen[0] == pytest.approx(level)
         a, b = process.coefficients(process.levels(1, 0.6)[0], x0)
         assert torch.allclose(start(process, x0, w, 0.6), a * x0 + b * w)
         assert torch.equal(start(process, x0, w, 0.), x0)

@@ -26,9 +26,11 @@ def reconstruction_nll(x: torch.Tensor,     # images (B,C,H,W)
                        logvar: torch.Tensor, # s, a scalar
                        distance: torch.Tensor | float = 0.0, # weighted, (B,), counted at every value
                        l2: float = 0.0,     # weight of the squared error
+                       l4: float = 0.0,     # weight of the error's fourth power
                        ) -> torch.Tensor:   # summed over C,H,W, mean over B
-    "First sum of the loss of Rombach et al. 2022: ((|x-y| + l2 (x-y)² + distance) / e^s + s)."
-    error = (x - y).abs() if l2 == 0 else (x - y).abs() + l2 * (x - y).square()
+    "First sum of the loss of Rombach et al. 2022: ((|x-y| + l2 (x-y)² + l4 (x-y)⁴ + distance) / e^s + s)."
+    error = (x - y).abs()
+    if l2 or l4: error = error + (l2 + l4 * error.square()) * error.square()
     per_image = error.flatten(1).sum(1) + distance * x[0].numel()
     return (per_image / logvar.exp() + logvar * x[0].numel()).mean()
 
@@ -130,6 +132,7 @@ class AutoencoderTask(Task):
                  perceptual: str = "efficientnet", # backbone: lpips, efficientnet or none
                  perceptual_weight: float = 1.0,
                  l2_weight: float = 0.0,           # squared error
+                 l4_weight: float = 0.0,           # fourth power of the error
                  kl_weight: float = 1e-6,
                  disc_weight: float = 0.5,         # 0: no discriminator
                  disc_start: int = 50001,          # first step of the adversarial terms
@@ -148,7 +151,8 @@ class AutoencoderTask(Task):
             if value not in allowed:
                 raise ValueError(f"AutoencoderTask: {name} must be {' or '.join(allowed)}, not {value!r}")
         self.perceptual = perceptual_distance(perceptual if perceptual_weight else "none")
-        self.perceptual_weight, self.l2_weight, self.kl_weight = perceptual_weight, l2_weight, kl_weight
+        self.perceptual_weight, self.kl_weight = perceptual_weight, kl_weight
+        self.l2_weight, self.l4_weight = l2_weight, l4_weight
         self.disc_weight, self.disc_start = disc_weight, disc_start
         self.optimizer, self.reduction, self.samples = optimizer, reduction, samples
         discriminator = PatchDiscriminator(disc_features, disc_layers) if disc_weight else None
@@ -204,7 +208,7 @@ class AutoencoderTask(Task):
         distance = torch.zeros(len(x), device=x.device)
         if self.perceptual is not None: distance = self.perceptual(x, y)
         weighted = self.perceptual_weight * distance
-        nll = reconstruction_nll(x, y, model.logvar, weighted, self.l2_weight)
+        nll = reconstruction_nll(x, y, model.logvar, weighted, self.l2_weight, self.l4_weight)
         kl = posterior.kl().mean()
         total = nll + self.kl_weight * kl
         parts = dict(l1=(x - y).abs().mean(), psnr=psnr(x, y).mean(), perceptual=distance.mean(),

@@ -107,10 +107,9 @@ class FlowMatching:
         return self.shifted(torch.sigmoid(logit).to(device))
 
     def levels(self, steps: int, strength: float = 1., spacing: str = "trailing") -> Tensor: # (steps,)
-        "The times that a sampler visits, descending from `strength`; evenly spaced before the shift"
+        "The times that a sampler visits, descending; evenly spaced from `strength` on before the shift"
         if _check_strength(strength) == 0: return torch.empty(0)
-        first = strength / (self.shift - (self.shift - 1) * strength)
-        return self.shifted(torch.linspace(first, 0, steps + 1)[:-1])
+        return self.shifted(torch.linspace(strength, 0, steps + 1)[:-1])
 
     def model_time(self, t: Tensor) -> Tensor: return t * self.T
 

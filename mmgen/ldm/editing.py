@@ -91,12 +91,14 @@ class SDEdit(LatentEditor):
         guidance: float = 3.0,  # classifier-free guidance; 1: off
         method: str = "euler",  # see `mmgen.ldm.pipeline.sampler`
         seed: int = 0,
+        contrast: bool = True,  # guide away from the source's caption; False: from the empty one
     ):
         super().__init__(model, device, residual, batch_size)
-        self.steps, self.guidance, self.method, self.seed = steps, guidance, method, seed
+        self.steps, self.guidance, self.method, self.seed, self.contrast = steps, guidance, method, seed, contrast
 
     def latents(self, z, source, target, strength):
-        return self.pipeline.renoise(z, target, strength, self.steps, self.guidance, self.method, self.seed)
+        negative = source if self.contrast else None
+        return self.pipeline.renoise(z, target, strength, self.steps, self.guidance, self.method, self.seed, negative)
 
 # %% ../../nbs/32e_editing.ipynb #d4992d1b
 def edited_caption(

@@ -40,10 +40,11 @@ def make_process(
     timesteps: int = 1000,
     beta_start: float | None = None,
     beta_end: float | None = None,
+    shift: float = 1.0,  # of flow; more than 1: more time at high noise
 ):
     "The noising process that belongs to a prediction."
     if prediction == "flow":
-        return FlowMatching(T=timesteps)
+        return FlowMatching(shift, T=timesteps)
     return make_schedule(noise_schedule, timesteps, beta_start, beta_end)
 
 # %% ../../nbs/32d_pipeline.ipynb #44aa0e3e
@@ -94,10 +95,11 @@ class LatentDiffusion:
         longest = int(mask.sum(1).max())
         return self.text_encoder.states(captions)[:, :longest].to(self.device), mask[:, :longest].to(self.device)
 
-    def denoiser(self, captions: list[str], guidance: float = 3.0) -> Guided:
-        "model(x, t) for the samplers, with classifier-free guidance (Ho & Salimans 2022)."
-        states, mask = self.context([*captions, ""])
-        return Guided(self.unet, states[:-1], states[-1:], guidance, mask[:-1], mask[-1:])
+    def denoiser(self, captions: list[str], guidance: float = 3.0, negative: list[str] | None = None) -> Guided:
+        "model(x, t) for the samplers, guided (Ho & Salimans 2022) away from the `negative` captions; None: from the empty one."
+        n = len(captions)
+        states, mask = self.context([*captions, *(negative or [""])])
+        return Guided(self.unet, states[:n], states[n:], guidance, mask[:n], mask[n:])
 
     def _noise(self, shape, seed):
         generator = torch.Generator().manual_seed(seed)
@@ -129,13 +131,14 @@ class LatentDiffusion:
         guidance: float = 3.0,
         method: str = "euler",
         seed: int = 0,
+        negative: list[str] | None = None,  # captions to guide away from; None: the empty one
     ) -> torch.Tensor:  # latents
         "SDEdit (Meng et al. 2022): noise the source up to `strength`, then denoise it under another caption."
         if strength == 0:
             return latents
         noise, generator = self._noise(latents.shape, seed)
         x = start(self.process, latents, noise, strength)
-        return sampler(method)(self.denoiser(captions, guidance), x, steps, self.process, self.prediction, generator, strength)
+        return sampler(method)(self.denoiser(captions, guidance, negative), x, steps, self.process, self.prediction, generator, strength)
 
     def config(self, autoencoder: str, text_encoder: str) -> dict:
         "What `load` needs beside the UNet's weights; the two names are those of the frozen networks."

@@ -164,6 +164,8 @@ def train_pipeline(config, run, device):
     process = {"prediction": config.prediction, "timesteps": config.timesteps}
     if config.prediction != "flow":
         process |= {"noise_schedule": config.noise_schedule, "beta_start": config.beta_start, "beta_end": config.beta_end}
+    else:
+        process |= {"shift": config.flow_shift}
     around = lambda network: LatentDiffusion(autoencoder, text_encoder, network, mean, std, config.size, process, device)
     draw = lambda step, network: around(network).sample(captions[:16], config.sampler_steps, config.guidance, config.sampler)
     task = LDMTask(unet, text_encoder, make_process(**process), config.prediction, config.caption_dropout, config.optimizer, draw)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
-from .attention import BasicTransformerBlock, Linear, Transformer2DModel
+from .attention import BasicTransformerBlock, Linear, TextTimeEmbedding, Transformer2DModel
 
 # %% ../../nbs/32c_unet.ipynb #ec496b78
 def timestep_embedding(t: Tensor, # noise levels, (B,), integer or float
@@ -131,7 +131,7 @@ def _checked(config: dict, # fields of a `config.json`
     "The known fields of `config`; an unknown one must have the value that diffusers' class treats as absent"
     neutral = dict(act_fn="silu", downsample_padding=1, mid_block_scale_factor=1, resnet_out_scale_factor=1,
                    resnet_time_scale_shift="default", time_embedding_type="positional",
-                   attention_type="default", conv_in_kernel=3, conv_out_kernel=3, addition_embed_type_num_heads=64,
+                   attention_type="default", conv_in_kernel=3, conv_out_kernel=3,
                    mid_block_type="UNetMidBlock2DCrossAttn")
     for name, value in config.items():
         absent = value is None or value is False or neutral.get(name) == value
@@ -143,6 +143,7 @@ class ContextKV(NamedTuple):
     "A text projected for every cross-attention of one UNet; goes in place of the states"
     pairs: list[tuple[Tensor, Tensor]] # keys and values, each (B, T, C of the block)
     bias: Tensor | None # (B, 1, 1, T), added to the attention logits
+    pooled: Tensor | None = None # (B, width of the noise level's embedding), added to it
 
 # LDM, section 3.3 and table 15; the same network as SD 1.x in its default config
 class UNet2DConditionModel(nn.Module):
@@ -158,7 +159,9 @@ class UNet2DConditionModel(nn.Module):
         cross_attention_dim: int = 1280, # D of the text states
         norm_num_groups: int = 32, norm_eps: float = 1e-5, dropout: float = 0.,
         use_linear_projection: bool = False, # layout of proj_in and proj_out
-        flip_sin_to_cos: bool = True, freq_shift: float = 0): # of `timestep_embedding`
+        flip_sin_to_cos: bool = True, freq_shift: float = 0, # of `timestep_embedding`
+        addition_embed_type: str | None = None, # text: pooled, it joins the noise level's embedding
+        addition_embed_type_num_heads: int = 64): # of that pooling
         super().__init__()
         given = locals()
         names = list(inspect.signature(type(self).__init__).parameters)[1:]
@@ -181,6 +184,10 @@ class UNet2DConditionModel(nn.Module):
                         groups=norm_num_groups, linear_proj=use_linear_projection)
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], temb)
+        if addition_embed_type not in (None, "text"):
+            raise ValueError(f"UNet config: addition_embed_type={addition_embed_type!r} is not supported, only None or 'text'")
+        self.add_embedding = None if addition_embed_type is None else TextTimeEmbedding(
+            cross_attention_dim, temb, addition_embed_type_num_heads)
         self.down_blocks = nn.ModuleList(
             DownBlock(widths[max(i - 1, 0)], widths[i], layers[i], i < n - 1, resnet,
                       attention(i, down_block_types[i])) for i in range(n))
@@ -247,7 +254,8 @@ class UNet2DConditionModel(nn.Module):
                 used = int(mask.any(0).nonzero().max()) + 1 if mask.any() else 1
                 context, mask = context[:, :used], mask[:, :used]
             bias = ((1 - mask.to(context.dtype)) * -10000.)[:, None, None, :]
-        return ContextKV([(a.to_k(context), a.to_v(context)) for a in attns], bias)
+        pooled = None if self.add_embedding is None else self.add_embedding(context, mask)
+        return ContextKV([(a.to_k(context), a.to_v(context)) for a in attns], bias, pooled)
 
     def forward(self, x: Tensor, # noisy latents, (B, in_channels, h, w)
                 t: Tensor | float, # noise levels, scalar or (B,)
@@ -255,11 +263,12 @@ class UNet2DConditionModel(nn.Module):
                 mask: Tensor | None = None # (B, T), 1 where a token counts
                 ) -> Tensor: # (B, out_channels, h, w)
         "The network's prediction of noise, velocity or flow (eq. 1, 3)"
-        kvs, bias = context if isinstance(context, ContextKV) else self.project_context(context, mask)
+        kvs, bias, pooled = context if isinstance(context, ContextKV) else self.project_context(context, mask)
         t = torch.as_tensor(t, device=x.device).expand(len(x))
         c = self.config
         emb = timestep_embedding(t, c["block_out_channels"][0], c["flip_sin_to_cos"], c["freq_shift"])
-        temb = F.silu(self.time_embedding(emb.to(x.dtype)))
+        emb = self.time_embedding(emb.to(x.dtype))
+        temb = F.silu(emb if pooled is None else emb + pooled)
         x = self.conv_in(x)
         skips = [x]
         for block in self.down_blocks:
