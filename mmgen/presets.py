@@ -190,7 +190,7 @@ class LDMConfig(Job):
     attention_levels: str = "0,1" # levels with cross-attention, 0 is the finest
     attention_heads: int = 4 # heads of each attention
     norm_groups: int = 32 # groups of the group norm
-    pooled_text: bool = True # the pooled caption also joins the noise level's embedding
+    pooled_text: bool = True # the pooled caption joins the noise level's embedding
     gradient_checkpointing: bool = False # less memory, more time
     compile_model: bool = False # torch.compile the UNet (GPU only)
     # diffusion
@@ -271,10 +271,10 @@ class AutoencoderConfig(Job):
     norm_num_groups: int = 16 # groups of the group norm
     patch_size: int = 2 # pixels per side folded into channels; 1: none
     mid_attention: bool = False # attention in the middle
-    init_from: str | None = None # packaged name or folder of an autoencoder to start from; None: random weights
+    init_from: str | None = None # packaged name or folder to start from; None: random weights
     # loss
     l2_weight: float = 10.0 # weight of the squared error; the absolute error has 1
-    l4_weight: float = 500.0 # weight of the fourth power of the error: no small part is left out
+    l4_weight: float = 500.0 # weight of the error's fourth power, for small details
     reduction: str = "mean" # over an image's pixels: sum (the original) or mean
     kl_weight: float = 1e-6 # weight of the KL divergence
     learn_logvar: bool = False # train the output variance (the original does not)

@@ -59,6 +59,14 @@ def test_strength_is_a_dial():
     assert away[0] < away[1] < away[2]
 
 
+def test_guidance_away_from_the_source_pushes_nowhere_where_nothing_is_asked():
+    away, off = (SDEdit(PIPELINE, steps=2, guidance=g) for g in (7.0, 1.0))
+    assert torch.allclose(away.edit(IMAGES, TEXTS, TEXTS, 0.8), off.edit(IMAGES, TEXTS, TEXTS, 0.8), atol=1e-4)
+    unknown, empty = ["", "", ""], SDEdit(PIPELINE, steps=2, guidance=7.0, contrast=False)
+    assert torch.allclose(away.edit(IMAGES, unknown, TEXTS, 0.8), empty.edit(IMAGES, unknown, TEXTS, 0.8), atol=1e-4)
+    assert not torch.allclose(away.edit(IMAGES, TEXTS[::-1], TEXTS, 0.8), empty.edit(IMAGES, TEXTS[::-1], TEXTS, 0.8), atol=1e-3)
+
+
 def test_residual_decoding_is_the_formula():
     decode = lambda z: z * 0.5
     source, a, b = torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.2), torch.full((1, 3, 2, 2), 0.6)

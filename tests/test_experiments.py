@@ -62,6 +62,7 @@ def test_edit_an_image_of_ones_own(tmp_path):
 @pytest.mark.parametrize("name, parameters, said", [
     ("train_oracle", {"stpes": 3}, "oracle has no parameter 'stpes'; the closest is 'steps'"),
     ("train_autoencoder", {"preset": "smal"}, "did you mean 'small'"),
+    ("train_autoencoder", {"preset": "smoke", "init_from": "autoencoder-portraits"}, "autoencoder-portraits does not fit AutoencoderKL"),
     ("train_clip", {"steps": "ten"}, "clip: steps must be int, not str 'ten'"),
     ("edit", {"strength": 1.5}, "edit: strength must be from 0 to 1, not 1.5"),
     ("edit", {"prompt": " "}, "The prompt is empty"),
