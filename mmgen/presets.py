@@ -179,7 +179,7 @@ class LDMConfig(Job):
     # frozen models
     autoencoder: str = "autoencoder-portraits" # packaged name, folder or hub name of the autoencoder
     text_encoder: str = "clip-portraits" # packaged name, folder or hub name of the CLIP model
-    latent_scale: str = "channel" # latents get variance one by channel, or as a whole (scalar, the original)
+    latent_scale: str = "channel" # latents of variance one by channel, or as a whole (scalar)
     # captions
     caption_shuffle: bool = True # shuffle the tags of a caption each time it is seen
     tag_dropout: float = 0.1 # chance that a tag is left out of a caption
