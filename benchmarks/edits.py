@@ -1,11 +1,10 @@
 """What SDEdit does to held-out portraits: `python benchmarks/edits.py --split validation` chooses the dials,
-`python benchmarks/edits.py --split test --strength 0.7` reports them. The oracle judges; n edits of each kind.
+`python benchmarks/edits.py --split test --strength 0.5` reports them. The oracle judges; n edits of each kind.
 """
 import argparse
 import itertools
 import json
 import time
-
 
 from mmgen.data.edits import KINDS, edits
 from mmgen.editing import CopyInput
@@ -20,10 +19,10 @@ def main():
     ask.add_argument("--split", default="validation")
     ask.add_argument("-n", type=int, default=200)
     ask.add_argument("--kinds", nargs="*", default=list(KINDS))
-    ask.add_argument("--strength", type=float, nargs="*", default=[0.5, 0.6, 0.7, 0.8, 0.9])
+    ask.add_argument("--strength", type=float, nargs="*", default=[0.3, 0.4, 0.5, 0.6, 0.7])
     ask.add_argument("--guidance", type=float, nargs="*", default=[3.0])
     ask.add_argument("--steps", type=int, nargs="*", default=[12])
-    ask.add_argument("--residual", type=int, nargs="*", default=[0, 1], help="0: decode plainly, 1: residually")
+    ask.add_argument("--decoding", nargs="*", default=["paired"], choices=SDEdit.decodings)
     ask.add_argument("--contrast", type=int, nargs="*", default=[1], help="0: guide away from the empty caption, 1: from the source's")
     given = ask.parse_args()
     oracle, pipeline = Oracle.load(device="cpu"), LatentDiffusion.load(given.model)
@@ -31,14 +30,15 @@ def main():
         some = edits(kind, given.n, given.split)
         for baseline in (CopyInput(), Reconstruction(pipeline)):
             print(json.dumps({"kind": kind, "editor": baseline.name} | score_editor(oracle, baseline, some)[0]), flush=True)
-        for strength, guidance, steps, contrast, residual in itertools.product(
-                given.strength, given.guidance, given.steps, given.contrast, given.residual):
+        for strength, guidance, steps, contrast, decoding in itertools.product(
+                given.strength, given.guidance, given.steps, given.contrast, given.decoding):
             start = time.perf_counter()
-            which = SDEdit(pipeline, residual=bool(residual), guidance=guidance, steps=steps, contrast=bool(contrast))
+            which = SDEdit(pipeline, decoding=decoding, guidance=guidance, steps=steps, contrast=bool(contrast))
             scores, _ = score_editor(oracle, which, some, strength)
             scores = {name: round(value, 4) for name, value in scores.items()}
             print(json.dumps({"kind": kind, "editor": "sdedit", "strength": strength, "guidance": guidance, "steps": steps,
-                              "contrast": bool(contrast), "residual": bool(residual)} | scores | {"seconds per edit": round((time.perf_counter() - start) / given.n, 3)}), flush=True)
+                              "contrast": bool(contrast), "decoding": decoding} | scores
+                             | {"seconds per edit": round((time.perf_counter() - start) / given.n, 3)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def editors() -> list[str]:
 def editor(
     name: str,  # one of `editors()`
     device=None,  # torch device; default: the best one there is
-    **options,  # the editor's own: model="…" for other weights, residual=True, …
+    **options,  # the editor's own: model="…" for other weights, decoding="plain", …
 ) -> Editor:
     "Builds an Editor from packaged or given weights."
     if name not in EDITORS:

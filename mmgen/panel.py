@@ -62,9 +62,9 @@ def build_editor(
     config: EditConfig,
 ) -> Editor:
     "The Editor that a configuration names, with the dials that it has."
-    dials = {} if config.editor == "copy-input" else {"model": config.model, "residual": config.residual}
+    dials = {} if config.editor == "copy-input" else {"model": config.model}
     if config.editor == "sdedit":
-        dials |= {"guidance": config.guidance, "steps": config.steps, "seed": config.seed, "contrast": config.contrast}
+        dials |= {"decoding": config.decoding, "guidance": config.guidance, "steps": config.steps, "seed": config.seed, "contrast": config.contrast}
     return editor(config.editor, config.device, **dials)
 
 
@@ -90,7 +90,7 @@ def panel(
     image: np.ndarray,  # uint8 (H, W, 3)
     source: str,
     prompt: str,
-    strength: float = 0.7,
+    strength: float = 0.5,
     guidance: float = 3.0,
 ):
     "An ipywidgets box: prompt, strength, guidance, a button, and source and result side by side."

@@ -152,19 +152,20 @@ class EditConfig(Settings):
     source: str = "" # what is in the image, as tags: brown hair, blue eyes, ...; empty: not known
     # the wish
     prompt: str = "green hair" # a tag, or a caption of the wanted image
-    strength: float = 0.7 # 0 reconstructs, 1 edits hardest
+    strength: float = 0.5 # 0 reconstructs, 1 edits hardest
     # how
     editor: str = "sdedit" # one of mmgen.editors()
     model: str = "ldm-portraits" # packaged name or folder of the model
     guidance: float = 3.0 # classifier-free guidance scale; 1: off
     steps: int = 12 # denoising steps
     contrast: bool = True # guide away from what `source` says; False: from the empty caption
-    residual: bool = True # decode residually: source + D(edit) - D(source)
+    decoding: str = "paired" # paired, residual or plain; see 32e_editing
     seed: int = 0 # of the noise
     device: str | None = None # cpu, cuda, ...; None: the best one present
     run_id: str | None = None # folder below reports/runs; None: made of time and four random letters
 
     job: ClassVar[str] = "edit"
+    choices: ClassVar[dict] = {"decoding": ("paired", "residual", "plain")}
 
 # %% ../nbs/02_presets.ipynb #886a4454
 @dataclass(frozen=True)
@@ -207,14 +208,15 @@ class LDMConfig(Job):
     sample_images: int = 32 # pictures sampled from held-out captions
     edit_images: int = 16 # held-out portraits that are edited
     edit_tags: str = "green hair, blue hair, sunglasses" # the edits that are tried
-    edit_strength: float = 0.7 # 0 keeps the image, 1 forgets it
-    residual: bool = True # edits are decoded residually: source + D(edit) - D(source)
+    edit_strength: float = 0.5 # 0 keeps the image, 1 forgets it
+    decoding: str = "paired" # of edits: paired, residual or plain; see 32e_editing
 
     job: ClassVar[str] = "ldm"
     choices: ClassVar[dict] = Job.choices | {
         "optimizer": ("adamw", "muon"), "prediction": ("eps", "v", "flow"), "latent_scale": ("channel", "scalar"),
         "noise_schedule": ("linear", "scaled_linear", "cosine"),
-        "sampler": ("ddpm", "ddim", "dpmsolver++", "unipc", "euler", "heun")}
+        "sampler": ("ddpm", "ddim", "dpmsolver++", "unipc", "euler", "heun"),
+        "decoding": ("paired", "residual", "plain")}
     lists: ClassVar[dict] = {"unet_channels": int, "attention_levels": int, "edit_tags": str}
 
     def __post_init__(self):

@@ -12,8 +12,8 @@ from mmgen.ldm.pipeline import random_pipeline
 PIPELINE = random_pipeline()
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 TEXTS = ["green hair", "smile", ""]
-ALL = {"copy-input": CopyInput(), "reconstruction": Reconstruction(PIPELINE), "sdedit": SDEdit(PIPELINE, steps=2),
-       "sdedit, residual": SDEdit(PIPELINE, steps=2, residual=True)}
+ALL = {"copy-input": CopyInput(), "reconstruction": Reconstruction(PIPELINE),
+       **{f"sdedit, {decoding}": SDEdit(PIPELINE, steps=2, decoding=decoding) for decoding in SDEdit.decodings}}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -42,12 +42,12 @@ def test_bad_input_gets_one_sentence(name, change, said):
 
 def test_another_size_is_refused_by_a_latent_editor():
     with pytest.raises(EditError, match="32×32"):
-        ALL["sdedit"].edit(torch.zeros(1, 3, 64, 64), [""], ["smile"])
+        ALL["sdedit, plain"].edit(torch.zeros(1, 3, 64, 64), [""], ["smile"])
     check_edit(torch.zeros(1, 3, 64, 64), [""], ["smile"], None)
 
 
 def test_strength_zero_reconstructs_and_residual_decoding_returns_the_input():
-    plain = ALL["sdedit"].edit(IMAGES, TEXTS, TEXTS, 0.0)
+    plain = ALL["sdedit, plain"].edit(IMAGES, TEXTS, TEXTS, 0.0)
     assert torch.equal(plain, ALL["reconstruction"].edit(IMAGES, TEXTS, TEXTS))
     assert not torch.allclose(plain, IMAGES, atol=0.05)
     assert torch.allclose(ALL["sdedit, residual"].edit(IMAGES, TEXTS, TEXTS, 0.0), IMAGES, atol=1e-5)
@@ -60,11 +60,25 @@ def test_strength_is_a_dial():
 
 
 def test_guidance_away_from_the_source_pushes_nowhere_where_nothing_is_asked():
-    away, off = (SDEdit(PIPELINE, steps=2, guidance=g) for g in (7.0, 1.0))
+    away, off = (SDEdit(PIPELINE, steps=2, guidance=g, decoding="plain") for g in (7.0, 1.0))
     assert torch.allclose(away.edit(IMAGES, TEXTS, TEXTS, 0.8), off.edit(IMAGES, TEXTS, TEXTS, 0.8), atol=1e-4)
-    unknown, empty = ["", "", ""], SDEdit(PIPELINE, steps=2, guidance=7.0, contrast=False)
+    unknown, empty = ["", "", ""], SDEdit(PIPELINE, steps=2, guidance=7.0, contrast=False, decoding="plain")
     assert torch.allclose(away.edit(IMAGES, unknown, TEXTS, 0.8), empty.edit(IMAGES, unknown, TEXTS, 0.8), atol=1e-4)
     assert not torch.allclose(away.edit(IMAGES, TEXTS[::-1], TEXTS, 0.8), empty.edit(IMAGES, TEXTS[::-1], TEXTS, 0.8), atol=1e-3)
+
+
+def test_paired_decoding_returns_the_input_where_the_captions_agree():
+    for strength in (0.2, 0.9):
+        assert torch.allclose(ALL["sdedit, paired"].edit(IMAGES, TEXTS, TEXTS, strength), IMAGES, atol=1e-4)
+    source = SDEdit(PIPELINE, steps=2, guidance=1.0, decoding="plain").edit(IMAGES / 2, TEXTS[::-1], TEXTS[::-1], 0.5)
+    target, paired = (SDEdit(PIPELINE, steps=2, decoding=d).edit(IMAGES / 2, TEXTS[::-1], TEXTS, 0.5) for d in ("plain", "paired"))
+    inside = (target.abs() < 1) & (source.abs() < 1)  # neither was clamped
+    assert inside.float().mean() > 0.5 and torch.allclose(paired[inside], (IMAGES / 2 + target - source).clamp(-1, 1)[inside], atol=1e-4)
+
+
+def test_an_unknown_decoding_is_refused():
+    with pytest.raises(EditError, match="must be one of paired, residual, plain, not 'pared'"):
+        SDEdit(PIPELINE, decoding="pared")
 
 
 def test_residual_decoding_is_the_formula():

@@ -8,7 +8,7 @@ __all__ = ['residual_decode', 'LatentEditor', 'Reconstruction', 'SDEdit', 'edite
 # %% ../../nbs/32e_editing.ipynb #c3f6bce2
 import torch
 
-from ..editing import check_edit
+from ..editing import EditError, check_edit
 from .pipeline import LatentDiffusion
 
 # %% ../../nbs/32e_editing.ipynb #cff21a89
@@ -24,23 +24,31 @@ def residual_decode(
 
 # %% ../../nbs/32e_editing.ipynb #09c9ba46
 class LatentEditor:
-    "What the diffusion Editors share: encode, change the latents, decode plainly or residually."
+    "What the diffusion Editors share: encode, change the latents, decode."
 
     name, strength = "latent", 0.5
+    decodings = ("plain", "residual")
 
     def __init__(
         self,
         model: str | LatentDiffusion = "ldm-portraits",  # a name, a folder or a pipeline
         device=None,
-        residual: bool = False,  # decode residually
+        decoding: str | None = None,  # one of `decodings`; None: the first
         batch_size: int = 32,
     ):
+        decoding = self.decodings[0] if decoding is None else decoding
+        if decoding not in self.decodings:
+            raise EditError(f"{self.name}: decoding must be one of {', '.join(self.decodings)}, not {decoding!r}.")
         self.pipeline = model if isinstance(model, LatentDiffusion) else LatentDiffusion.load(model, device)
-        self.residual, self.batch_size = residual, batch_size
+        self.decoding, self.batch_size = decoding, batch_size
 
     def latents(self, z, source, target, strength):
         "The edited latents; what a subclass provides."
         raise NotImplementedError
+
+    def reference(self, z, source, strength):
+        "The latents whose picture is taken off."
+        return z
 
     @torch.no_grad()
     def edit(
@@ -59,10 +67,11 @@ class LatentEditor:
             x = images[some].to(self.pipeline.device)
             z = self.pipeline.encode(x)
             edited = self.latents(z, source[some], target[some], strength)
-            if self.residual:
-                parts.append(residual_decode(self.pipeline.decode, x, z, edited).cpu())
-            else:
+            if self.decoding == "plain":
                 parts.append(self.pipeline.decode(edited).clamp(-1, 1).cpu())
+            else:
+                before = self.reference(z, source[some], strength)
+                parts.append(residual_decode(self.pipeline.decode, x, before, edited).cpu())
         return torch.cat(parts) if parts else images.clone()
 
 
@@ -79,13 +88,14 @@ class Reconstruction(LatentEditor):
 class SDEdit(LatentEditor):
     "Noise the latents to `strength`, denoise them under the target caption."
 
-    name, strength = "sdedit", 0.7
+    name, strength = "sdedit", 0.5
+    decodings = ("paired", "residual", "plain")
 
     def __init__(
         self,
         model: str | LatentDiffusion = "ldm-portraits",
         device=None,
-        residual: bool = False,
+        decoding: str | None = None,
         batch_size: int = 32,
         steps: int = 12,  # denoising steps
         guidance: float = 3.0,  # classifier-free guidance; 1: off
@@ -93,12 +103,17 @@ class SDEdit(LatentEditor):
         seed: int = 0,
         contrast: bool = True,  # guide away from the source's caption; False: from the empty one
     ):
-        super().__init__(model, device, residual, batch_size)
+        super().__init__(model, device, decoding, batch_size)
         self.steps, self.guidance, self.method, self.seed, self.contrast = steps, guidance, method, seed, contrast
 
     def latents(self, z, source, target, strength):
         negative = source if self.contrast else None
         return self.pipeline.renoise(z, target, strength, self.steps, self.guidance, self.method, self.seed, negative)
+
+    def reference(self, z, source, strength):
+        if self.decoding != "paired":
+            return z
+        return self.pipeline.renoise(z, source, strength, self.steps, 1.0, self.method, self.seed)
 
 # %% ../../nbs/32e_editing.ipynb #d4992d1b
 def edited_caption(

@@ -197,7 +197,7 @@ def _show(config, run, pipeline):
     order = [k for at in range(0, n, cols) for k in (*range(at, min(at + cols, n)), *range(n + at, n + min(at + cols, n)))]
     run.figure("samples", image_grid(rows[order], cols=cols))
 
-    editor = SDEdit(pipeline, residual=config.residual, steps=config.sampler_steps, guidance=config.guidance, method=config.sampler,
+    editor = SDEdit(pipeline, decoding=config.decoding, steps=config.sampler_steps, guidance=config.guidance, method=config.sampler,
                     seed=config.seed)
     some = config.edit_images
     x = to_float(images[:some])
