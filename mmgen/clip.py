@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['START', 'END', 'OPENAI_MEAN', 'OPENAI_STD', 'train_tokenizer', 'build_clip', 'CLIP', 'embed', 'retrieval',
-           'attribute_prompts', 'zero_shot', 'similarity_figure']
+           'attribute_prompts', 'describe', 'zero_shot', 'similarity_figure']
 
 # %% ../nbs/31_clip.ipynb #d22e2266
 import json
@@ -198,6 +198,17 @@ def attribute_prompts(style: str = "adventurer") -> dict[str, list[str]]:
     return {"hair_color": list(colors["hair_color"]), "eyes_color": list(colors["eyes_color"]),
             "skin": list(colors["skin"]), "glasses": ["no glasses", "glasses", "sunglasses"],
             "hair_length": list(LENGTHS)}
+
+
+def describe(
+    clip: CLIP,
+    image: np.ndarray,  # uint8 (H, W, 3)
+    prompts: dict[str, list[str]] | None = None,  # attribute → texts; default: `attribute_prompts`
+) -> str:  # a caption
+    "The nearest text of each attribute, joined by commas; what is absent is not mentioned."
+    seen = embed(lambda x: clip.images(to_float(x)), image[None])
+    best = [texts[int((seen @ embed(clip.text, texts).T).argmax())] for texts in (prompts or attribute_prompts()).values()]
+    return ", ".join(text for text in best if not text.startswith("no "))
 
 
 def zero_shot(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .clip import describe
 from .core import to_float, to_uint8
 from .data import portraits
 from .data.captions import caption
@@ -22,11 +23,14 @@ from .presets import EditConfig
 # %% ../nbs/05b_panel.ipynb #33452c3d
 def open_source(
     config: EditConfig,
-    size: int = 64,  # pixels
-) -> tuple[np.ndarray, str]:  # uint8 (size, size, 3), caption
-    "The image to edit and what is known of it; without a file a held-out portrait, whose tags are known."
+    which: Editor,
+) -> tuple[np.ndarray, str]:  # uint8 (size, size, 3) at the Editor's size, caption
+    "The image to edit and its tags: those given, else what CLIP sees; without a file a held-out portrait, whose tags are known."
+    pipeline = getattr(which, "pipeline", None)
+    size = pipeline.size if pipeline else 64
     if config.image:
-        return open_image(config.image, size), config.source
+        image = open_image(config.image, size)
+        return image, config.source or (describe(pipeline.text_encoder, image) if pipeline else "")
     face = portraits.sample(portraits.SPLITS["test"][0] + 7)
     return portraits.render(face, size), config.source or caption(portraits.tags(face))
 
@@ -64,7 +68,7 @@ def build_editor(
     "The Editor that a configuration names, with the dials that it has."
     dials = {} if config.editor == "copy-input" else {"model": config.model}
     if config.editor == "sdedit":
-        dials |= {"decoding": config.decoding, "guidance": config.guidance, "steps": config.steps, "seed": config.seed, "contrast": config.contrast}
+        dials |= {name: getattr(config, name) for name in ("decoding", "guidance", "steps", "contrast", "seed")}
     return editor(config.editor, config.device, **dials)
 
 

@@ -149,7 +149,7 @@ class EditConfig(Settings):
     "edit: one image, one wish in words; section 4.4."
     # the image
     image: str = "" # a picture file, any size; empty: a held-out portrait
-    source: str = "" # what is in the image, as tags: brown hair, blue eyes, ...; empty: not known
+    source: str = "" # what is in the image, as tags: brown hair, ...; empty: CLIP looks
     # the wish
     prompt: str = "green hair" # a tag, or a caption of the wanted image
     strength: float = 0.5 # 0 reconstructs, 1 edits hardest
@@ -207,7 +207,7 @@ class LDMConfig(Job):
     guidance: float = 3.0 # classifier-free guidance scale; 1: off
     sample_images: int = 32 # pictures sampled from held-out captions
     edit_images: int = 16 # held-out portraits that are edited
-    edit_tags: str = "green hair, blue hair, sunglasses" # the edits that are tried
+    edit_tags: str = "green hair, red eyes, sunglasses, long hair" # the edits that are tried
     edit_strength: float = 0.5 # 0 keeps the image, 1 forgets it
     decoding: str = "paired" # of edits: paired, residual or plain; see 32e_editing
 

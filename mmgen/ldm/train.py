@@ -14,6 +14,7 @@ import torch
 from ..clip import CLIP
 from ..core import image_grid, pick_device, seed_everything, to_float
 from ..files import sha256
+from ..data import portraits
 from ..data.captions import as_tags, caption
 from ..data.edits import KINDS, as_batch, edits
 from ..data.loading import Batches, cached, load_source, to_arrays
@@ -201,8 +202,12 @@ def _show(config, run, pipeline):
                     seed=config.seed)
     some = config.edit_images
     x = to_float(images[:some])
-    strips = [x] + [editor.edit(x, texts[:some], [edited_caption(text, tag) for text in texts[:some]], config.edit_strength)
-                    for tag in config.edits]
+    strips = [x]
+    for tag in config.edits:
+        wanted = [edited_caption(text, tag) for text in texts[:some]]
+        strips.append(editor.edit(x, texts[:some], wanted, config.edit_strength))
+        if config.data == "portraits":
+            strips.append(to_float(np.stack([_exact(seed, tag, config.size) for seed in shown["seed"][:some]])))
     run.figure("edits", image_grid(torch.cat(strips), cols=some))
     if config.data == "portraits" and config.held_out and _has_oracle():
         oracle = Oracle.load()
@@ -212,6 +217,14 @@ def _show(config, run, pipeline):
             run.metric(f"{kind}: rest kept", scores["kept"], n=scores["n"], judge="oracle", strength=config.edit_strength)
             run.metric(f"{kind}: skill", scores["skill"], n=scores["n"], strength=config.edit_strength)
     return {"samples": rows[order], "edits": torch.cat(strips)}
+
+
+def _exact(seed, tag, size):
+    "The portrait with the tag made true, drawn by the renderer; white where it cannot be."
+    try:
+        return portraits.render(portraits.change(portraits.sample(seed), tag), size)
+    except portraits.PortraitError:
+        return np.full((size, size, 3), 255, np.uint8)
 
 
 def _has_oracle():

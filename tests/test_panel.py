@@ -1,0 +1,37 @@
+"""What edit.ipynb shows: which image, which captions, which dials."""
+from PIL import Image
+
+from mmgen.clip import CLIP
+from mmgen.data import portraits
+from mmgen.editing import CopyInput
+from mmgen.ldm.editing import Reconstruction, SDEdit
+from mmgen.ldm.pipeline import LatentDiffusion, random_pipeline
+from mmgen.panel import build_editor, edit_image, open_source, side_by_side, wanted_caption
+from mmgen.presets import EditConfig
+
+
+def test_an_image_without_tags_is_described(tmp_path):
+    face = next(face for face in map(portraits.sample, portraits.seeds(50, "test")) if "green hair" in portraits.tags(face))
+    Image.fromarray(portraits.render(face, 200)).save(tmp_path / "me.png")
+    which = Reconstruction(random_pipeline())
+    which.pipeline.text_encoder = CLIP.load("clip-portraits", "cpu")
+    image, known = open_source(EditConfig(image=str(tmp_path / "me.png")), which)
+    assert image.shape == (32, 32, 3) and "green hair" in known
+    assert open_source(EditConfig(image=str(tmp_path / "me.png"), source="smile"), which)[1] == "smile"
+    assert open_source(EditConfig(image=str(tmp_path / "me.png")), CopyInput())[1] == ""
+
+
+def test_a_tag_changes_the_known_caption_and_anything_else_replaces_it():
+    assert wanted_caption("brown hair, smile", "green hair") == "green hair, smile"
+    assert wanted_caption("brown hair, smile", "a girl in the rain") == "a girl in the rain"
+    assert wanted_caption("", "green hair") == "green hair"
+
+
+def test_the_dials_reach_the_editor(monkeypatch):
+    monkeypatch.setattr(LatentDiffusion, "load", classmethod(lambda cls, name, device=None: random_pipeline()))
+    which = build_editor(EditConfig(decoding="plain", guidance=2.0, steps=3, contrast=False, seed=5))
+    assert isinstance(which, SDEdit)
+    assert (which.decoding, which.guidance, which.steps, which.contrast, which.seed) == ("plain", 2.0, 3, False, 5)
+    image = portraits.render(portraits.sample(1), 32)
+    assert edit_image(which, image, "", "green hair", 0.5).shape == image.shape
+    assert side_by_side(image, image, height=64, gap=4).size == (132, 64)
