@@ -128,7 +128,7 @@ class Job(Settings):
     weight_decay: float = 0.01 # decoupled weight decay
     grad_clip: float = 1.0 # largest norm of the gradient; 0: no limit
     ema_decay: float = 0.999 # decay of the weights' running average
-    mixed_precision: str = "no" # no, bf16 or fp16
+    mixed_precision: str = "no" # no, bf16, fp16 or auto: bf16 where that is fast
     checkpoint_every: int = 1_000 # steps between checkpoints
     log_every: int = 50 # steps between progress lines
     sample_every: int = 0 # steps between validation pictures; 0: only at the end
@@ -136,7 +136,7 @@ class Job(Settings):
     job: ClassVar[str] = "job"
     choices: ClassVar[dict] = {
         "preset": ("smoke", "small", "gpu", "paper"), "lr_schedule": ("constant", "linear", "cosine"),
-        "mixed_precision": ("no", "bf16", "fp16")}
+        "mixed_precision": ("no", "bf16", "fp16", "auto")}
 
     @property
     def scaled_lr(self) -> float:
@@ -172,11 +172,14 @@ class EditConfig(Settings):
 class LDMConfig(Job):
     "train_ldm: the text-conditional UNet on the latents of a frozen autoencoder; sections 3.2 and 4.3."
     # training
-    optimizer: str = "adamw" # adamw or muon
-    steps: int = 4_000 # optimiser steps
-    max_seconds: float | None = 420.0 # time limit of the training loop, seconds; inf: none
-    batch_size: int = 128 # latents per step
-    warmup: int = 200 # steps of linear warm-up
+    optimizer: str = "muon" # muon or adamw
+    images: int = 12_000 # training images
+    steps: int = 100_000 # optimiser steps
+    max_seconds: float | None = 400.0 # time limit of the training loop, seconds; inf: none
+    batch_size: int = 64 # latents per step
+    lr: float = 3e-3 # peak learning rate
+    warmup: int = 30 # steps of linear warm-up
+    mixed_precision: str = "auto" # no, bf16, fp16 or auto: bf16 where that is fast
     # frozen models
     autoencoder: str = "autoencoder-portraits" # packaged name, folder or hub name of the autoencoder
     text_encoder: str = "clip-portraits" # packaged name, folder or hub name of the CLIP model
@@ -186,9 +189,9 @@ class LDMConfig(Job):
     tag_dropout: float = 0.1 # chance that a tag is left out of a caption
     caption_dropout: float = 0.1 # chance that the caption is left out, for guidance
     # UNet
-    unet_channels: str = "96,192" # channels of each level, finest first
+    unet_channels: str = "96,128" # channels of each level, finest first
     layers_per_block: int = 1 # residual blocks per level
-    attention_levels: str = "0,1" # levels with cross-attention, 0 is the finest
+    attention_levels: str = "1" # levels with cross-attention, 0 is the finest
     attention_heads: int = 4 # heads of each attention
     norm_groups: int = 32 # groups of the group norm
     pooled_text: bool = True # the pooled caption joins the noise level's embedding
@@ -387,13 +390,13 @@ PRESETS = {
             sample_images=4, edit_images=2, edit_tags="green hair", checkpoint_every=4, log_every=2),
         "small": LDMConfig(),
         "gpu": LDMConfig(
-            preset="gpu", images=100_000, held_out=500, size=128, steps=20_000, batch_size=256, lr=5e-4,
+            preset="gpu", images=100_000, held_out=500, size=128, steps=20_000, batch_size=256, lr=2e-3,
             warmup=500, ema_decay=0.9995, mixed_precision="bf16", unet_channels="192,384,384",
             layers_per_block=2, attention_levels="0,1,2", attention_heads=8, edit_images=32,
             checkpoint_every=5_000, log_every=200),
         "paper": LDMConfig(
             preset="paper", data="data/danbooru", images=300_000, size=256, steps=500_000, max_seconds=None,
-            batch_size=8, lr=5.6e-5, lr_batch=28, lr_schedule="constant", warmup=10_000, grad_clip=0.0,
+            optimizer="adamw", mixed_precision="no", batch_size=8, lr=5.6e-5, lr_batch=28, lr_schedule="constant", warmup=10_000, grad_clip=0.0,
             ema_decay=0.9999, autoencoder="autoencoder-paper", text_encoder="openai/clip-vit-large-patch14",
             latent_scale="scalar", pooled_text=False, caption_shuffle=False, tag_dropout=0.0, unet_channels="320,640,1280,1280", layers_per_block=2,
             attention_levels="0,1,2", attention_heads=8, gradient_checkpointing=True, prediction="eps",

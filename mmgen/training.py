@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from .checkpoints import find_checkpoint, load_checkpoint, relative_name
 from .checkpoints import rng_state, save_checkpoint, set_rng_state
-from .core import image_grid, pick_device, seed_everything
+from .core import fast_bf16, image_grid, pick_device, seed_everything
 
 # %% ../nbs/03_training.ipynb #114aeed7
 class Task:
@@ -199,6 +199,7 @@ def is_main() -> bool:
 def make_accelerator(device: str | None, mixed_precision: str) -> Accelerator:
     "An Accelerator for `device`; its global state is made anew, as a notebook may train in two precisions"
     device = pick_device(device)
+    if mixed_precision == "auto": mixed_precision = "bf16" if fast_bf16(device) else "no"
     if device.type == "cuda" and device.index is not None: torch.cuda.set_device(device)
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     unused = DistributedDataParallelKwargs(find_unused_parameters=True) # those of the other optimisers
@@ -225,7 +226,7 @@ def train(
     weight_decay: float = 0.0, # for `task.optimizers`
     ema_decay: float = 0.999, # limit of the average's decay, see `update_ema`
     grad_clip: float = 1.0, # largest norm of an optimiser's gradient; 0: no limit
-    mixed_precision: str = "no", # "no", "bf16" or "fp16"
+    mixed_precision: str = "no", # "no", "bf16", "fp16" or "auto": bf16 where that is fast
     checkpoint_every: int = 0, # steps; 0: only at the end
     log_every: int = 50, # steps
     sample_every: int = 0, # steps; 0: never

@@ -21,11 +21,12 @@ def step(net, optimizer, seed):
     optimizer.zero_grad()
 
 
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("shape", [(8, 8), (4, 64), (64, 4)])
-def test_orthogonalise_agrees_with_the_singular_vectors(shape):
+def test_orthogonalise_agrees_with_the_singular_vectors(shape, bf16):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    found = orthogonalise(matrix)
+    found = orthogonalise(matrix, bf16=bf16)
     values = torch.linalg.svdvals(found)
     assert 0.6 < values.min() and values.max() < 1.3
     assert torch.nn.functional.cosine_similarity(found.flatten(), (u @ v).flatten(), dim=0) > 0.97
