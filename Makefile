@@ -14,7 +14,7 @@ $(VENV)/.installed: settings.ini setup.py pyproject.toml constraints.txt
 
 run: $(VENV)/.installed
 	mkdir -p reports/runs
-	$(BIN)/papermill nbs/train_ldm.ipynb reports/runs/train_ldm-$(STAMP).ipynb -p run_id ldm-$(STAMP)
+	$(BIN)/papermill nbs/train_ldm.ipynb reports/runs/train_ldm-$(STAMP).ipynb -p run_id ldm-$(STAMP) --log-output --no-progress-bar
 	@echo "The pictures and the record: reports/runs/ldm-$(STAMP)"
 
 test: $(VENV)/.installed notebooks
