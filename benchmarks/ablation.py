@@ -21,7 +21,7 @@ from mmgen.core import pick_device
 from mmgen.presets import config_for
 from mmgen.runs import Run
 
-RATES = {"adamw": 1e-3, "muon": 2e-3}
+RATES = {"adamw": 1e-3, "muon": 3e-3}
 SAMPLER = {"flow": "euler", "eps": "ddim", "v": "ddim"}
 
 
@@ -29,7 +29,7 @@ def main():
     ask = argparse.ArgumentParser()
     ask.add_argument("--seconds", type=float, default=120)
     ask.add_argument("--seeds", type=int, default=3)
-    ask.add_argument("--images", type=int, default=20_000)
+    ask.add_argument("--images", type=int, default=12_000)
     ask.add_argument("-n", type=int, default=500, help="samples that are judged")
     given = ask.parse_args()
     oracle = Oracle.load(device="cpu")
