@@ -6,8 +6,6 @@
 __all__ = ['open_source', 'wanted_caption', 'edit_image', 'build_editor', 'side_by_side', 'panel']
 
 # %% ../nbs/05b_panel.ipynb #761e0e36
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 
@@ -94,8 +92,8 @@ def panel(
     image: np.ndarray,  # uint8 (H, W, 3)
     source: str,
     prompt: str,
-    strength: float = 0.5,
-    guidance: float = 3.0,
+    strength: float = 0.75,  # 0 … 1
+    guidance: float = 1.5,  # 1: off
 ):
     "An ipywidgets box: prompt, strength, guidance, a button, and source and result side by side."
     import io

@@ -109,7 +109,7 @@ class Job(Settings):
     preset: str = "small" # smoke, small, gpu or paper
     seed: int = 0 # seed of everything random
     device: str | None = None # cpu, cuda, cuda:1, ...; None: the best one present
-    run_id: str | None = None # folder below reports/runs; None: made of job, time and four random letters
+    run_id: str | None = None # folder below reports/runs; None: made of job, time and four hex digits
     resume_from: str | None = None # checkpoint or run folder to go on from; None: start anew
     tensorboard: bool = False # also write TensorBoard logs
     # data
@@ -131,7 +131,7 @@ class Job(Settings):
     mixed_precision: str = "no" # no, bf16, fp16 or auto: bf16 where that is fast
     checkpoint_every: int = 1_000 # steps between checkpoints
     log_every: int = 50 # steps between progress lines
-    sample_every: int = 0 # steps between validation pictures; 0: only at the end
+    sample_every: int = 0 # steps between pictures (autoencoder, ldm); 0: at the end
 
     job: ClassVar[str] = "job"
     choices: ClassVar[dict] = {
@@ -152,17 +152,17 @@ class EditConfig(Settings):
     source: str = "" # what is in the image, as tags: brown hair, ...; empty: CLIP looks
     # the wish
     prompt: str = "green hair" # a tag, or a caption of the wanted image
-    strength: float = 0.5 # 0 reconstructs, 1 edits hardest
+    strength: float = 0.75 # 0 reconstructs, 1 edits hardest
     # how
     editor: str = "sdedit" # one of mmgen.editors()
     model: str = "ldm-portraits" # packaged name or folder of the model
-    guidance: float = 3.0 # classifier-free guidance scale; 1: off
+    guidance: float = 1.5 # classifier-free guidance scale; 1: off
     steps: int = 12 # denoising steps
     contrast: bool = True # guide away from what `source` says; False: from the empty caption
     decoding: str = "paired" # paired, residual or plain; see 32e_editing
     seed: int = 0 # of the noise
     device: str | None = None # cpu, cuda, ...; None: the best one present
-    run_id: str | None = None # folder below reports/runs; None: made of time and four random letters
+    run_id: str | None = None # folder below reports/runs; None: made of time and four hex digits
 
     job: ClassVar[str] = "edit"
     choices: ClassVar[dict] = {"decoding": ("paired", "residual", "plain")}
@@ -174,6 +174,7 @@ class LDMConfig(Job):
     # training
     optimizer: str = "muon" # muon or adamw
     images: int = 12_000 # training images
+    held_out: int = 200 # test portraits judged for each kind of edit
     steps: int = 100_000 # optimiser steps
     max_seconds: float | None = 400.0 # time limit of the training loop, seconds; inf: none
     batch_size: int = 64 # latents per step
@@ -185,8 +186,8 @@ class LDMConfig(Job):
     text_encoder: str = "clip-portraits" # packaged name, folder or hub name of the CLIP model
     latent_scale: str = "channel" # latents of variance one by channel, or as a whole (scalar)
     # captions
-    caption_shuffle: bool = True # shuffle the tags of a caption each time it is seen
-    tag_dropout: float = 0.1 # chance that a tag is left out of a caption
+    caption_shuffle: bool = True # shuffle a caption's tags (once, if states are in memory)
+    tag_dropout: float = 0.1 # chance that a tag is left out (once, likewise)
     caption_dropout: float = 0.1 # chance that the caption is left out, for guidance
     # UNet
     unet_channels: str = "96,128" # channels of each level, finest first
@@ -207,11 +208,11 @@ class LDMConfig(Job):
     # pictures at the end
     sampler: str = "euler" # ddpm, ddim, dpmsolver++, unipc, euler or heun
     sampler_steps: int = 12 # denoising steps
-    guidance: float = 3.0 # classifier-free guidance scale; 1: off
+    guidance: float = 1.5 # classifier-free guidance scale; 1: off
     sample_images: int = 32 # pictures sampled from held-out captions
     edit_images: int = 16 # held-out portraits that are edited
     edit_tags: str = "green hair, red eyes, sunglasses, long hair" # the edits that are tried
-    edit_strength: float = 0.5 # 0 keeps the image, 1 forgets it
+    edit_strength: float = 0.75 # 0 keeps the image, 1 forgets it
     decoding: str = "paired" # of edits: paired, residual or plain; see 32e_editing
 
     job: ClassVar[str] = "ldm"

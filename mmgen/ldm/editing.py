@@ -43,11 +43,11 @@ class LatentEditor:
         self.decoding, self.batch_size = decoding, batch_size
 
     def latents(self, z, source, target, strength):
-        "The edited latents; what a subclass provides."
+        "The edited latents (B, c, h, w); what a subclass provides."
         raise NotImplementedError
 
     def reference(self, z, source, strength):
-        "The latents whose picture is taken off."
+        "The latents (B, c, h, w) whose decoding is subtracted."
         return z
 
     @torch.no_grad()
@@ -76,7 +76,7 @@ class LatentEditor:
 
 
 class Reconstruction(LatentEditor):
-    "The autoencoder alone: the ceiling of what any latent edit can preserve."
+    "The autoencoder alone: what a plainly decoded latent edit can preserve at best."
 
     name, strength = "reconstruction", 0.0
 
@@ -88,7 +88,7 @@ class Reconstruction(LatentEditor):
 class SDEdit(LatentEditor):
     "Noise the latents to `strength`, denoise them under the target caption."
 
-    name, strength = "sdedit", 0.5
+    name, strength = "sdedit", 0.75
     decodings = ("paired", "residual", "plain")
 
     def __init__(
@@ -98,7 +98,7 @@ class SDEdit(LatentEditor):
         decoding: str | None = None,
         batch_size: int = 32,
         steps: int = 12,  # denoising steps
-        guidance: float = 3.0,  # classifier-free guidance; 1: off
+        guidance: float = 1.5,  # classifier-free guidance; 1: off
         method: str = "euler",  # see `mmgen.ldm.pipeline.sampler`
         seed: int = 0,
         contrast: bool = True,  # guide away from the source's caption; False: from the empty one
