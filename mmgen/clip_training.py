@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel
 
 from .clip import (CLIP, OPENAI_MEAN, OPENAI_STD, build_clip, retrieval, similarity_figure,
                         train_tokenizer, zero_shot)
@@ -178,6 +178,7 @@ def train_clip(
                    mixed_precision=config.mixed_precision, checkpoint_every=config.checkpoint_every,
                    log_every=config.log_every, max_seconds=config.max_seconds, resume_from=config.resume_from,
                    tensorboard=config.tensorboard)
+    run.checkpoint(result.checkpoint)
     clip = CLIP(result.ema.float(), tokenizer, config.device)
     results = judge(clip, held_images, held_tags, run)
     few = [caption(as_tags(row)) for row in held_tags[:8]]

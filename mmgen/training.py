@@ -155,7 +155,7 @@ def graceful_stop() -> Iterator[SimpleNamespace]:
 
 def wants_bar() -> bool:
     "A bar in JupyterLab and in a terminal, lines under papermill"
-    return "PAPERMILL" not in os.environ and ("JPY_SESSION_NAME" in os.environ or sys.stderr.isatty())
+    return "JPY_SESSION_NAME" in os.environ or sys.stderr.isatty()
 
 def progress_line(step: int, steps: int, values: dict, seconds: float, done: float) -> str:
     "What is printed every `log_every` steps; `done` is the share of the run, 0..1"
@@ -206,6 +206,7 @@ def make_accelerator(device: str | None, mixed_precision: str) -> Accelerator:
     return Accelerator(cpu=device.type == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[unused])
 
 class TrainResult(NamedTuple):
+    "What `train` returns"
     step: int # updates done, those before a resume included
     seconds: float # in the loop, those before a resume included
     ema: nn.Module # averaged weights

@@ -19,7 +19,7 @@ from torch import nn
 
 from mmgen import checkpoints as ck
 from mmgen.checkpoints import CheckpointError, checkpoints, find_checkpoint, read_checkpoint
-from mmgen.training import Task, TrainingDiverged, lr_factor, train, update_ema
+from mmgen.training import Task, TrainingDiverged, lr_factor, make_accelerator, train, update_ema
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = dict(steps=40, batch_size=8, lr=0.02, seed=3, warmup=5, schedule="cosine", weight_decay=0.01,
@@ -283,6 +283,12 @@ def test_bfloat16_after_float32(tmp_path):
     assert seen == [torch.float32]*2 + [torch.bfloat16]*2
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_precision_follows_the_processor(fast, monkeypatch):
+    monkeypatch.setattr("mmgen.training.fast_bf16", lambda device: fast)
+    assert make_accelerator("cpu", "auto").mixed_precision == ("bf16" if fast else "no")
+
+
 def test_tensorboard_and_samples(tmp_path):
     run = FakeRun(tmp_path)
     train(Noisy(), Points(), run, **SETTINGS, tensorboard=True, sample_every=25)
@@ -292,13 +298,11 @@ def test_tensorboard_and_samples(tmp_path):
 
 def test_bar_or_lines(monkeypatch):
     from mmgen.training import wants_bar
-    for name in ("PAPERMILL", "JPY_SESSION_NAME"): monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     monkeypatch.setattr(sys, "stderr", open(os.devnull, "w"))
     assert not wants_bar()
     monkeypatch.setenv("JPY_SESSION_NAME", "x.ipynb")
     assert wants_bar()
-    monkeypatch.setenv("PAPERMILL", "1")
-    assert not wants_bar()
 
 
 def test_two_processes_share_gradients(tmp_path):

@@ -23,11 +23,13 @@ def linear(x: Tensor, # (..., in)
     return F.conv2d(image, weight[:, :, None, None], bias).permute(0, 2, 3, 1).flatten(1, 2)
 
 class Linear(nn.Linear):
+    "(..., in) -> (..., out), by `linear`"
     def forward(self, x): return linear(x, self.weight, self.bias)
 
 # %% ../../nbs/32c1_attention.ipynb #69f38ac1
 # Vaswani et al. 2017, eq. 1; LDM (Rombach et al. 2022), section 3.3
 class Attention(nn.Module):
+    "Tokens (B, N, dim) -> (B, N, dim): among themselves or, with `kv`, to T tokens of a text"
     def __init__(self, dim: int, heads: int, context_dim: int | None = None):
         super().__init__()
         self.heads = heads
@@ -46,6 +48,7 @@ class Attention(nn.Module):
 
 # Shazeer 2020: GEGLU, x·W₁ ⊙ gelu(x·W₂)
 class GEGLU(nn.Module):
+    "(..., dim) -> (..., width)"
     def __init__(self, dim: int, width: int):
         super().__init__()
         self.proj = Linear(dim, 2 * width)
@@ -55,6 +58,7 @@ class GEGLU(nn.Module):
         return value * F.gelu(gate)
 
 class FeedForward(nn.Module):
+    "(..., dim) -> (..., dim), `mult` times as wide inside"
     def __init__(self, dim: int, mult: int = 4):
         super().__init__()
         self.net = nn.Sequential(GEGLU(dim, dim * mult), nn.Identity(), Linear(dim * mult, dim))
@@ -63,6 +67,7 @@ class FeedForward(nn.Module):
 
 # LDM, appendix E.2.1: self-attention, cross-attention to the text, feed-forward, each on normalised tokens
 class BasicTransformerBlock(nn.Module):
+    "Tokens (B, N, dim) -> (B, N, dim)"
     def __init__(self, dim: int, heads: int, context_dim: int):
         super().__init__()
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
@@ -76,6 +81,7 @@ class BasicTransformerBlock(nn.Module):
 
 # %% ../../nbs/32c1_attention.ipynb #6ee7c363
 class Transformer2DModel(nn.Module):
+    "Feature map (B, dim, h, w) -> (B, dim, h, w), every pixel a token"
     first = 0 # place of this module's first block in the model's list of keys and values
 
     def __init__(self, dim: int, heads: int, context_dim: int, depth: int = 1, groups: int = 32,
@@ -97,6 +103,7 @@ class Transformer2DModel(nn.Module):
 # %% ../../nbs/32c1_attention.ipynb #2a5cb63d
 # Radford et al. 2021, section 2.4: attention pooling
 class AttentionPooling(nn.Module):
+    "Tokens (B, T, dim) -> one vector (B, dim)"
     def __init__(self, dim: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -114,7 +121,7 @@ class AttentionPooling(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).flatten(1)
 
 class TextTimeEmbedding(nn.Module):
-    "A text as one vector of the noise level's width"
+    "Text states (B, T, dim) -> (B, width), the width of the noise level's embedding"
     def __init__(self, dim: int, width: int, heads: int):
         super().__init__()
         self.norm1, self.pool = nn.LayerNorm(dim), AttentionPooling(dim, heads)

@@ -221,8 +221,8 @@ class AutoencoderKL(nn.Module):
                  latent_channels: int = 4,           # c
                  norm_num_groups: int = 32,          # groups of each GroupNorm
                  sample_size: int = 32,              # image size it was trained at (information only)
-                 scaling_factor: float = 0.18215,    # 1 / sd of the latents (used by the pipeline)
-                 shift_factor: float | None = None,  # mean of the latents (used by the pipeline)
+                 scaling_factor: float = 0.18215,    # 1 / sd of the latents, for diffusers (our pipeline keeps its own, 32d)
+                 shift_factor: float | None = None,  # mean of the latents, likewise
                  latents_mean: tuple | None = None,  # per channel (information only)
                  latents_std: tuple | None = None,   # per channel (information only)
                  force_upcast: bool = True,          # half precision is unsafe (information only)

@@ -7,8 +7,6 @@ __all__ = ['reconstruction_nll', 'EfficientNetDistance', 'LPIPSDistance', 'perce
            'hinge_loss', 'adaptive_weight', 'AutoencoderGAN', 'AutoencoderTask', 'psnr', 'reconstruct', 'latent_scale']
 
 # %% ../../nbs/32a2_autoencoder_loss.ipynb #e509fdeb
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -28,7 +26,7 @@ def reconstruction_nll(x: torch.Tensor,     # images (B,C,H,W)
                        l2: float = 0.0,     # weight of the squared error
                        l4: float = 0.0,     # weight of the error's fourth power
                        ) -> torch.Tensor:   # summed over C,H,W, mean over B
-    "First sum of the loss of Rombach et al. 2022: ((|x-y| + l2 (x-y)² + l4 (x-y)⁴ + distance) / e^s + s)."
+    "First sum of the loss of Rombach et al. 2022, with our l2 and l4: ((|x-y| + l2 (x-y)² + l4 (x-y)⁴ + distance) / e^s + s)."
     error = (x - y).abs()
     if l2 or l4: error = error + (l2 + l4 * error.square()) * error.square()
     per_image = error.flatten(1).sum(1) + distance * x[0].numel()

@@ -7,16 +7,14 @@ __all__ = ['sampler', 'make_process', 'LatentDiffusion', 'random_pipeline']
 
 # %% ../../nbs/32d_pipeline.ipynb #f7d315cb
 import json
-from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ..clip import CLIP
 from ..core import pick_device, seed_everything
 from .autoencoder import AutoencoderKL
-from .diffusion import FlowMatching, make_schedule, noise_like, start
+from .diffusion import FlowMatching, make_schedule, start
 from .samplers import DiffusersSampler, Guided, ddim, ddpm, euler, heun
 from .unet import UNet2DConditionModel
 from ..weights import load_into, load_state, resolve, save_weights
@@ -85,7 +83,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        "Latents → images in [-1, 1], not clamped."
+        "Latents (B, c, h, w) → images (B, 3, H, W), about [-1, 1], not clamped."
         return self.autoencoder.decode(latents * self.std + self.mean)
 
     @torch.no_grad()

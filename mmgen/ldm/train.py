@@ -16,7 +16,7 @@ from ..core import image_grid, pick_device, seed_everything, to_float
 from ..files import sha256
 from ..data import portraits
 from ..data.captions import as_tags, caption
-from ..data.edits import KINDS, as_batch, edits
+from ..data.edits import KINDS, edits
 from ..data.loading import Batches, cached, load_source, to_arrays
 from .autoencoder import AutoencoderKL
 from .diffusion import diffusion_loss

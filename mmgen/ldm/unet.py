@@ -11,11 +11,12 @@ import inspect, json, math
 from pathlib import Path
 from typing import NamedTuple
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn, Tensor
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from .attention import BasicTransformerBlock, Linear, TextTimeEmbedding, Transformer2DModel
+from ..weights import WeightsError, load_into, load_state, resolve
 
 # %% ../../nbs/32c_unet.ipynb #ec496b78
 def timestep_embedding(t: Tensor, # noise levels, (B,), integer or float
@@ -33,6 +34,7 @@ def timestep_embedding(t: Tensor, # noise levels, (B,), integer or float
 
 # %% ../../nbs/32c_unet.ipynb #678578f2
 class TimestepEmbedding(nn.Module):
+    "(B, dim) -> (B, width)"
     def __init__(self, dim: int, width: int):
         super().__init__()
         self.linear_1, self.linear_2 = Linear(dim, width), Linear(width, width)
@@ -42,6 +44,7 @@ class TimestepEmbedding(nn.Module):
 # %% ../../nbs/32c_unet.ipynb #34789daa
 # DDPM (Ho et al. 2020), appendix B: residual block with the noise level added between its two convolutions
 class ResnetBlock2D(nn.Module):
+    "(B, cin, h, w) and the noise level (B, temb) -> (B, cout, h, w)"
     def __init__(self, cin: int, cout: int, temb: int, groups: int = 32, eps: float = 1e-5,
                  dropout: float = 0.):
         super().__init__()
@@ -58,6 +61,7 @@ class ResnetBlock2D(nn.Module):
 
 # %% ../../nbs/32c_unet.ipynb #5f8f4c93
 class Downsample2D(nn.Module):
+    "(B, dim, h, w) -> (B, dim, ⌈h/2⌉, ⌈w/2⌉)"
     def __init__(self, dim: int):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, stride=2, padding=1)
@@ -65,6 +69,7 @@ class Downsample2D(nn.Module):
     def forward(self, x): return self.conv(x)
 
 class Upsample2D(nn.Module):
+    "(B, dim, h, w) -> (B, dim, *size)"
     def __init__(self, dim: int):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
@@ -96,6 +101,7 @@ class Level(nn.Module):
         return self.run(self.attentions[i], x, kvs, bias) if hasattr(self, "attentions") else x
 
 class DownBlock(Level):
+    "One level on the way down: (B, cin, h, w) -> (B, cout, h/2, w/2) if `down`, and its feature maps"
     def __init__(self, cin, cout, n, down, resnet, attention):
         super().__init__([(cin if i == 0 else cout, cout) for i in range(n)], resnet, attention)
         self.downsamplers = nn.ModuleList([Downsample2D(cout)]) if down else None
@@ -107,6 +113,7 @@ class DownBlock(Level):
         return x, skips
 
 class MidBlock(Level):
+    "The coarsest level: (B, dim, h, w) -> (B, dim, h, w)"
     def __init__(self, dim, resnet, attention):
         super().__init__([(dim, dim)] * 2, resnet, attention, n_attention=1)
 
@@ -114,6 +121,7 @@ class MidBlock(Level):
         return self.run(self.resnets[1], self.step(0, x, temb, kvs, bias), temb)
 
 class UpBlock(Level):
+    "One level on the way up: (B, cin, h, w) and feature maps -> (B, cout, 2h, 2w) if `up`"
     def __init__(self, cin, skip, cout, n, up, resnet, attention):
         # the last residual block meets the feature map that entered the level on the way down
         widths = [((cin if i == 0 else cout) + (skip if i == n - 1 else cout), cout) for i in range(n)]
@@ -147,6 +155,7 @@ class ContextKV(NamedTuple):
 
 # LDM, section 3.3 and table 15; the same network as SD 1.x in its default config
 class UNet2DConditionModel(nn.Module):
+    "(noisy latents (B, in_channels, h, w), noise levels (B,), text states (B, T, D)) -> (B, out_channels, h, w)"
     def __init__(self,
         sample_size: int | None = None, # height of the latents, for information only
         in_channels: int = 4, out_channels: int = 4,
@@ -224,15 +233,14 @@ class UNet2DConditionModel(nn.Module):
         save_file(state, folder / "diffusion_pytorch_model.safetensors")
 
     @classmethod
-    def load(cls, folder: str | Path, # with `config.json` and `model.safetensors` or diffusers' name for it
+    def load(cls, name_or_path: str | Path, # with `config.json` and `model.safetensors` or diffusers' name for it
              device: str | torch.device = "cpu"):
         "A UNet from a folder that this class, `mmgen.weights` or diffusers wrote, in float32, in eval mode"
-        names = ["model.safetensors", "diffusion_pytorch_model.safetensors"]
-        files = [Path(folder) / n for n in names if (Path(folder) / n).exists()]
-        if not files: raise FileNotFoundError(f"{folder} holds neither of {names}")
+        folder, names = resolve(name_or_path), ["model.safetensors", "diffusion_pytorch_model.safetensors"]
+        files = [folder / n for n in names if (folder / n).exists()]
+        if not files: raise WeightsError(f"{name_or_path} holds neither of {', '.join(names)}.")
         model = cls.from_config(folder)
-        model.load_state_dict(load_file(files[0]))
-        return model.eval().to(device)
+        return load_into(model, load_state(files[0]), where=str(name_or_path)).eval().to(device)
 
     def enable_gradient_checkpointing(self, on: bool = True):
         "Keep only the inputs of each block for the backward pass: less memory, about a third more time"
