@@ -124,4 +124,5 @@ def panel(
     button.on_click(run)
     for dial in (text, strong, guide):
         dial.observe(run, "value")
+    run()
     return widgets.VBox([widgets.HBox([text, button]), widgets.HBox([strong, guide]), view, said])

@@ -63,6 +63,7 @@ def test_edit_an_image_of_ones_own(tmp_path):
     ("train_oracle", {"stpes": 3}, "oracle has no parameter 'stpes'; the closest is 'steps'"),
     ("train_autoencoder", {"preset": "smal"}, "did you mean 'small'"),
     ("train_autoencoder", {"preset": "smoke", "init_from": "autoencoder-portraits"}, "autoencoder-portraits does not fit AutoencoderKL"),
+    ("train_ldm", {"preset": "smoke", "init_from": "autoencoder-portraits"}, "autoencoder-portraits does not fit UNet2DConditionModel"),
     ("train_clip", {"steps": "ten"}, "clip: steps must be int, not str 'ten'"),
     ("edit", {"strength": 1.5}, "edit: strength must be from 0 to 1, not 1.5"),
     ("edit", {"prompt": " "}, "The prompt is empty"),

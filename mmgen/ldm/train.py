@@ -28,7 +28,7 @@ from ..optimizers import build
 from ..presets import LDMConfig
 from ..runs import Run
 from ..training import Task, is_main, train
-from ..weights import model_card, resolve
+from ..weights import load_into, load_state, model_card, resolve
 
 # %% ../../nbs/32f_ldm_training.ipynb #4001ec77
 @torch.no_grad()
@@ -158,6 +158,8 @@ def train_pipeline(config, run, device):
 
     seed_everything(config.seed)
     unet = UNet2DConditionModel.from_config(config.unet_config(latents.shape[1], text_encoder.width, latents.shape[-1]))
+    if config.init_from:
+        load_into(unet, load_state(resolve(config.init_from) / "model.safetensors"), where=config.init_from)
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if config.compile_model:

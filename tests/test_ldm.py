@@ -1,0 +1,120 @@
+"""Latents and captions that are read once, caption dropout, the training job, and a pipeline that is saved and opened."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mmgen.clip import CLIP
+from mmgen.core import to_float
+from mmgen.data import portraits
+from mmgen.ldm.autoencoder import AutoencoderKL
+from mmgen.ldm.pipeline import LatentDiffusion, make_process, random_pipeline, sampler
+from mmgen.ldm.train import LDMTask, encode_all, fit, main, read_all, train_pipeline
+from mmgen.presets import config_for
+from mmgen.runs import Run
+from mmgen.weights import WeightsError
+
+CAPTIONS = ["green hair, smile", "", "brown hair, blue eyes, glasses, round eyewear, eyewear, long hair", "smile"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return CLIP.load("clip-portraits", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMGEN_ROOT", str(tmp_path))
+
+
+def smoke(**changes):
+    return config_for("ldm", "smoke", device="cpu", mixed_precision="no", edit_images=2, **changes)
+
+
+def test_latents_that_are_encoded_once_are_the_encoders():
+    model = AutoencoderKL.load("autoencoder-portraits", "cpu")
+    images = np.stack([portraits.render(portraits.sample(seed)) for seed in range(5)])
+    with torch.no_grad():
+        want = model.encode(to_float(images)).mode()
+    assert torch.allclose(encode_all(model, images, CPU, batch_size=2), want, atol=1e-4)
+
+
+def test_states_that_are_read_once_are_the_text_encoders(clip):
+    states, lengths = read_all(clip, CAPTIONS, batch_size=2)
+    assert states.dtype == torch.float16 and states.shape[1] == lengths.max()
+    for text, found, length in zip(CAPTIONS, states, lengths):
+        assert torch.allclose(found[:length].float(), clip.states([text])[0, :length], atol=2e-2)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_caption_dropout_puts_the_empty_caption(clip, stored):
+    states, lengths = read_all(clip, CAPTIONS)
+    batch = {"latents": torch.zeros(4, 32, 8, 8)} | ({"states": states, "length": lengths} if stored else {"caption": CAPTIONS})
+    empty, n = read_all(clip, [""])
+    unet = torch.nn.Linear(1, 1)
+    for dropout in (0.0, 1.0):
+        context, mask = LDMTask(unet, clip, make_process(), caption_dropout=dropout).context(batch)
+        assert mask.sum(1).tolist() == (lengths.tolist() if dropout == 0 else [int(n)] * 4)
+        want = states[0, :lengths[0]] if dropout == 0 else empty[0, :n]
+        assert torch.allclose(context[0, :len(want)], want.float(), atol=2e-2)
+
+
+def test_samplers_have_names():
+    with pytest.raises(ValueError, match="There is no sampler 'eular'; choose from"):
+        sampler("eular")
+
+
+@pytest.mark.parametrize("scale, numbers", [("channel", 32), ("scalar", 1)])
+def test_latents_have_variance_one_and_the_model_knows_their_scale(tmp_path, scale, numbers):
+    with Run("ldm", smoke(), root=tmp_path) as run:
+        pipeline = train_pipeline(smoke(latent_scale=scale), run, CPU)
+    assert pipeline.std.numel() == pipeline.mean.numel() == numbers and len(run.record["data"]["latent_std"]) == numbers
+    images = np.stack([portraits.render(portraits.sample(seed)) for seed in portraits.seeds(64, "train")])
+    z = pipeline.encode(to_float(images))
+    assert abs(z.mean()) < 0.01 and abs(z.std() - 1) < 0.02
+    assert torch.allclose(pipeline.decode(z), pipeline.autoencoder.decode(z * pipeline.std + pipeline.mean), atol=1e-5)
+
+
+def test_a_saved_model_draws_and_edits_the_same(tmp_path):
+    with Run("ldm", smoke(), root=tmp_path) as run:
+        done = fit(smoke(), run)
+    pipeline, again = done["pipeline"], LatentDiffusion.load(run.path / "model", "cpu")
+    a, b = (p.sample(CAPTIONS, steps=2, seed=3) for p in (pipeline, again))
+    assert a.shape == (4, 3, 64, 64) and (a - b).abs().mean() < 0.01  # weights are kept in float16
+    assert run.record["parameters"]["unet"] == sum(p.numel() for p in again.unet.parameters())
+    assert {f["file"] for f in run.record["figures"]} >= {"samples.jpg", "edits.jpg"}
+
+    config = json.loads((run.path / "model" / "config.json").read_text())
+    del config["unet"]
+    (run.path / "model" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="lacks unet"):
+        LatentDiffusion.load(run.path / "model", "cpu")
+
+
+def test_a_run_starts_from_a_given_unet(tmp_path):
+    with Run("ldm", smoke(), root=tmp_path, run_id="first") as run:
+        first = fit(smoke(), run)["pipeline"]
+    with Run("ldm", smoke(), root=tmp_path, run_id="second") as run:
+        second = train_pipeline(smoke(init_from=str(tmp_path / "first" / "model"), steps=1, lr=0.0, weight_decay=0.0), run, CPU)
+    for (name, p), q in zip(first.unet.state_dict().items(), second.unet.state_dict().values()):
+        assert torch.allclose(p, q, atol=2e-3), name
+    with pytest.raises(WeightsError, match="does not fit UNet2DConditionModel"):
+        with Run("ldm", smoke(), root=tmp_path, run_id="third") as run:
+            train_pipeline(smoke(init_from=str(tmp_path / "first" / "model"), unet_channels="32,64"), run, CPU)
+
+
+def test_networks_that_do_not_belong_together_are_refused(clip):
+    p = random_pipeline()
+    with pytest.raises(ValueError, match="do not belong together"):
+        LatentDiffusion(AutoencoderKL.load("autoencoder-portraits", "cpu"), p.text_encoder, p.unet)
+    with pytest.raises(ValueError, match="do not belong together"):
+        LatentDiffusion(p.autoencoder, clip, p.unet)
+
+
+@pytest.mark.parametrize("argument, said", [("--steps=5", "no field '--steps'"), ("steps", "is no name=value"), ("preset=smal", "did you mean 'small'"),
+                                            ("steps=five", "steps must be int, not str 'five'")])
+def test_the_shell_command_explains_mistakes(argument, said):
+    with pytest.raises(SystemExit, match=said):
+        main([argument])
