@@ -1,0 +1,33 @@
+"""What the autoencoder keeps of held-out portraits: PSNR, and what the oracle reads on originals and on reconstructions:
+`python benchmarks/reconstruction.py`. The pictures are rounded to 8 bits, as they would be stored.
+"""
+import argparse
+
+import numpy as np
+
+from mmgen.core import to_float, to_uint8
+from mmgen.data import portraits
+from mmgen.ldm.autoencoder import AutoencoderKL
+from mmgen.ldm.autoencoder_loss import psnr, reconstruct
+from mmgen.metrics.oracle import Oracle, accuracy, classes, labels
+
+
+def main():
+    ask = argparse.ArgumentParser()
+    ask.add_argument("--model", default="autoencoder-portraits")
+    ask.add_argument("--split", default="validation")
+    ask.add_argument("-n", type=int, default=500)
+    given = ask.parse_args()
+    oracle, faces = Oracle.load(device="cpu"), [portraits.sample(seed) for seed in portraits.seeds(given.n, given.split)]
+    images = to_float(np.stack([portraits.render(face) for face in faces]))
+    outputs = to_float(to_uint8(reconstruct(AutoencoderKL.load(given.model), images)))
+    decibels, truth, names = psnr(images, outputs), labels(faces), list(classes())
+    print(f"PSNR {decibels.mean():.2f} ± {decibels.std():.2f} dB on {given.n} {given.split} portraits\n")
+    print("| attribute | originals | reconstructions | points lost |\n|---|---|---|---|")
+    before, after = (accuracy(oracle.predict(x), truth, names) for x in (images, outputs))
+    for name in names:
+        print(f"| {name} | {before[name]:.3f} | {after[name]:.3f} | {100 * (before[name] - after[name]):.1f} |")
+
+
+if __name__ == "__main__":
+    main()
