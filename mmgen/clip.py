@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['START', 'END', 'OPENAI_MEAN', 'OPENAI_STD', 'train_tokenizer', 'build_clip', 'CLIP', 'embed', 'retrieval',
-           'attribute_prompts', 'describe', 'zero_shot', 'similarity_figure']
+           'attribute_prompts', 'describe_image', 'zero_shot', 'similarity_figure']
 
 # %% ../nbs/31_clip.ipynb #d22e2266
 import json
@@ -52,12 +52,12 @@ def build_clip(
     patch: int = 8,  # pixels
     embed_dim: int = 128,  # numbers in an embedding
     text_length: int = 77,  # tokens
-    text_width: int = 192,
+    text_width: int = 128,
     text_layers: int = 3,
-    text_heads: int = 6,
-    vision_width: int = 192,
+    text_heads: int = 4,
+    vision_width: int = 128,
     vision_layers: int = 4,
-    vision_heads: int = 6,
+    vision_heads: int = 4,
 ) -> CLIPModel:
     "A CLIPModel with random weights; MLPs are four times as wide as the towers."
     def tower(width, layers, heads):
@@ -78,8 +78,14 @@ OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26
 class CLIP:
     "A frozen CLIPModel with its tokenizer and image preprocessing."
 
-    def __init__(self, model: CLIPModel, tokenizer, device: str | torch.device | None = None,
-                 mean: Sequence[float] = OPENAI_MEAN, std: Sequence[float] = OPENAI_STD):
+    def __init__(
+        self,
+        model: CLIPModel,
+        tokenizer,  # of transformers, the one that the model was trained with
+        device: str | torch.device | None = None,  # None: the best one present
+        mean: Sequence[float] = OPENAI_MEAN,  # of red, green and blue in 0..1, subtracted
+        std: Sequence[float] = OPENAI_STD,  # likewise, divided by
+    ):
         self.device = pick_device(device)
         self.model, self.tokenizer = model.to(self.device).eval().requires_grad_(False), tokenizer
         text = model.config.text_config
@@ -131,7 +137,7 @@ class CLIP:
         return F.normalize(self.model.text_projection(pooled), dim=-1)
 
     def preprocess(self, x: Tensor) -> Tensor:
-        "Images (B, 3, H, W) in [-1, 1], short side resized, centre cut out, normalised."
+        "Images (B, 3, H, W) in [-1, 1] → (B, 3, size, size): short side resized, centre cut out, normalised."
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
             raise ValueError("CLIP wants float images (B, 3, H, W) in [-1, 1], "
                              f"not {x.dtype} of shape {tuple(x.shape)}.")
@@ -165,8 +171,12 @@ class CLIP:
         return Path(folder)
 
 # %% ../nbs/31_clip.ipynb #de422336
-def embed(encode, items, batch: int = 250) -> Tensor:
-    "Applies an encoder to many items, some at a time; on the CPU."
+def embed(
+    encode,  # some items → their embeddings (n, E)
+    items,  # a list of texts, or an array of images
+    batch: int = 250,  # items at a time
+) -> Tensor:  # (items, E), on the CPU
+    "Applies an encoder to many items, some at a time."
     with torch.no_grad():
         return torch.cat([encode(items[i:i + batch]).cpu() for i in range(0, len(items), batch)])
 
@@ -200,7 +210,7 @@ def attribute_prompts(style: str = "adventurer") -> dict[str, list[str]]:
             "hair_length": list(LENGTHS)}
 
 
-def describe(
+def describe_image(
     clip: CLIP,
     image: np.ndarray,  # uint8 (H, W, 3)
     prompts: dict[str, list[str]] | None = None,  # attribute → texts; default: `attribute_prompts`

@@ -59,8 +59,17 @@ def tokenizer_texts(
 class ClaimBatches:
     "Images with a full caption and a short claim each, as tensors; a function of the step."
 
-    def __init__(self, images, tags: Sequence, tokenizer, batch_size: int, seed: int = 0,
-                 length: int = 77, dropout: float = 0.1, shuffle: bool = True):
+    def __init__(
+        self,
+        images,  # uint8 (N, H, W, 3), an array or an `ImageColumn`
+        tags: Sequence,  # of each image: a list of tags, or a caption
+        tokenizer,  # of transformers
+        batch_size: int,
+        seed: int = 0,  # of the order and of the claims
+        length: int = 77,  # tokens that are read of a text
+        dropout: float = 0.1,  # chance that a tag is left out of a caption, 0..1
+        shuffle: bool = True,  # put a caption's tags in random order
+    ):
         from mmgen.data.loading import Batches
         self.tags, self.tokenizer = [as_tags(row) for row in tags], tokenizer
         self.seed, self.length, self.how = seed, length, {"dropout": dropout, "shuffle": shuffle}
@@ -98,7 +107,12 @@ class ClaimBatches:
 class CLIPTask(Task):
     "Contrastive training of a CLIPModel on `ClaimBatches`."
 
-    def __init__(self, model: CLIPModel, short_weight: float = 0.5, optimizer: str = "adamw"):
+    def __init__(
+        self,
+        model: CLIPModel,
+        short_weight: float = 0.5,  # share of the claims' loss, 0..1; the captions' has the rest
+        optimizer: str = "adamw",  # adamw or muon
+    ):
         self.model, self.short_weight, self.optimizer = model, short_weight, optimizer
         self.mean, self.std = (torch.tensor(v).view(1, 3, 1, 1) for v in (OPENAI_MEAN, OPENAI_STD))
 

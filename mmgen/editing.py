@@ -36,9 +36,9 @@ class EditError(ValueError):
 
 def check_edit(
     images: torch.Tensor,  # float (B, 3, H, W) in [-1, 1]
-    source: list[str],
-    target: list[str],
-    strength: float | None,
+    source: list[str],  # B captions of the inputs
+    target: list[str],  # B captions of the wanted outputs
+    strength: float | None,  # 0 … 1; None: the editor's default
     size: int | None = None,  # the image size that the method takes; None: any
 ) -> None:
     "Raises EditError where the arguments of `Editor.edit` do not fit together."

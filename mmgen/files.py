@@ -24,7 +24,8 @@ def _is_root(folder: Path) -> bool:
 
 
 def repo_root() -> Path:
-    "`$MMGEN_ROOT`, else the nearest parent of the working directory or this file, else the former."
+    """`$MMGEN_ROOT`, else the nearest folder with mmgen's settings.ini above the working directory or this file, else the
+    working directory."""
     if os.environ.get("MMGEN_ROOT"): return Path(os.environ["MMGEN_ROOT"]).expanduser().resolve()
     cwd = Path.cwd().resolve()
     starts = [cwd] + ([Path(__file__).resolve().parent] if "__file__" in globals() else [])

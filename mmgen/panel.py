@@ -9,7 +9,7 @@ __all__ = ['open_source', 'wanted_caption', 'edit_image', 'build_editor', 'side_
 import numpy as np
 from PIL import Image
 
-from .clip import describe
+from .clip import describe_image
 from .core import to_float, to_uint8
 from .data import portraits
 from .data.captions import caption
@@ -28,14 +28,14 @@ def open_source(
     size = pipeline.size if pipeline else 64
     if config.image:
         image = open_image(config.image, size)
-        return image, config.source or (describe(pipeline.text_encoder, image) if pipeline else "")
+        return image, config.source or (describe_image(pipeline.text_encoder, image) if pipeline else "")
     face = portraits.sample(portraits.SPLITS["test"][0] + 7)
     return portraits.render(face, size), config.source or caption(portraits.tags(face))
 
 
 def wanted_caption(
     source: str,  # caption of the input, "" where unknown
-    prompt: str,  # a tag or a caption
+    prompt: str,  # one or more tags, or a caption
 ) -> str:
     "The caption of the wanted image; EditError for an empty prompt."
     if not prompt.strip():
@@ -51,9 +51,9 @@ def wanted_caption(
 def edit_image(
     which: Editor,
     image: np.ndarray,  # uint8 (H, W, 3)
-    source: str,
-    prompt: str,
-    strength: float | None = None,
+    source: str,  # its caption, "" where unknown
+    prompt: str,  # one or more tags, or a caption
+    strength: float | None = None,  # 0 … 1; None: the Editor's default
 ) -> np.ndarray:  # uint8 (H, W, 3)
     "One image through an Editor."
     result = which.edit(to_float(image).cpu(), [source], [wanted_caption(source, prompt)], strength)

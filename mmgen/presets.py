@@ -131,7 +131,7 @@ class Job(Settings):
     mixed_precision: str = "no" # no, bf16, fp16 or auto: bf16 where that is fast
     checkpoint_every: int = 1_000 # steps between checkpoints
     log_every: int = 50 # steps between progress lines
-    sample_every: int = 0 # steps between pictures (autoencoder, ldm); 0: at the end
+    sample_every: int = 0 # training steps between pictures (autoencoder, ldm); 0: none
 
     job: ClassVar[str] = "job"
     choices: ClassVar[dict] = {
@@ -466,10 +466,10 @@ def _known(kind: str, name: str, valid) -> str:
 
 
 def config_for(
-    job: str, # ldm, autoencoder, clip or oracle
-    preset: str = "small", # smoke, small, gpu or paper
+    job: str, # ldm, autoencoder, clip, oracle or edit
+    preset: str = "small", # smoke, small, gpu or paper; edit has small only
     **overrides, # fields that differ from the preset; None keeps the preset's value
-) -> Job:
+) -> Settings:
     "The configuration of a job; ValueError names the closest valid job, preset or field."
     base = JOBS[_known("job", job, JOBS)]
     base = base[_known(f"{job} preset", preset, base)]
@@ -517,7 +517,7 @@ def field_comments(
 
 
 def parameters_cell(
-    job: str, # ldm, autoencoder, clip or oracle
+    job: str, # ldm, autoencoder, clip, oracle or edit
 ) -> str:
     "The text of a training notebook's parameters cell: `name: type = None # help`, one line per field."
     presets = JOBS[_known("job", job, JOBS)].values()
@@ -538,9 +538,9 @@ def parameters_cell(
 
 # %% ../nbs/02_presets.ipynb #7a5898d1
 def config_from_notebook(
-    job: str, # ldm, autoencoder, clip or oracle
+    job: str, # ldm, autoencoder, clip, oracle or edit
     names: dict, # globals() of the notebook, right after its parameters cell
-) -> Job:
+) -> Settings:
     "The configuration that a notebook's parameters describe; ValueError names the closest valid field."
     literal = (bool, int, float, str, list, dict, tuple, set, NoneType)
     given = {k: v for k, v in names.items()

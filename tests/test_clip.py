@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, CLIPModel, CLIPTokenizerFast
 
-from mmgen.clip import (CLIP, attribute_prompts, build_clip, describe, retrieval, similarity_figure, train_tokenizer, zero_shot)
+from mmgen.clip import (CLIP, attribute_prompts, build_clip, describe_image, retrieval, similarity_figure, train_tokenizer, zero_shot)
 from mmgen.clip_training import CLIPTask, ClaimBatches, contrastive_loss, tokenizer_texts
 from mmgen.core import to_float
 from mmgen.data.captions import CutWarning, caption
@@ -212,8 +212,8 @@ def test_judging_with_known_answers():
 
 def test_an_image_is_described_by_the_nearest_texts():
     image = np.full((8, 8, 3), 2, dtype=np.uint8)
-    assert describe(Perfect(), image, {"hair_color": Perfect.colors}) == Perfect.colors[2]
-    assert describe(Perfect(), image, {"hair_color": Perfect.colors, "glasses": ["no glasses"]}) == Perfect.colors[2]
+    assert describe_image(Perfect(), image, {"hair_color": Perfect.colors}) == Perfect.colors[2]
+    assert describe_image(Perfect(), image, {"hair_color": Perfect.colors, "glasses": ["no glasses"]}) == Perfect.colors[2]
 
 
 def test_figure_1(clip, pixels, rows):

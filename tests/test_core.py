@@ -123,3 +123,9 @@ def test_atomic_write_keeps_the_old_file_on_an_error(tmp_path):
     assert file.read_bytes() == b"one" and os.listdir(file.parent) == ["a.bin"]
     files.atomic_write(file, lambda temp: temp.write_bytes(b"two"))
     assert file.read_bytes() == b"two" and os.listdir(file.parent) == ["a.bin"]
+
+
+def test_psnr_of_a_known_error():
+    x, error = torch.zeros(2, 3, 8, 8), torch.tensor([0.2, 0.02])[:, None, None, None]
+    assert torch.allclose(core.psnr(x, x + error), torch.tensor([20.0, 40.0]))
+    assert core.psnr(x + 1, x + 5).min() > 100  # what lies outside is clamped

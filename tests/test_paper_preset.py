@@ -1,7 +1,6 @@
 """The `paper` preset builds the networks of section 4.3 and trains them for two steps on random data."""
 import numpy as np
 import pytest
-import torch
 
 from mmgen.clip import CLIP, build_clip, train_tokenizer
 from mmgen.data.loading import Batches

@@ -141,7 +141,7 @@ def full_claim(
     dropout: float = 0.1,  # probability of leaving out each tag
     shuffle: bool = True,  # put the tags in random order
 ) -> Claim:
-    "A caption of nearly all tags, as the diffusion model reads them."
+    "A caption of nearly all tags, with an absence now and then (which the diffusion model's captions never have)."
     named = list(tags) + [absence for absence in absences if rng.random() < 0.15]
     text = caption(named, rng, shuffle=shuffle, dropout=dropout)
     return Claim(text, tuple(as_tags(text)))

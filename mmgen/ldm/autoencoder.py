@@ -151,7 +151,14 @@ class MidBlock2D(nn.Module):
 # The encoder of Rombach et al. 2022, section 3.1; ends in 2*latent_channels (mean, log-variance).
 class Encoder(nn.Module):
     "(B,in_channels,H,W) -> (B,2*latent_channels,h,w)"
-    def __init__(self, in_channels, latent_channels, widths, layers, groups, attention):
+    def __init__(self,
+                 in_channels: int,     # of the (folded) image
+                 latent_channels: int, # c
+                 widths: list[int],    # channels of each level, finest first
+                 layers: int,          # residual blocks per level
+                 groups: int,          # of each GroupNorm
+                 attention: bool,      # in the middle
+                 ):
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         ins = [widths[0], *widths[:-1]]
@@ -171,7 +178,14 @@ class Encoder(nn.Module):
 # The decoder of Rombach et al. 2022, section 3.1: the encoder mirrored, layers + 1 blocks per level.
 class Decoder(nn.Module):
     "(B,latent_channels,h,w) -> (B,out_channels,H,W)"
-    def __init__(self, out_channels, latent_channels, widths, layers, groups, attention):
+    def __init__(self,
+                 out_channels: int,    # of the (folded) image
+                 latent_channels: int, # c
+                 widths: list[int],    # channels of each level, finest first
+                 layers: int,          # residual blocks per level, less one
+                 groups: int,          # of each GroupNorm
+                 attention: bool,      # in the middle
+                 ):
         super().__init__()
         widths = list(reversed(widths))
         self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['reconstruction_nll', 'EfficientNetDistance', 'LPIPSDistance', 'perceptual_distance', 'PatchDiscriminator',
-           'hinge_loss', 'adaptive_weight', 'AutoencoderGAN', 'AutoencoderTask', 'psnr', 'reconstruct', 'latent_scale']
+           'hinge_loss', 'adaptive_weight', 'AutoencoderGAN', 'AutoencoderTask', 'reconstruct', 'scaling_factor_of']
 
 # %% ../../nbs/32a2_autoencoder_loss.ipynb #e509fdeb
 import torch
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from ..core import to_float
+from ..core import psnr, to_float
 from ..efficientnet import EfficientNetLite0
 from .autoencoder import AutoencoderKL
 from ..optimizers import build
@@ -128,16 +128,16 @@ class AutoencoderTask(Task):
     def __init__(self,
                  autoencoder: AutoencoderKL,
                  perceptual: str = "efficientnet", # backbone: lpips, efficientnet or none
-                 perceptual_weight: float = 1.0,
-                 l2_weight: float = 0.0,           # squared error
-                 l4_weight: float = 0.0,           # fourth power of the error
-                 kl_weight: float = 1e-6,
-                 disc_weight: float = 0.5,         # 0: no discriminator
+                 perceptual_weight: float = 1.0,   # w_p; 0: no backbone
+                 l2_weight: float = 0.0,           # w_2, of the squared error
+                 l4_weight: float = 0.0,           # w_4, of the fourth power of the error
+                 kl_weight: float = 1e-6,          # w_KL
+                 disc_weight: float = 0.5,         # w_d; 0: no discriminator
                  disc_start: int = 50001,          # first step of the adversarial terms
                  disc_features: int = 64,          # width of the discriminator's first layer
-                 disc_layers: int = 3,
+                 disc_layers: int = 3,             # its strided layers
                  logvar: str = "fixed",            # fixed (as the reference behaves) or learned
-                 logvar_init: float = 0.0,
+                 logvar_init: float = 0.0,         # s at the start
                  optimizer: str = "adam",          # adam (0.5, 0.9: the reference), adamw (0.9, 0.99), muon
                  reduction: str = "sum",           # sum over C,H,W (the reference) or mean
                  samples: torch.Tensor | None = None, # float images (N,3,H,W) for the validation grid
@@ -199,7 +199,7 @@ class AutoencoderTask(Task):
         return self.model.discriminator is not None and step >= self.disc_start
 
     def autoencoder_loss(self, batch, step):
-        "Reconstruction + KL + adversarial loss of one batch, and its parts per value."
+        "Reconstruction + KL + adversarial loss of one batch, and its parts: l1 and nll per value, kl in nats per image, psnr in dB."
         model, x = self.model, self.images(batch)
         y, posterior = model.autoencoder(x, sample=True)
         y = y.float()
@@ -242,13 +242,6 @@ class AutoencoderTask(Task):
             model = self.model.autoencoder if self.ema is None else self.ema
             return torch.stack([x, model(x)[0].clamp(-1, 1)], 1).flatten(0, 1)
 
-# %% ../../nbs/32a2_autoencoder_loss.ipynb #11cbfb9c
-def psnr(x: torch.Tensor, # images (B,3,H,W) in [-1,1]
-         y: torch.Tensor, # their reconstructions, clamped here
-         ) -> torch.Tensor: # (B,) in dB
-    "Peak signal-to-noise ratio of each image."
-    return 10 * torch.log10(4 / (x - y.clamp(-1, 1)).square().flatten(1).mean(1).clamp(min=1e-12))
-
 # %% ../../nbs/32a2_autoencoder_loss.ipynb #bd644af0
 @torch.no_grad()
 def reconstruct(model: AutoencoderKL,
@@ -264,11 +257,11 @@ def reconstruct(model: AutoencoderKL,
 
 # %% ../../nbs/32a2_autoencoder_loss.ipynb #be965999
 @torch.no_grad()
-def latent_scale(model: AutoencoderKL,
-                 images: torch.Tensor, # float (N,3,H,W) in [-1,1], or uint8 (N,H,W,3)
-                 batch_size: int = 64,
-                 seed: int = 0,        # of the draws from q(z|x)
-                 ) -> float:
+def scaling_factor_of(model: AutoencoderKL,
+                      images: torch.Tensor, # float (N,3,H,W) in [-1,1], or uint8 (N,H,W,3)
+                      batch_size: int = 64,
+                      seed: int = 0,        # of the draws from q(z|x)
+                      ) -> float:
     "1 / standard deviation of z ~ q(z|x) over all elements of all images."
     device, latents = next(model.parameters()).device, []
     generator = torch.Generator(device).manual_seed(seed)

@@ -66,7 +66,9 @@ class Schedule:
         else: raise ValueError(f"spacing={spacing!r}: needs trailing, leading or linspace")
         return t.long()
 
-    def model_time(self, t: Tensor) -> Tensor: return t # what the network gets
+    def model_time(self, t: Tensor) -> Tensor: # like t
+        "The time that the network gets: t itself"
+        return t
 
 # %% ../../nbs/32b_diffusion.ipynb #7a5d6ca3
 def make_schedule(name: str = "scaled_linear", # linear, scaled_linear, cosine
@@ -98,7 +100,9 @@ class FlowMatching:
         t = torch.as_tensor(t)
         return _column(1 - t, x), _column(t, x)
 
-    def shifted(self, s): return self.shift * s / (1 + (self.shift - 1) * s)
+    def shifted(self, s: Tensor) -> Tensor: # times in 0 … 1, of any shape
+        "The times after the shift to more noise (eq. 23)"
+        return self.shift * s / (1 + (self.shift - 1) * s)
 
     def draw_t(self, n: int, generator: torch.Generator | None = None, device="cpu") -> Tensor: # (n,)
         "Logit-normal times for training"
@@ -111,7 +115,9 @@ class FlowMatching:
         if _check_strength(strength) == 0: return torch.empty(0)
         return self.shifted(torch.linspace(strength, 0, steps + 1)[:-1])
 
-    def model_time(self, t: Tensor) -> Tensor: return t * self.T
+    def model_time(self, t: Tensor) -> Tensor: # like t
+        "The time that the network gets, 0 … T"
+        return t * self.T
 
 # %% ../../nbs/32b_diffusion.ipynb #f7526c50
 def q_sample(process: Schedule | FlowMatching,
@@ -133,7 +139,11 @@ def start(process: Schedule | FlowMatching, x0: Tensor, noise: Tensor,
 # %% ../../nbs/32b_diffusion.ipynb #9009dfed
 PREDICTIONS = ("eps", "v", "flow", "x0")
 
-def from_x0_eps(x0: Tensor, eps: Tensor, a: Tensor, b: Tensor, prediction: str) -> Tensor:
+def from_x0_eps(x0: Tensor, # data, (B, ...)
+                eps: Tensor, # noise w, like x0
+                a: Tensor, b: Tensor, # `coefficients` of t
+                prediction: str # eps, v, flow or x0
+                ) -> Tensor: # like x0
     "The target of a network with this kind of prediction"
     if prediction == "eps": return eps
     if prediction == "v": return a * eps - b * x0

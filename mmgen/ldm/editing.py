@@ -13,11 +13,11 @@ from .pipeline import LatentDiffusion
 
 # %% ../../nbs/32e_editing.ipynb #cff21a89
 def residual_decode(
-    decode,  # latents → images
+    decode,  # latents (n, c, h, w) → images (n, 3, H, W)
     source: torch.Tensor,  # images (B, 3, H, W) in [-1, 1]
-    z_source: torch.Tensor,
-    z_edit: torch.Tensor,
-) -> torch.Tensor:  # images in [-1, 1]
+    z_source: torch.Tensor,  # latents (B, c, h, w) that are subtracted
+    z_edit: torch.Tensor,  # latents (B, c, h, w) that are added
+) -> torch.Tensor:  # images (B, 3, H, W) in [-1, 1]
     "source + D(z_edit) − D(z_source), clamped."
     before, after = decode(torch.cat([z_source, z_edit])).chunk(2)
     return (source + after - before).clamp(-1, 1)

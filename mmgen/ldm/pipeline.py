@@ -14,7 +14,7 @@ import torch
 from ..clip import CLIP
 from ..core import pick_device, seed_everything
 from .autoencoder import AutoencoderKL
-from .diffusion import FlowMatching, make_schedule, start
+from .diffusion import FlowMatching, make_schedule, noise_like, start
 from .samplers import DiffusersSampler, Guided, ddim, ddpm, euler, heun
 from .unet import UNet2DConditionModel
 from ..weights import load_into, load_state, resolve, save_weights
@@ -99,30 +99,27 @@ class LatentDiffusion:
         states, mask = self.context([*captions, *(negative or [""])])
         return Guided(self.unet, states[:n], states[n:], guidance, mask[:n], mask[n:])
 
-    def _noise(self, shape, seed):
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(shape, generator=generator).to(self.device), generator
 
     @torch.no_grad()
     def sample(
         self,
         captions: list[str],
-        steps: int = 12,
+        steps: int = 12,  # denoising steps
         guidance: float = 3.0,  # 1: off
         method: str = "euler",  # see `sampler`
-        seed: int = 0,
+        seed: int = 0,  # of the noise
     ) -> torch.Tensor:  # images (B, 3, H, W) in [-1, 1]
         "New images for captions."
-        side = self.size // self.autoencoder.factor
-        x, generator = self._noise((len(captions), self.unet.config["in_channels"], side, side), seed)
-        x = start(self.process, torch.zeros_like(x), x, 1.0)
+        side, generator = self.size // self.autoencoder.factor, torch.Generator().manual_seed(seed)
+        zeros = torch.zeros(len(captions), self.unet.config["in_channels"], side, side, device=self.device)
+        x = start(self.process, zeros, noise_like(zeros, generator), 1.0)
         z = sampler(method)(self.denoiser(captions, guidance), x, steps, self.process, self.prediction, generator)
         return self.decode(z).clamp(-1, 1)
 
     @torch.no_grad()
     def renoise(
         self,
-        latents: torch.Tensor,  # of the source, from `encode`
+        latents: torch.Tensor,  # of the source, from `encode`, (B, c, h, w)
         captions: list[str],  # of the wanted images
         strength: float,  # noise level, 0 … 1
         steps: int = 12,
@@ -130,12 +127,12 @@ class LatentDiffusion:
         method: str = "euler",
         seed: int = 0,
         negative: list[str] | None = None,  # captions to guide away from; None: the empty one
-    ) -> torch.Tensor:  # latents
+    ) -> torch.Tensor:  # latents (B, c, h, w)
         "SDEdit (Meng et al. 2022): noise the source up to `strength`, then denoise it under another caption."
         if strength == 0:
             return latents
-        noise, generator = self._noise(latents.shape, seed)
-        x = start(self.process, latents, noise, strength)
+        generator = torch.Generator().manual_seed(seed)
+        x = start(self.process, latents, noise_like(latents, generator), strength)
         return sampler(method)(self.denoiser(captions, guidance, negative), x, steps, self.process, self.prediction, generator, strength)
 
     def config(self, autoencoder: str, text_encoder: str) -> dict:
@@ -150,7 +147,7 @@ class LatentDiffusion:
 
     @classmethod
     def load(cls, name_or_path: str | Path = "ldm-portraits", device=None) -> "LatentDiffusion":
-        "A packaged model, or one from a folder."
+        "A packaged model, or one from a folder or a hub name."
         folder = resolve(name_or_path)
         config = json.loads((folder / "config.json").read_text("utf-8"))
         missing = [key for key in ("autoencoder", "text_encoder", "unet", "process") if key not in config]

@@ -70,10 +70,10 @@ class LDMTask(Task):
         unet: UNet2DConditionModel,
         text_encoder: CLIP,
         process,  # of `make_process`
-        prediction: str = "flow",
-        caption_dropout: float = 0.1,
-        optimizer: str = "adamw",
-        sample=None,  # step, UNet → images, for the validation grid
+        prediction: str = "flow",  # flow, eps or v; that of the process
+        caption_dropout: float = 0.1,  # share of captions that are replaced by the empty one, 0..1
+        optimizer: str = "adamw",  # adamw or muon
+        sample=None,  # (step, UNet) → images (B, 3, H, W) in [-1, 1], shown while training
     ):
         self.model = unet
         self.text_encoder, self.process, self.prediction = text_encoder, process, prediction

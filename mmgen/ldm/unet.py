@@ -16,7 +16,7 @@ from torch import nn, Tensor
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from .attention import BasicTransformerBlock, Linear, TextTimeEmbedding, Transformer2DModel
-from ..weights import WeightsError, load_into, load_state, resolve
+from ..weights import load_into, load_state, resolve
 
 # %% ../../nbs/32c_unet.ipynb #ec496b78
 def timestep_embedding(t: Tensor, # noise levels, (B,), integer or float
@@ -236,11 +236,9 @@ class UNet2DConditionModel(nn.Module):
     def load(cls, name_or_path: str | Path, # with `config.json` and `model.safetensors` or diffusers' name for it
              device: str | torch.device = "cpu"):
         "A UNet from a folder that this class, `mmgen.weights` or diffusers wrote, in float32, in eval mode"
-        folder, names = resolve(name_or_path), ["model.safetensors", "diffusion_pytorch_model.safetensors"]
-        files = [folder / n for n in names if (folder / n).exists()]
-        if not files: raise WeightsError(f"{name_or_path} holds neither of {', '.join(names)}.")
-        model = cls.from_config(folder)
-        return load_into(model, load_state(files[0]), where=str(name_or_path)).eval().to(device)
+        folder = resolve(name_or_path)
+        state = load_state(folder)
+        return load_into(cls.from_config(folder), state, where=str(name_or_path)).eval().to(device)
 
     def enable_gradient_checkpointing(self, on: bool = True):
         "Keep only the inputs of each block for the backward pass: less memory, about a third more time"

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import pick_device, seed_everything, to_float
+from ..core import pick_device, psnr, seed_everything, to_float
 from ..data import portraits
 from ..data.edits import Edit, as_batch
 from ..data.loading import Batches, load_source, to_arrays
@@ -148,9 +148,9 @@ def score_editor(
     oracle: Oracle,
     editor,  # a `mmgen.editing.Editor`
     some: list[Edit],
-    strength: float | None = None,
-    size: int = 64,
-) -> tuple[dict[str, float], torch.Tensor]:  # scores, edited images
+    strength: float | None = None,  # 0 … 1; None: the editor's default
+    size: int = 64,  # pixels
+) -> tuple[dict[str, float], torch.Tensor]:  # reached, kept, n, skill, psnr (dB); edited images (n, 3, size, size)
     "Runs an Editor over edits with exact targets and asks the oracle; also the pixel skill against the exact target."
     images, source, target, exact = as_batch(some, size)
     result = editor.edit(images, source, target, strength).float().cpu()
@@ -159,13 +159,18 @@ def score_editor(
                          [names.index(e.attribute) for e in some])
     error = lambda a: (a - exact).square().flatten(1).mean(1)
     skill = (1 - error(result) / error(images).clamp(min=1e-8)).median().item()
-    return scores | {"skill": skill, "psnr": (10 * torch.log10(4 / error(result).clamp(min=1e-8))).mean().item()}, result
+    return scores | {"skill": skill, "psnr": psnr(exact, result).mean().item()}, result
 
 # %% ../../nbs/44a_oracle.ipynb #5793b713
 class OracleTask(Task):
     "Cross-entropy of every attribute; batches hold `image` (uint8 NHWC) and `labels`."
 
-    def __init__(self, model: Oracle, optimizer: str = "muon", noise: float = 0.05):
+    def __init__(
+        self,
+        model: Oracle,
+        optimizer: str = "muon",  # muon or adamw
+        noise: float = 0.05,  # largest standard deviation of the noise on pixels in [-1, 1]
+    ):
         self.model, self.optimizer, self.noise = model.to(memory_format=torch.channels_last), optimizer, noise
 
     def optimizers(self, lr, weight_decay):
