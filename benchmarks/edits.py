@@ -34,7 +34,7 @@ def main():
     ask.add_argument("-n", type=int, default=200)
     ask.add_argument("--kinds", nargs="*", default=list(KINDS))
     ask.add_argument("--strength", type=float, nargs="*", default=[0.5, 0.6, 0.75, 0.9])
-    ask.add_argument("--guidance", type=float, nargs="*", default=[1.5])
+    ask.add_argument("--guidance", type=float, nargs="*", default=[1.25])
     ask.add_argument("--steps", type=int, nargs="*", default=[12])
     ask.add_argument("--decoding", nargs="*", default=["paired"], choices=SDEdit.decodings)
     ask.add_argument("--contrast", type=int, nargs="*", default=[1], help="0: guide away from the empty caption, 1: from the source's")

@@ -93,7 +93,7 @@ def panel(
     source: str,
     prompt: str,
     strength: float = 0.75,  # 0 … 1
-    guidance: float = 1.5,  # 1: off
+    guidance: float = 1.25, # 1: off
 ):
     "An ipywidgets box: prompt, strength, guidance, a button, and source and result side by side."
     import io

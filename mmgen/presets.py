@@ -156,7 +156,7 @@ class EditConfig(Settings):
     # how
     editor: str = "sdedit" # one of mmgen.editors()
     model: str = "ldm-portraits" # packaged name or folder of the model
-    guidance: float = 1.5 # classifier-free guidance scale; 1: off
+    guidance: float = 1.25 # classifier-free guidance scale; 1: off
     steps: int = 12 # denoising steps
     contrast: bool = True # guide away from what `source` says; False: from the empty caption
     decoding: str = "paired" # paired, residual or plain; see 32e_editing
@@ -209,7 +209,7 @@ class LDMConfig(Job):
     # pictures at the end
     sampler: str = "euler" # ddpm, ddim, dpmsolver++, unipc, euler or heun
     sampler_steps: int = 12 # denoising steps
-    guidance: float = 1.5 # classifier-free guidance scale; 1: off
+    guidance: float = 1.25 # classifier-free guidance scale; 1: off
     sample_images: int = 32 # pictures sampled from held-out captions
     edit_images: int = 16 # held-out portraits that are edited
     edit_tags: str = "green hair, red eyes, sunglasses, long hair" # the edits that are tried
@@ -282,6 +282,7 @@ class AutoencoderConfig(Job):
     # loss
     l2_weight: float = 10.0 # weight of the squared error; the absolute error has 1
     l4_weight: float = 500.0 # weight of the error's fourth power, for small details
+    edit_weight: float = 0.0 # weight of the lost edits; needs data portraits
     reduction: str = "mean" # over an image's pixels: sum (the original) or mean
     kl_weight: float = 1e-6 # weight of the KL divergence
     learn_logvar: bool = False # train the output variance (the original does not)
@@ -319,7 +320,8 @@ class AutoencoderConfig(Job):
     def loss_config(self) -> dict:
         "Arguments of `AutoencoderTask`."
         return {"perceptual": self.perceptual, "perceptual_weight": self.perceptual_weight,
-                "l2_weight": self.l2_weight, "l4_weight": self.l4_weight, "kl_weight": self.kl_weight, "reduction": self.reduction,
+                "l2_weight": self.l2_weight, "l4_weight": self.l4_weight, "edit_weight": self.edit_weight,
+                "kl_weight": self.kl_weight, "reduction": self.reduction,
                 "disc_weight": self.adversarial_weight, "disc_start": self.disc_start,
                 "logvar": "learned" if self.learn_logvar else "fixed", "optimizer": self.optimizer}
 

@@ -9,6 +9,7 @@ import papermill
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from mmgen.core import psnr, to_float
 from mmgen.ldm.autoencoder import AutoencoderKL, Posterior, Upsample2D
@@ -126,6 +127,35 @@ def tiny_task(**options):
     task = AutoencoderTask(model, **defaults | options)
     batch = {"image": torch.randint(0, 256, (8, 16, 16, 3), dtype=torch.uint8)}
     return task, batch
+
+
+def test_pairs_count_twice_and_add_the_lost_edits():
+    task, batch = tiny_task(disc_weight=0.0, edit_weight=0.3, reduction="mean")
+    other = tiny_task(disc_weight=0.0, reduction="mean")[0]
+    batch["changed"] = batch["image"].clone()
+    batch["changed"][1:, 3:6, 3:6] = 255 - batch["changed"][1:, 3:6, 3:6]
+    x = task.images(batch)
+    assert x.shape == (16, 3, 16, 16) and torch.equal(x[:8], task.images({"image": batch["image"]}))
+    seeded = lambda t: (torch.manual_seed(1), t.loss(batch, 0))[1]
+    (with_term, parts), (without, _) = seeded(task), seeded(other)
+    torch.manual_seed(1)
+    y = task.model.autoencoder(x, sample=True)[0]
+    lost = [(1 - ((y[8 + i] - y[i]) * (x[8 + i] - x[i])).sum() / (x[8 + i] - x[i]).square().sum()) ** 2 for i in range(1, 8)]
+    assert parts["lost_edits"].item() == pytest.approx(sum(lost).item() / 7, rel=0.02)  # the first pair shows no change
+    assert (with_term - without).item() == pytest.approx(0.3 * parts["lost_edits"].item(), rel=1e-4)
+
+
+def test_edit_weight_needs_edits_that_can_be_drawn(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMGEN_ROOT", str(tmp_path))
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for i in range(3):
+        Image.new("RGB", (64, 64), (i, 0, 0)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text("red, square")
+    notebook = Path(__file__).resolve().parent.parent / "nbs" / "train_autoencoder.ipynb"
+    with pytest.raises(papermill.PapermillExecutionError, match="edit_weight needs data 'portraits'"):
+        papermill.execute_notebook(notebook, tmp_path / "out.ipynb", {"preset": "smoke", "edit_weight": 0.1, "data": str(folder)},
+                                   progress_bar=False, kernel_name="python3")
 
 
 def gradients(module): return [p.grad for p in module.parameters()]
@@ -350,11 +380,11 @@ def test_notebook_smoke(tmp_path, monkeypatch):
     "train_autoencoder through papermill: weights that load, a complete record, both pictures."
     monkeypatch.setenv("MMGEN_ROOT", str(tmp_path))
     notebook = Path(__file__).resolve().parent.parent / "nbs" / "train_autoencoder.ipynb"
-    papermill.execute_notebook(notebook, tmp_path / "out.ipynb", {"preset": "smoke", "run_id": "ae"},
+    papermill.execute_notebook(notebook, tmp_path / "out.ipynb", {"preset": "smoke", "run_id": "ae", "edit_weight": 0.1},
                                progress_bar=False, kernel_name="python3")
     folder = tmp_path / "reports" / "runs" / "ae"
     record = load_run(folder)
-    assert record["status"] == "completed" and {m["name"] for m in record["metrics"]} == {"PSNR"}
+    assert record["status"] == "completed" and [m["name"] for m in record["metrics"]] == ["PSNR", "edit gain"]
     assert record["metrics"][0]["n"] == 8
     assert load_run(folder / "autoencoder" / "run.json")["status"] == "completed"
     assert AutoencoderKL.load(folder / "autoencoder").factor == 8

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from mmgen.data import portraits as P
+from mmgen.data.edits import NEIGHBOUR_OPTIONS, neighbour, neighbours
 
 SEEDS = range(0, 300)
 
@@ -123,3 +124,12 @@ def test_parquet_is_the_same_bytes_with_one_process_or_two(tmp_path):
     face = P.sample(rows[42]["seed"])
     assert rows[42]["tags"] == P.tags(face)
     assert (np.asarray(rows[42]["image"].convert("RGB")) == P.render(face)).all()
+
+
+def test_neighbours_differ_in_one_option_and_are_the_same_in_parallel():
+    faces = range(300)
+    for seed in faces:
+        one, other = P.sample(seed), neighbour(seed)
+        changed = [name for name, value in (*one.parts, *one.colors) if other[name] != value]
+        assert len(changed) == 1 and changed[0] in NEIGHBOUR_OPTIONS and not P.is_held_out(other)
+    assert np.array_equal(neighbours(faces, 16, workers=2), neighbours(faces, 16, workers=1))

@@ -98,7 +98,7 @@ class SDEdit(LatentEditor):
         decoding: str | None = None,
         batch_size: int = 32,
         steps: int = 12,  # denoising steps
-        guidance: float = 1.5,  # classifier-free guidance; 1: off
+        guidance: float = 1.25, # classifier-free guidance; 1: off
         method: str = "euler",  # see `mmgen.ldm.pipeline.sampler`
         seed: int = 0,
         contrast: bool = True,  # guide away from the source's caption; False: from the empty one
