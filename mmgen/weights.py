@@ -11,6 +11,7 @@ import json
 import pickle
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -188,15 +189,27 @@ def package(
     folder: str, # the folder of weights in it
     name: str, # what `resolve` will call them
     root: str|Path|None = None, # None: the weights installed with mmgen
+    earlier: Sequence[str|Path] = (), # folders of the runs that it went on from by `init_from`, first one first
 ) -> Path:
-    "Copy weights and record of a run to where `packaged` finds them; WeightsError where the run is not complete."
+    "Copy weights and records of a run to where `packaged` finds them; WeightsError where a run is not complete."
     from mmgen.runs import load_run
     run, root = Path(run), Path(root) if root is not None else Path(mmgen.__file__).resolve().parent/"weights"
-    record = load_run(run)
-    if record["status"] != "completed":
-        raise WeightsError(f"The run {record['run_id']} is {record['status']}; weights are packaged from completed runs.")
+    records = [load_run(each) for each in (*earlier, run)]
+    for record in records:
+        if record["status"] != "completed":
+            raise WeightsError(f"The run {record['run_id']} is {record['status']}; weights are packaged from completed runs.")
     if not (run/folder/"model.safetensors").is_file():
         raise WeightsError(f"The run {record['run_id']} has no weights in {folder}/model.safetensors.")
     shutil.copytree(run/folder, root/name, dirs_exist_ok=True, copy_function=shutil.copyfile)
-    atomic_write(root/name/"run.json", (run/"run.json").read_text("utf-8"))
+    for number, each in enumerate((*earlier, run), 1):
+        file = "run.json" if each is run else f"run-{number}.json"
+        atomic_write(root/name/file, (Path(each)/"run.json").read_text("utf-8"))
+    if earlier:
+        configs = [{k: v for k, v in record["config"].items() if k != "run_id"} for record in records]
+        differ = [k for k in configs[-1] if any(config.get(k) != configs[-1][k] for config in configs)]
+        rows = [f"| {record['run_id']} | {record['wall_seconds']:.0f} | {', '.join(f'{k} {config[k]}' for k in differ if k in config)} |"
+                for record, config in zip(records, configs)]
+        text = "Each run began with the weights of the one before.\n\n| run | seconds | parameters that differ |\n| --- | --- | --- |\n"
+        card = (root/name/"README.md").read_text("utf-8").rstrip()
+        atomic_write(root/name/"README.md", f"{card}\n\n## Rounds\n\n{text}" + "\n".join(rows) + "\n")
     return root/name
