@@ -1,5 +1,5 @@
-"""What the autoencoder keeps of held-out portraits: PSNR, and what the oracle reads on originals and on reconstructions:
-`python benchmarks/reconstruction.py`. The pictures are rounded to 8 bits, as they would be stored.
+"""What the autoencoder keeps of held-out portraits: PSNR, what the oracle reads on originals and on reconstructions, and how much
+of a change of one option comes through: `python benchmarks/reconstruction.py`. The pictures are rounded to 8 bits, as they would be stored.
 """
 import argparse
 
@@ -7,8 +7,9 @@ import numpy as np
 
 from mmgen.core import to_float, to_uint8
 from mmgen.data import portraits
+from mmgen.data.edits import neighbour
 from mmgen.ldm.autoencoder import AutoencoderKL
-from mmgen.ldm.autoencoder_loss import psnr, reconstruct
+from mmgen.ldm.autoencoder_loss import edit_gain, psnr, reconstruct
 from mmgen.metrics.oracle import Oracle, accuracy, classes, labels
 
 
@@ -20,13 +21,23 @@ def main():
     given = ask.parse_args()
     oracle, faces = Oracle.load(device="cpu"), [portraits.sample(seed) for seed in portraits.seeds(given.n, given.split)]
     images = to_float(np.stack([portraits.render(face) for face in faces]))
-    outputs = to_float(to_uint8(reconstruct(AutoencoderKL.load(given.model), images)))
+    model = AutoencoderKL.load(given.model)
+    outputs = to_float(to_uint8(reconstruct(model, images)))
     decibels, truth, names = psnr(images, outputs), labels(faces), list(classes())
     print(f"PSNR {decibels.mean():.2f} ± {decibels.std():.2f} dB on {given.n} {given.split} portraits\n")
     print("| attribute | originals | reconstructions | points lost |\n|---|---|---|---|")
     before, after = (accuracy(oracle.predict(x), truth, names) for x in (images, outputs))
     for name in names:
         print(f"| {name} | {before[name]:.3f} | {after[name]:.3f} | {100 * (before[name] - after[name]):.1f} |")
+    near = [neighbour(seed) for seed in portraits.seeds(given.n, given.split)]
+    changed = to_float(np.stack([portraits.render(face) for face in near]))
+    gain, seen = edit_gain(images, changed, outputs, to_float(to_uint8(reconstruct(model, changed))))
+    option = np.array([next(k for k, v in (*a.parts, *a.colors) if b[k] != v) for a, b in zip(faces, near)])
+    gain, seen = gain.numpy(), seen.numpy()
+    print("\n| changed option | pairs | edit gain | of the worst tenth |\n|---|---|---|---|")
+    for name in ("all", *sorted(set(option))):
+        some = np.sort(gain[seen & ((option == name) | (name == "all"))])
+        print(f"| {name} | {len(some)} | {some.mean():.3f} | {some[:max(1, len(some) // 10)].mean():.3f} |")
 
 
 if __name__ == "__main__":
