@@ -16,7 +16,7 @@ from .data.captions import caption
 from .data.loading import open_image
 from .editing import EditError, Editor, editor
 from .ldm.editing import edited_caption
-from .presets import EditConfig
+from .jobs import EditConfig
 
 # %% ../nbs/05b_panel.ipynb #33452c3d
 def open_source(

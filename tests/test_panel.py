@@ -7,7 +7,7 @@ from mmgen.editing import CopyInput
 from mmgen.ldm.editing import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import LatentDiffusion, random_pipeline
 from mmgen.panel import build_editor, edit_image, open_source, side_by_side, wanted_caption
-from mmgen.presets import EditConfig
+from mmgen.jobs import EditConfig
 
 
 def test_an_image_without_tags_is_described(tmp_path):

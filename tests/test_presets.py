@@ -8,7 +8,8 @@ import pytest
 
 from mmgen import presets
 from mmgen.files import repo_root
-from mmgen.presets import PRESETS, Job, config_for, config_from_notebook, parameters_cell
+from mmgen.jobs import Job
+from mmgen.presets import PRESETS, config_for, config_from_notebook, parameters_cell
 
 JOBS = sorted(PRESETS)
 NOTEBOOKS = [job for job in JOBS if (repo_root()/"nbs"/f"train_{job}.ipynb").exists()]

@@ -25,7 +25,7 @@ from .pipeline import LatentDiffusion, make_process
 from .unet import UNet2DConditionModel
 from ..metrics.oracle import Oracle, score_editor
 from ..optimizers import build
-from ..presets import LDMConfig
+from ..jobs import LDMConfig
 from ..runs import Run
 from ..training import Task, is_main, train
 from ..weights import load_into, load_state, model_card, resolve

@@ -19,7 +19,7 @@ from ..data import portraits
 from ..data.edits import Edit, as_batch
 from ..data.loading import Batches, load_source, to_arrays
 from ..optimizers import build
-from ..presets import OracleConfig
+from ..jobs import OracleConfig
 from ..runs import Run
 from ..training import Task, train
 from ..weights import load_into, load_state, model_card, resolve, save_weights
