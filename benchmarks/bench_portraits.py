@@ -4,7 +4,8 @@ import sys
 import tempfile
 import time
 
-from mmgen.data.portraits import seeds, write_parquet
+from mmgen.data.portrait_sets import write_parquet
+from mmgen.data.portraits import seeds
 
 
 def main(n: int = 12_000) -> None:

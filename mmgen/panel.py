@@ -14,8 +14,8 @@ from .core import to_float, to_uint8
 from .data import portraits
 from .data.captions import caption
 from .data.loading import open_image
+from .data.wishes import edited_caption
 from .editing import EditError, Editor, editor
-from .ldm.editing import edited_caption
 from .jobs import EditConfig
 
 # %% ../nbs/05b_panel.ipynb #33452c3d

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from mmgen.core import psnr, to_float
-from mmgen.ldm.autoencoder import AutoencoderKL, Posterior, Upsample2D
+from mmgen.ldm.autoencoder import AutoencoderKL, Posterior
+from mmgen.ldm.autoencoder_blocks import Upsample2D
 from mmgen.ldm.autoencoder_loss import (AutoencoderTask, adaptive_weight, perceptual_distance,
                                         reconstruct, scaling_factor_of)
 from mmgen.presets import config_for, parameters_cell

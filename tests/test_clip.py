@@ -253,11 +253,11 @@ def test_wrong_folders_are_refused(clip, tmp_path):
 
 def test_train_clip_smoke(tmp_path, monkeypatch):
     from mmgen.clip_training import train_clip
-    from mmgen.data import portraits
+    from mmgen.data import portrait_sets
     from mmgen.presets import config_for
     from mmgen.runs import Run, load_run
-    make = portraits.dataset
-    monkeypatch.setattr(portraits, "dataset", lambda *a, **k: make(*a, **k, root=tmp_path / "data"))
+    make = portrait_sets.dataset
+    monkeypatch.setattr(portrait_sets, "dataset", lambda *a, **k: make(*a, **k, root=tmp_path / "data"))
     config = config_for("clip", "smoke", vocabulary=600, device="cpu")
     with Run("clip", config, root=tmp_path / "runs") as run:
         clip, results = train_clip(config, run)

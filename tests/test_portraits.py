@@ -6,6 +6,7 @@ import pytest
 
 from mmgen.data import portraits as P
 from mmgen.data.edits import NEIGHBOUR_OPTIONS, neighbour, neighbours
+from mmgen.data.portrait_sets import write_parquet
 
 SEEDS = range(0, 300)
 
@@ -114,8 +115,8 @@ def test_other_styles_render_and_are_tagged():
 
 def test_parquet_is_the_same_bytes_with_one_process_or_two(tmp_path):
     which = P.seeds(500, "validation")
-    one = P.write_parquet(tmp_path / "one.parquet", which, workers=1)
-    two = P.write_parquet(tmp_path / "two.parquet", which, workers=2)
+    one = write_parquet(tmp_path / "one.parquet", which, workers=1)
+    two = write_parquet(tmp_path / "two.parquet", which, workers=2)
     assert one["sha256"] == two["sha256"]
     assert json.loads((tmp_path / "one.json").read_text()) == one
     from datasets import load_dataset

@@ -19,7 +19,8 @@ from torch import nn
 
 from mmgen import checkpoints as ck
 from mmgen.checkpoints import CheckpointError, checkpoints, find_checkpoint, read_checkpoint
-from mmgen.training import Task, TrainingDiverged, lr_factor, make_accelerator, train, update_ema
+from mmgen.guards import TrainingDiverged, wants_bar
+from mmgen.training import Task, lr_factor, make_accelerator, train, update_ema
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = dict(steps=40, batch_size=8, lr=0.02, seed=3, warmup=5, schedule="cosine", weight_decay=0.01,
@@ -148,6 +149,7 @@ def _child(folder, resume):
     code = f"""
 import sys, torch; sys.path.insert(0, {str(ROOT/'tests')!r}); torch.set_num_threads(1)
 import test_training as t
+from mmgen.training import is_main
 print("ready", flush=True)
 run, settings = t.FakeRun({str(folder)!r}), {{**t.SETTINGS, "steps": 300}}
 t.train(t.Noisy(pause=0.001), t.Points(), run, **settings, resume_from={resume!r})
@@ -297,7 +299,6 @@ def test_tensorboard_and_samples(tmp_path):
 
 
 def test_bar_or_lines(monkeypatch):
-    from mmgen.training import wants_bar
     monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
     monkeypatch.setattr(sys, "stderr", open(os.devnull, "w"))
     assert not wants_bar()

@@ -6,10 +6,7 @@
 __all__ = ['KINDS', 'NEIGHBOUR_OPTIONS', 'Edit', 'edits', 'as_batch', 'twins', 'neighbour', 'neighbours']
 
 # %% ../../nbs/42e_edits.ipynb #8e1c04c9
-import multiprocessing
-import os
 import random
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,6 +15,7 @@ import torch
 
 from ..core import to_float
 from .captions import caption
+from .portrait_sets import in_parallel
 from .portraits import LENGTHS, Options, PortraitError, SPLITS, change, is_held_out, render, sample, table, tags
 
 # %% ../../nbs/42e_edits.ipynb #454d81e6
@@ -126,8 +124,4 @@ def neighbours(
     workers: int | None = None,  # processes; default: the cores
 ) -> np.ndarray:  # uint8 (N, size, size, 3)
     "The neighbours' images, rendered in parallel."
-    jobs, workers = [(seed, style, size) for seed in which], min(workers or os.cpu_count() or 1, max(1, len(which) // 250))
-    if workers == 1:
-        return np.stack([_rendered(job) for job in jobs])
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return np.stack(list(pool.map(_rendered, jobs, chunksize=128)))
+    return np.stack(in_parallel(_rendered, [(seed, style, size) for seed in which], workers))

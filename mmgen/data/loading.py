@@ -120,8 +120,8 @@ def load_source(data: str, # "portraits", a folder, a .parquet file or a name fo
     from datasets import Dataset, load_dataset, load_from_disk
     if images is not None and images < 1: raise SourceError(f"images is {images}; it must be at least 1.")
     if data == "portraits":
-        from mmgen.data import portraits
-        return portraits.dataset(images or 10_000, split=split, size=size)
+        from mmgen.data import portrait_sets
+        return portrait_sets.dataset(images or 10_000, split=split, size=size)
     if split not in SPLIT_NAMES:
         raise SourceError(f"There is no split {split!r}; choose from {', '.join(SPLIT_NAMES)}.")
     path = Path(data).expanduser()

@@ -13,19 +13,20 @@ import torch
 
 from ..clip import CLIP
 from ..core import image_grid, pick_device, seed_everything, to_float
-from ..files import sha256
 from ..data import portraits
 from ..data.captions import as_tags, caption
 from ..data.edits import KINDS, edits
 from ..data.loading import Batches, cached, load_source, to_arrays
+from ..data.wishes import edited_caption
+from ..files import sha256
+from ..jobs import LDMConfig
 from .autoencoder import AutoencoderKL
 from .diffusion import diffusion_loss
-from .editing import SDEdit, edited_caption
+from .editing import SDEdit
 from .pipeline import LatentDiffusion, make_process
 from .unet import UNet2DConditionModel
 from ..metrics.oracle import Oracle, score_editor
 from ..optimizers import build
-from ..jobs import LDMConfig
 from ..runs import Run
 from ..training import Task, is_main, train
 from ..weights import load_into, load_state, model_card, resolve
