@@ -202,9 +202,9 @@ def test_saved_dataset_dict(tmp_path):
 
 
 def test_portraits_are_loaded(monkeypatch):
-    from mmgen.data import portraits
+    from mmgen.data import portrait_sets
     seen = []
-    monkeypatch.setattr(portraits, "dataset", lambda *a, **k: seen.append((a, k)) or "rows")
+    monkeypatch.setattr(portrait_sets, "dataset", lambda *a, **k: seen.append((a, k)) or "rows")
     assert load_source("portraits", "validation", size=32, images=7) == "rows"
     assert seen == [((7,), {"split": "validation", "size": 32})]
 
