@@ -107,7 +107,7 @@ def panel(
 
     text = widgets.Text(prompt, description="prompt", continuous_update=False, layout=widgets.Layout(width="420px"))
     strong = widgets.FloatSlider(strength, min=0, max=1, step=0.05, description="strength", continuous_update=False)
-    guide = widgets.FloatSlider(guidance, min=1, max=8, step=0.5, description="guidance", continuous_update=False)
+    guide = widgets.FloatSlider(guidance, min=1, max=4, step=0.25, description="guidance", continuous_update=False)
     view = widgets.Image(value=encoded(side_by_side(image, image)), format="png")
     button, said = widgets.Button(description="edit", button_style="primary"), widgets.Label()
 
