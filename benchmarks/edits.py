@@ -34,10 +34,9 @@ def main():
     ask.add_argument("-n", type=int, default=200)
     ask.add_argument("--kinds", nargs="*", default=list(KINDS))
     ask.add_argument("--strength", type=float, nargs="*", default=[0.5, 0.6, 0.75, 0.9])
-    ask.add_argument("--guidance", type=float, nargs="*", default=[1.25])
+    ask.add_argument("--guidance", type=float, nargs="*", default=[2.0])
     ask.add_argument("--steps", type=int, nargs="*", default=[12])
     ask.add_argument("--decoding", nargs="*", default=["paired"], choices=SDEdit.decodings)
-    ask.add_argument("--contrast", type=int, nargs="*", default=[1], help="0: guide away from the empty caption, 1: from the source's")
     given = ask.parse_args()
     oracle, pipeline = Oracle.load(device="cpu"), LatentDiffusion.load(given.model)
     print(json.dumps({"seconds for one image": one_image(pipeline), "threads": torch.get_num_threads()}), flush=True)
@@ -45,14 +44,13 @@ def main():
         some = edits(kind, given.n, given.split)
         for baseline in (CopyInput(), Reconstruction(pipeline)):
             print(json.dumps({"kind": kind, "editor": baseline.name} | score_editor(oracle, baseline, some)[0]), flush=True)
-        for strength, guidance, steps, contrast, decoding in itertools.product(
-                given.strength, given.guidance, given.steps, given.contrast, given.decoding):
+        for strength, guidance, steps, decoding in itertools.product(given.strength, given.guidance, given.steps, given.decoding):
             start = time.perf_counter()
-            which = SDEdit(pipeline, decoding=decoding, guidance=guidance, steps=steps, contrast=bool(contrast))
+            which = SDEdit(pipeline, decoding=decoding, guidance=guidance, steps=steps)
             scores, _ = score_editor(oracle, which, some, strength)
             scores = {name: round(value, 4) for name, value in scores.items()}
             print(json.dumps({"kind": kind, "editor": "sdedit", "strength": strength, "guidance": guidance, "steps": steps,
-                              "contrast": bool(contrast), "decoding": decoding} | scores
+                              "decoding": decoding} | scores
                              | {"seconds per edit": round((time.perf_counter() - start) / given.n, 3)}), flush=True)
 
 

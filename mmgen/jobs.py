@@ -66,9 +66,8 @@ class EditConfig(Settings):
     # how
     editor: str = "sdedit" # one of mmgen.editors()
     model: str = "ldm-portraits" # packaged name or folder of the model
-    guidance: float = 1.25 # classifier-free guidance scale; 1: off
+    guidance: float = 2.0 # classifier-free guidance scale; 1: off
     steps: int = 12 # denoising steps
-    contrast: bool = True # guide away from what `source` says; False: from the empty caption
     decoding: str = "paired" # paired, residual or plain; see 32e_editing
     seed: int = 0 # of the noise
     device: str | None = None # cpu, cuda, ...; None: the best one present
@@ -119,7 +118,7 @@ class LDMConfig(Job):
     # pictures at the end
     sampler: str = "euler" # ddpm, ddim, dpmsolver++, unipc, euler or heun
     sampler_steps: int = 12 # denoising steps
-    guidance: float = 1.25 # classifier-free guidance scale; 1: off
+    guidance: float = 2.0 # classifier-free guidance scale; 1: off
     sample_images: int = 32 # pictures sampled from held-out captions
     edit_images: int = 16 # held-out portraits that are edited
     edit_tags: str = "green hair, red eyes, sunglasses, long hair" # the edits that are tried

@@ -66,7 +66,7 @@ def build_editor(
     "The Editor that a configuration names, with the dials that it has."
     dials = {} if config.editor == "copy-input" else {"model": config.model}
     if config.editor == "sdedit":
-        dials |= {name: getattr(config, name) for name in ("decoding", "guidance", "steps", "contrast", "seed")}
+        dials |= {name: getattr(config, name) for name in ("decoding", "guidance", "steps", "seed")}
     return editor(config.editor, config.device, **dials)
 
 
@@ -93,7 +93,7 @@ def panel(
     source: str,
     prompt: str,
     strength: float = 0.75,  # 0 … 1
-    guidance: float = 1.25, # 1: off
+    guidance: float = 2.0,  # 1: off
 ):
     "An ipywidgets box: prompt, strength, guidance, a button, and source and result side by side."
     import io
@@ -107,7 +107,7 @@ def panel(
 
     text = widgets.Text(prompt, description="prompt", continuous_update=False, layout=widgets.Layout(width="420px"))
     strong = widgets.FloatSlider(strength, min=0, max=1, step=0.05, description="strength", continuous_update=False)
-    guide = widgets.FloatSlider(guidance, min=1, max=4, step=0.25, description="guidance", continuous_update=False)
+    guide = widgets.FloatSlider(guidance, min=1, max=5, step=0.5, description="guidance", continuous_update=False)
     view = widgets.Image(value=encoded(side_by_side(image, image)), format="png")
     button, said = widgets.Button(description="edit", button_style="primary"), widgets.Label()
 

@@ -59,18 +59,12 @@ def test_strength_is_a_dial():
     assert away[0] < away[1] < away[2]
 
 
-def test_guidance_away_from_the_source_pushes_nowhere_where_nothing_is_asked():
-    away, off = (SDEdit(PIPELINE, steps=2, guidance=g, decoding="plain") for g in (7.0, 1.0))
-    assert torch.allclose(away.edit(IMAGES, TEXTS, TEXTS, 0.8), off.edit(IMAGES, TEXTS, TEXTS, 0.8), atol=1e-4)
-    unknown, empty = ["", "", ""], SDEdit(PIPELINE, steps=2, guidance=7.0, contrast=False, decoding="plain")
-    assert torch.allclose(away.edit(IMAGES, unknown, TEXTS, 0.8), empty.edit(IMAGES, unknown, TEXTS, 0.8), atol=1e-4)
-    assert not torch.allclose(away.edit(IMAGES, TEXTS[::-1], TEXTS, 0.8), empty.edit(IMAGES, TEXTS[::-1], TEXTS, 0.8), atol=1e-3)
-
-
 def test_paired_decoding_returns_the_input_where_the_captions_agree():
     for strength in (0.2, 0.9):
-        assert torch.allclose(ALL["sdedit, paired"].edit(IMAGES, TEXTS, TEXTS, strength), IMAGES, atol=1e-4)
-    source = SDEdit(PIPELINE, steps=2, guidance=1.0, decoding="plain").edit(IMAGES / 2, TEXTS[::-1], TEXTS[::-1], 0.5)
+        for guidance in (1.0, 5.0):
+            editor = SDEdit(PIPELINE, steps=2, guidance=guidance, decoding="paired")
+            assert torch.allclose(editor.edit(IMAGES, TEXTS, TEXTS, strength), IMAGES, atol=1e-4)
+    source = SDEdit(PIPELINE, steps=2, decoding="plain").edit(IMAGES / 2, TEXTS[::-1], TEXTS[::-1], 0.5)
     target, paired = (SDEdit(PIPELINE, steps=2, decoding=d).edit(IMAGES / 2, TEXTS[::-1], TEXTS, 0.5) for d in ("plain", "paired"))
     inside = (target.abs() < 1) & (source.abs() < 1)  # neither was clamped
     assert inside.float().mean() > 0.5 and torch.allclose(paired[inside], (IMAGES / 2 + target - source).clamp(-1, 1)[inside], atol=1e-4)

@@ -29,9 +29,9 @@ def test_a_tag_changes_the_known_caption_and_anything_else_replaces_it():
 
 def test_the_dials_reach_the_editor(monkeypatch):
     monkeypatch.setattr(LatentDiffusion, "load", classmethod(lambda cls, name, device=None: random_pipeline()))
-    which = build_editor(EditConfig(decoding="plain", guidance=2.0, steps=3, contrast=False, seed=5))
+    which = build_editor(EditConfig(decoding="plain", guidance=3.0, steps=3, seed=5))
     assert isinstance(which, SDEdit)
-    assert (which.decoding, which.guidance, which.steps, which.contrast, which.seed) == ("plain", 2.0, 3, False, 5)
+    assert (which.decoding, which.guidance, which.steps, which.seed) == ("plain", 3.0, 3, 5)
     image = portraits.render(portraits.sample(1), 32)
     assert edit_image(which, image, "", "green hair", 0.5).shape == image.shape
     assert side_by_side(image, image, height=64, gap=4).size == (132, 64)

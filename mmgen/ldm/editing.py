@@ -98,19 +98,15 @@ class SDEdit(LatentEditor):
         decoding: str | None = None,
         batch_size: int = 32,
         steps: int = 12,  # denoising steps
-        guidance: float = 1.25, # classifier-free guidance; 1: off
+        guidance: float = 2.0,  # classifier-free guidance; 1: off
         method: str = "euler",  # see `mmgen.ldm.pipeline.sampler`
         seed: int = 0,
-        contrast: bool = True,  # guide away from the source's caption; False: from the empty one
     ):
         super().__init__(model, device, decoding, batch_size)
-        self.steps, self.guidance, self.method, self.seed, self.contrast = steps, guidance, method, seed, contrast
+        self.steps, self.guidance, self.method, self.seed = steps, guidance, method, seed
 
     def latents(self, z, source, target, strength):
-        negative = source if self.contrast else None
-        return self.pipeline.renoise(z, target, strength, self.steps, self.guidance, self.method, self.seed, negative)
+        return self.pipeline.renoise(z, target, strength, self.steps, self.guidance, self.method, self.seed)
 
     def reference(self, z, source, strength):
-        if self.decoding != "paired":
-            return z
-        return self.pipeline.renoise(z, source, strength, self.steps, 1.0, self.method, self.seed)
+        return self.latents(z, source, source, strength) if self.decoding == "paired" else z

@@ -93,10 +93,10 @@ class LatentDiffusion:
         longest = int(mask.sum(1).max())
         return self.text_encoder.states(captions)[:, :longest].to(self.device), mask[:, :longest].to(self.device)
 
-    def denoiser(self, captions: list[str], guidance: float = 3.0, negative: list[str] | None = None) -> Guided:
-        "model(x, t) for the samplers, guided (Ho & Salimans 2022) away from the `negative` captions; None: from the empty one."
+    def denoiser(self, captions: list[str], guidance: float = 2.0) -> Guided:
+        "model(x, t) for the samplers, guided (Ho & Salimans 2022) away from the empty caption."
         n = len(captions)
-        states, mask = self.context([*captions, *(negative or [""])])
+        states, mask = self.context([*captions, ""])
         return Guided(self.unet, states[:n], states[n:], guidance, mask[:n], mask[n:])
 
 
@@ -105,7 +105,7 @@ class LatentDiffusion:
         self,
         captions: list[str],
         steps: int = 12,  # denoising steps
-        guidance: float = 3.0,  # 1: off
+        guidance: float = 2.0,  # 1: off
         method: str = "euler",  # see `sampler`
         seed: int = 0,  # of the noise
     ) -> torch.Tensor:  # images (B, 3, H, W) in [-1, 1]
@@ -123,17 +123,16 @@ class LatentDiffusion:
         captions: list[str],  # of the wanted images
         strength: float,  # noise level, 0 … 1
         steps: int = 12,
-        guidance: float = 3.0,
+        guidance: float = 2.0,
         method: str = "euler",
         seed: int = 0,
-        negative: list[str] | None = None,  # captions to guide away from; None: the empty one
     ) -> torch.Tensor:  # latents (B, c, h, w)
         "SDEdit (Meng et al. 2022): noise the source up to `strength`, then denoise it under another caption."
         if strength == 0:
             return latents
         generator = torch.Generator().manual_seed(seed)
         x = start(self.process, latents, noise_like(latents, generator), strength)
-        return sampler(method)(self.denoiser(captions, guidance, negative), x, steps, self.process, self.prediction, generator, strength)
+        return sampler(method)(self.denoiser(captions, guidance), x, steps, self.process, self.prediction, generator, strength)
 
     def config(self, autoencoder: str, text_encoder: str) -> dict:
         "What `load` needs beside the UNet's weights; the two names are those of the frozen networks."
