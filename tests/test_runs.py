@@ -145,7 +145,8 @@ def test_a_full_disk_does_not_hide_the_error(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_in_a_real_process(tmp_path):
-    code = ("import time, sys; from mmgen.runs import Run\n"
+    code = ("import signal, time, sys; from mmgen.runs import Run\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
             "with Run('x', root=sys.argv[1], run_id='r') as run:\n    print('on', flush=True); time.sleep(60)")
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE,
                                stderr=subprocess.DEVNULL, cwd=repo_root(), text=True)

@@ -322,6 +322,7 @@ make = lambda name: t.FakeRun({str(tmp_path)!r} + name) if is_main() else None
 t.train(t.Plain(), t.Points(), make("/two"), **{settings!r})
 t.train(t.Noisy(), t.Points(), make("/gan"), **{settings!r})
 t.train(t.Noisy(), t.Points(), make("/again"), **{settings!r}, resume_from={str(tmp_path)!r} + "/gan/checkpoints/checkpoint-6")
+torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
     with socket.socket() as free:
