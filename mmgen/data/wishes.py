@@ -31,12 +31,10 @@ def edited_caption(
     "The caption of the wanted image: the wish and all that follows from it, without what it excludes."
     said = [part.strip() for part in caption.split(",") if part.strip()]
     wish = [] if tag.startswith("no ") else [tag]
-    try:
-        if not said or not set(said) <= set(vocabulary(style)):
-            raise PortraitError("The caption is not in the renderer's words.")
-        face = face_of(said, style)
-        after = change(face, tag)
-    except PortraitError:
+    face = face_of(said, style) if said and set(said) <= set(vocabulary(style)) else None
+    try: after = change(face, tag) if face else None
+    except PortraitError: after = None
+    if after is None:
         gone = _excluded(tag, style)
         return ", ".join(dict.fromkeys([*wish, *(t for t in said if t not in gone)]))
     spec, before, now = table(style), tags(face), tags(after)
