@@ -106,6 +106,13 @@ def test_ddpm_equals_diffusers_at_every_step(name, steps):
         assert (ours - ref).abs().max() < tolerance * max(1, ref.abs().max()), i
 
 
+@pytest.mark.parametrize("process", [make_schedule("linear"), FlowMatching(shift=3)])
+def test_ddpm_is_ddim_with_all_its_noise(process):
+    g = lambda: torch.Generator().manual_seed(3)
+    ours = ddpm(gaussian(process, "v"), noise(), 20, process, "v", g())
+    assert (ddim(gaussian(process, "v"), noise(), 20, process, "v", g(), eta=1) - ours).abs().max() < 1e-4
+
+
 def test_euler_equals_diffusers_flow_matching():
     flow, scheduler = FlowMatching(), FlowMatchEulerDiscreteScheduler()
     levels = flow.levels(12, 0.8)
@@ -141,7 +148,8 @@ def test_all_predictions_are_one_network(process, prediction):
 def test_samples_of_gaussian_data():
     x, g = noise(shape=(20_000, 1)), torch.Generator().manual_seed(1)
     linear, flow = make_schedule("linear"), FlowMatching()
-    for out in (ddpm(gaussian(linear), x, 250, linear, generator=g), ddim(gaussian(linear), x, 250, linear),
+    for out in (ddpm(gaussian(linear), x, 250, linear, generator=g), ddpm(gaussian(flow, "flow"), x, 250, flow, "flow", g),
+                ddim(gaussian(linear), x, 250, linear),
                 ddim(gaussian(linear), x, 250, linear, generator=g, eta=1),
                 euler(gaussian(flow, "flow"), x, 100, flow, "flow"), heun(gaussian(flow, "flow"), x, 30, flow, "flow"),
                 ddim(gaussian(flow, "flow"), x, 250, flow, "flow", generator=g, eta=1)):
@@ -243,7 +251,6 @@ def test_guidance():
     (lambda: FlowMatching().levels(5, -0.1), "strength=-0.1"),
     (lambda: make_schedule().levels(5, spacing="even"), "spacing='even'"),
     (lambda: ddim(network, noise(), 5, make_schedule(), "noise"), "prediction='noise'"),
-    (lambda: ddpm(network, noise(), 5, FlowMatching()), "ddpm needs a Schedule"),
     (lambda: DiffusersSampler("FastScheduler")(network, noise(), 5, make_schedule()), "no scheduler 'FastScheduler'"),
     (lambda: DiffusersSampler("FlowMatchEulerDiscreteScheduler")(network, noise(), 5, make_schedule()), "needs a FlowMatching")])
 def test_bad_input(call, words):

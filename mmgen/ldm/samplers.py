@@ -28,7 +28,7 @@ def ddpm_step(x: Tensor, # x_t
               generator: torch.Generator | None = None) -> Tensor:
     "Eq. 4, as the posterior mean in x_0 and x_t"
     (a, b), (a_next, b_next) = now, then
-    beta = 1 - (a / a_next)**2
+    beta = (b**2 - (a / a_next * b_next)**2).clamp(min=0)
     mean = a_next * beta / b**2 * x0 + a / a_next * (b_next / b)**2 * x
     return mean if b_next == 0 else mean + b_next / b * beta.sqrt() * noise_like(x, generator)
 
@@ -36,15 +36,13 @@ def ddpm_step(x: Tensor, # x_t
 def ddpm(model: Callable, # model(x, t) -> prediction
          x: Tensor, # start, (B, ...)
          steps: int, # evaluations
-         process: Schedule,
+         process: Schedule | FlowMatching,
          prediction: str = "eps", # eps, v, flow or x0
          generator: torch.Generator | None = None, # for the noise of each step
          strength: float = 1., # noise level of the start, 0 … 1
          spacing: str = "trailing" # see `Schedule.levels`
          ) -> Tensor: # x_0
     "Ancestral sampling (Ho et al. 2020, algorithm 2)"
-    if not isinstance(process, Schedule):
-        raise ValueError("ddpm needs a Schedule; for flow matching use ddim with eta, euler or heun")
     for t, now, then in _path(process, steps, strength, spacing, x):
         x = ddpm_step(x, _ask(model, process, prediction, x, t, now)[0], now, then, generator)
     return x
