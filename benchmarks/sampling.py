@@ -2,8 +2,8 @@
 
 Real images are held-out portraits; generated ones follow the captions of other held-out portraits. The packaged model is a flow:
 on it Euler's method is DDIM, and DPM-Solver++ and UniPC run on the equivalent noise schedule. 5 000 images with 1 000 evaluations
-take hours on a CPU, so each row is written to `--out` when it is done, and a row that is there already is not computed again.
-Seconds are of the median batch of 100.
+take hours on a CPU, so each row is written to `--out` when it is done, a row that is there already is not computed again, and a run
+that was stopped goes on at the next 100 images. Seconds are of the median batch.
 """
 import argparse
 import json
@@ -17,7 +17,7 @@ from mmgen.core import to_float
 from mmgen.data import portraits
 from mmgen.data.captions import caption
 from mmgen.efficientnet import EfficientNetLite0
-from mmgen.files import sha256
+from mmgen.files import atomic_write, sha256
 from mmgen.ldm.pipeline import LatentDiffusion
 from mmgen.metrics.frechet import features, frechet_distance, statistics
 from mmgen.weights import resolve
@@ -74,14 +74,20 @@ def main():
     for method, steps in PLANS:
         if (method, steps) in done or evaluations(method, steps) > given.most or method not in (given.samplers or [method]):
             continue
-        made, seconds = [], []
-        for at in range(0, given.n, 100):
+        part = given.out.with_name(f"{method}-{steps}-{setting['sha256']}-n{given.n}-g{given.guidance}-{given.pixels}px.npz")
+        kept = dict(np.load(part)) if part.exists() else {}
+        read, seconds = list(kept.get("features", [])), list(kept.get("seconds", []))
+        for at in range(100 * len(read), given.n, 100):
             start = time.perf_counter()
-            made.append(pipeline.sample(texts[at:at + 100], steps, given.guidance, method, at))
-            seconds.append(time.perf_counter() - start)
+            made = pipeline.sample(texts[at:at + 100], steps, given.guidance, method, at)
+            seconds.append((time.perf_counter() - start) / len(made))
+            read.append(features(extract, made).numpy())
+            atomic_write(part, lambda file: np.savez(file, features=read, seconds=seconds))
         write({"sampler": method, "steps": steps, "evaluations": evaluations(method, steps), "images": "samples",
-               "FD (EfficientNet-Lite0)": distance(torch.cat(made)), "seconds per image": round(float(np.median(seconds)) / 100, 5),
-               "threads": torch.get_num_threads(), "device": str(pipeline.device)})
+               "FD (EfficientNet-Lite0)": round(frechet_distance(real, statistics(torch.from_numpy(np.concatenate(read)))), 3),
+               "seconds per image": round(float(np.median(seconds)), 5), "threads": torch.get_num_threads(),
+               "device": str(pipeline.device)})
+        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
