@@ -1,5 +1,6 @@
 """What SDEdit does to held-out portraits: `python benchmarks/edits.py --split validation` chooses the dials,
-`python benchmarks/edits.py --split test --strength 0.75` reports them. The oracle judges; n edits of each kind.
+`python benchmarks/edits.py --split test --strength 0.75` reports them. The oracle judges; n edits of each kind. With `--captions clip`
+the tags of the source are what CLIP sees, as for a picture of one's own.
 """
 import argparse
 import itertools
@@ -9,11 +10,14 @@ import time
 
 import torch
 
+from mmgen.clip import describe_image
 from mmgen.data.edits import KINDS, as_batch, edits
+from mmgen.data.portraits import render
 from mmgen.editing import CopyInput
 from mmgen.ldm.editing import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import LatentDiffusion
 from mmgen.metrics.oracle import Oracle, score_editor
+from mmgen.panel import wanted_caption
 
 
 def one_image(pipeline):
@@ -27,6 +31,13 @@ def one_image(pipeline):
     return round(statistics.median(seconds[1:]), 3)
 
 
+def captions(how, pipeline, some):
+    "(source captions, wanted captions) as CLIP and a user's wish give them; None for the exact ones"
+    if how == "exact": return None
+    seen = [describe_image(pipeline.text_encoder, render(edit.source)) for edit in some]
+    return seen, [wanted_caption(source, edit.tag) for source, edit in zip(seen, some)]
+
+
 def main():
     ask = argparse.ArgumentParser()
     ask.add_argument("--model", default="ldm-portraits")
@@ -37,20 +48,22 @@ def main():
     ask.add_argument("--guidance", type=float, nargs="*", default=[2.0])
     ask.add_argument("--steps", type=int, nargs="*", default=[12])
     ask.add_argument("--decoding", nargs="*", default=["paired"], choices=SDEdit.decodings)
+    ask.add_argument("--captions", default="exact", choices=["exact", "clip"])
     given = ask.parse_args()
     oracle, pipeline = Oracle.load(device="cpu"), LatentDiffusion.load(given.model)
     print(json.dumps({"seconds for one image": one_image(pipeline), "threads": torch.get_num_threads()}), flush=True)
     for kind in given.kinds:
         some = edits(kind, given.n, given.split)
+        said = captions(given.captions, pipeline, some)
         for baseline in (CopyInput(), Reconstruction(pipeline)):
             print(json.dumps({"kind": kind, "editor": baseline.name} | score_editor(oracle, baseline, some)[0]), flush=True)
         for strength, guidance, steps, decoding in itertools.product(given.strength, given.guidance, given.steps, given.decoding):
             start = time.perf_counter()
             which = SDEdit(pipeline, decoding=decoding, guidance=guidance, steps=steps)
-            scores, _ = score_editor(oracle, which, some, strength)
+            scores, _ = score_editor(oracle, which, some, strength, captions=said)
             scores = {name: round(value, 4) for name, value in scores.items()}
             print(json.dumps({"kind": kind, "editor": "sdedit", "strength": strength, "guidance": guidance, "steps": steps,
-                              "decoding": decoding} | scores
+                              "decoding": decoding, "captions": given.captions} | scores
                              | {"seconds per edit": round((time.perf_counter() - start) / given.n, 3)}), flush=True)
 
 

@@ -24,7 +24,7 @@ from mmgen.weights import resolve
 
 PLANS = [("euler", 4), ("euler", 6), ("euler", 8), ("euler", 12), ("heun", 3), ("heun", 5), ("heun", 7), ("dpmsolver++", 6),
          ("dpmsolver++", 8), ("dpmsolver++", 12), ("unipc", 6), ("unipc", 8), ("unipc", 12), ("euler", 20), ("heun", 13),
-         ("dpmsolver++", 20), ("unipc", 20), ("euler", 50), ("heun", 25), ("ddpm", 50), ("euler", 250), ("ddpm", 250),
+         ("dpmsolver++", 20), ("unipc", 20), ("euler", 50), ("ddpm", 50), ("euler", 250), ("ddpm", 250),
          ("ddpm", 1000)]
 
 

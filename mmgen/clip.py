@@ -133,7 +133,9 @@ class CLIP:
 
     def text(self, texts: str | Sequence[str]) -> Tensor:
         "Embeddings of texts, (B, E), of length 1."
-        pooled = self.model.text_model(input_ids=self.tokenize(texts)[0]).pooler_output
+        ids, mask = self.tokenize(texts)
+        ids = ids[:, :int(mask.sum(1).max())]  # attention is causal: padding changes nothing before it
+        pooled = self.model.text_model(input_ids=ids).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1)
 
     def preprocess(self, x: Tensor) -> Tensor:
@@ -213,12 +215,24 @@ def attribute_prompts(style: str = "adventurer") -> dict[str, list[str]]:
 def describe_image(
     clip: CLIP,
     image: np.ndarray,  # uint8 (H, W, 3)
-    prompts: dict[str, list[str]] | None = None,  # attribute → texts; default: `attribute_prompts`
+    choices: dict[str, list[str]] | None = None,  # part → texts, "" says nothing; default: the portraits' `alternatives`
+    sweeps: int = 3,  # at most, over all parts
 ) -> str:  # a caption
-    "The nearest text of each attribute, joined by commas; what is absent is not mentioned."
-    seen = embed(lambda x: clip.images(to_float(x)), image[None])
-    best = [texts[int((seen @ embed(clip.text, texts).T).argmax())] for texts in (prompts or attribute_prompts()).values()]
-    return ", ".join(text for text in best if not text.startswith("no "))
+    "The caption nearest to the image: of each part the best text alone, then the one that suits the rest best, until none does better."
+    from mmgen.data.portraits import alternatives
+    choices = alternatives() if choices is None else choices
+    seen = embed(lambda x: clip.images(to_float(x)), image[None])[0]
+    nearest = lambda texts: int((embed(clip.text, texts) @ seen).argmax())
+    alone = {part: [text for text in texts if text] or [""] for part, texts in choices.items()}
+    said = {part: texts[nearest(texts)] for part, texts in alone.items()}
+    joined = lambda said: ", ".join(dict.fromkeys(tag for text in said.values() for tag in text.split(", ") if tag))
+    for _ in range(sweeps):
+        before = dict(said)
+        for part, texts in choices.items():
+            said[part] = texts[nearest([joined(said | {part: text}) for text in texts])]
+        if said == before:
+            break
+    return joined(said)
 
 
 def zero_shot(

@@ -27,8 +27,10 @@ def open_source(
     pipeline = getattr(which, "pipeline", None)
     size = pipeline.size if pipeline else 64
     if config.image:
-        image = open_image(config.image, size)
-        return image, config.source or (describe_image(pipeline.text_encoder, image) if pipeline else "")
+        image, clip = open_image(config.image, size), pipeline and pipeline.text_encoder
+        if clip and not config.source:
+            return image, describe_image(clip, open_image(config.image, clip.size))
+        return image, config.source
     face = portraits.sample(portraits.SPLITS["test"][0] + 7)
     return portraits.render(face, size), config.source or caption(portraits.tags(face))
 

@@ -11,7 +11,7 @@ from mmgen.clip import (CLIP, attribute_prompts, build_clip, describe_image, ret
 from mmgen.clip_training import CLIPTask, ClaimBatches, contrastive_loss, tokenizer_texts
 from mmgen.core import to_float
 from mmgen.data.captions import CutWarning, caption
-from mmgen.data.portraits import render, sample, tags
+from mmgen.data.portraits import render, sample, seeds, tags
 from mmgen.weights import WeightsError
 
 TINY = dict(patch=16, embed_dim=32, text_width=32, text_layers=1, text_heads=2, vision_width=32, vision_layers=1,
@@ -213,7 +213,16 @@ def test_judging_with_known_answers():
 def test_an_image_is_described_by_the_nearest_texts():
     image = np.full((8, 8, 3), 2, dtype=np.uint8)
     assert describe_image(Perfect(), image, {"hair_color": Perfect.colors}) == Perfect.colors[2]
-    assert describe_image(Perfect(), image, {"hair_color": Perfect.colors, "glasses": ["no glasses"]}) == Perfect.colors[2]
+    assert describe_image(Perfect(), image, {"hair_color": Perfect.colors, "glasses": [""]}) == Perfect.colors[2]
+
+
+def test_portraits_are_described_tag_by_tag():
+    clip, right, said, true = CLIP.load("clip-portraits"), 0, 0, 0
+    for seed in seeds(8, "validation"):
+        face = sample(seed)
+        found, shown = set(describe_image(clip, render(face)).split(", ")), set(tags(face))
+        right, said, true = right + len(found & shown), said + len(found), true + len(shown)
+    assert right / said > 0.75 and right / true > 0.75
 
 
 def test_figure_1(clip, pixels, rows):

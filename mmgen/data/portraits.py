@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIXTURE', 'SPLITS', 'LENGTHS', 'PortraitError', 'table', 'Options', 'held_out', 'is_held_out', 'sample', 'seeds',
-           'tags', 'attributes', 'png', 'render', 'vocabulary', 'change']
+           'tags', 'attributes', 'png', 'render', 'vocabulary', 'alternatives', 'change']
 
 # %% ../../nbs/42a_portraits.ipynb #0847457b
 import difflib
@@ -242,6 +242,16 @@ def vocabulary(style: str = "adventurer") -> tuple[str, ...]:
     found += [tag for variants in spec["parts"].values() for v in variants.values() for tag in v["tags"]]
     found += [f"no {tag}" for part in spec["optional"] for v in spec["parts"][part].values() for tag in v["tags"]]
     return tuple(dict.fromkeys(found))
+
+
+def alternatives(style: str = "adventurer") -> dict[str, list[str]]:
+    "What can be said of each colour and part: the tags of its variants, joined by commas; '' where it can be absent."
+    spec = table(style)
+    found = {slot: list(names) for slot, names in spec["colors"].items()}
+    for part, variants in spec["parts"].items():
+        absent = [""] * (part in spec["optional"])
+        found[part] = list(dict.fromkeys([", ".join(v["tags"]) for v in variants.values()] + absent))
+    return found
 
 
 def change(

@@ -150,10 +150,11 @@ def score_editor(
     some: list[Edit],
     strength: float | None = None,  # 0 … 1; None: the editor's default
     size: int = 64,  # pixels
+    captions: tuple[list[str], list[str]] | None = None,  # of sources and wanted images; None: the exact ones
 ) -> tuple[dict[str, float], torch.Tensor]:  # reached, kept, n, skill, psnr (dB); edited images (n, 3, size, size)
     "Runs an Editor over edits with exact targets and asks the oracle; also the pixel skill against the exact target."
     images, source, target, exact = as_batch(some, size)
-    result = editor.edit(images, source, target, strength).float().cpu()
+    result = editor.edit(images, *(captions or (source, target)), strength).float().cpu()
     names = list(oracle.config["attributes"])
     scores = edit_scores(oracle.predict(result), labels([e.source for e in some]), labels([e.target for e in some]),
                          [names.index(e.attribute) for e in some])
