@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmgen.data import portraits
 from mmgen.files import repo_root
 from mmgen.presets import JOBS, parameters_cell
 from mmgen.weights import packaged
@@ -57,6 +58,24 @@ def test_edit_an_image_of_ones_own(tmp_path):
     result = np.asarray(Image.open(tmp_path / "reports" / "runs" / "mine" / "result.png"))
     assert result.shape == (64, 64, 3) and result.std() > 5
     assert {"result.png", "source_and_result.jpg"} <= {e["file"] for e in (*record["artifacts"], *record["figures"])}
+
+
+def test_a_small_folder_of_ones_own_from_autoencoder_to_edit(tmp_path):
+    "README, 'Your own tagged images', with fewer images than a run likes to show"
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for seed in range(40):
+        face = portraits.sample(seed)
+        Image.fromarray(portraits.render(face, 80)).save(folder / f"{seed}.png")
+        (folder / f"{seed}.txt").write_text(", ".join(portraits.tags(face)))
+    for name, given in (("train_autoencoder", {}), ("train_clip", {}), ("train_ldm", {
+            "autoencoder": "reports/runs/train_autoencoder/autoencoder", "text_encoder": "reports/runs/train_clip/clip-portraits",
+            "sample_images": 32, "edit_images": 16})):
+        done, _ = papermill(name, tmp_path, preset="smoke", data="mine", run_id=name, **given)
+        assert done.returncode == 0, done.stderr[-3000:]
+    done, _ = papermill("edit", tmp_path, model="reports/runs/train_ldm/model", image="mine/3.png", prompt="green hair", run_id="edited")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "reports" / "runs" / "edited" / "result.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize("name, parameters, said", [

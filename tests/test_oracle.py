@@ -67,6 +67,13 @@ def test_edits_change_what_they_name_and_are_deterministic(kind):
 def test_unknown_edits_are_refused():
     with pytest.raises(portraits.PortraitError, match="choose from hair color"):
         edits("nose", 1)
+    with pytest.raises(portraits.PortraitError, match="choose from train, validation, test, held_out"):
+        edits("hair color", 1, "testing")
+
+
+def test_edits_of_combinations_never_trained_on():
+    some = edits("hair color", 20, "held_out")
+    assert len(some) == 20 and all(portraits.is_held_out(e.source) for e in some)
 
 
 @needs_weights

@@ -42,14 +42,16 @@ KINDS = {
 def edits(
     kind: str,  # hair color, eye color, glasses on, glasses off or hair length
     n: int,  # how many
-    split: str = "validation",
+    split: str = "validation",  # train, validation, test, or held_out: test faces with a combination never trained on
     start: int = 0,  # first seed of the split
 ) -> list[Edit]:
     "The first n faces of a split that can be edited so; each with one other tag of that kind, drawn by its seed."
     if kind not in KINDS:
         raise PortraitError(f"There are no edits {kind!r}; choose from {', '.join(KINDS)}.")
+    if split not in (*SPLITS, "held_out"):
+        raise PortraitError(f"There is no split {split!r}; choose from {', '.join(SPLITS)}, held_out.")
     attribute, wishes = KINDS[kind]
-    found, seed = [], SPLITS[split][0] + start
+    found, seed = [], SPLITS["test" if split == "held_out" else split][0] + start
     while len(found) < n:
         face, wish = sample(seed), random.Random(f"{kind} {seed}").choice(wishes)
         try:
@@ -57,7 +59,7 @@ def edits(
         except PortraitError:
             after = face
         allowed = (face["glasses"] is None) == (kind == "glasses on") if attribute == "glasses" else True
-        if after != face and allowed:
+        if after != face and allowed and (split != "held_out" or is_held_out(face)):
             found.append(Edit(seed, kind, attribute, wish, face, after))
         seed += 1
     return found

@@ -120,13 +120,17 @@ def fit(
     pipeline = train_pipeline(config, run, device)
     if run is None:
         return None
+    _save(config, run, pipeline)
     pictures = _show(config, run, pipeline)
-    folder = run.path / "model"
-    pipeline.save(folder, config.autoencoder, config.text_encoder, model_card(
+    run.artifact(_save(config, run, pipeline) / "model.safetensors")  # again: now its card has the scores
+    return {"pipeline": pipeline, **pictures}
+
+
+def _save(config, run, pipeline):
+    "The run's folder `model`, with a card."
+    return pipeline.save(run.path / "model", config.autoencoder, config.text_encoder, model_card(
         "Latent diffusion on portraits" if config.data == "portraits" else "Latent diffusion", pipeline.unet.config, run.record,
         "A text-conditional UNet on the latents of a frozen autoencoder.", f"{config.images} images from {config.data}."), run.record)
-    run.artifact(folder / "model.safetensors")
-    return {"pipeline": pipeline, **pictures}
 
 
 def train_pipeline(config, run, device):
@@ -194,7 +198,7 @@ def _show(config, run, pipeline):
     shown = load_source(config.data, "validation", config.size, max(config.sample_images, config.edit_images), config.seed)
     images, tags = to_arrays(shown, config.size)
     texts = captions_of(tags)
-    n = config.sample_images
+    n, some = min(config.sample_images, len(images)), min(config.edit_images, len(images))
     samples = pipeline.sample(texts[:n], config.sampler_steps, config.guidance, config.sampler, config.seed)
     rows = torch.cat([to_float(images[:n]).cpu(), samples.cpu()])
     cols = min(n, 8)
@@ -203,7 +207,6 @@ def _show(config, run, pipeline):
 
     editor = SDEdit(pipeline, decoding=config.decoding, steps=config.sampler_steps, guidance=config.guidance, method=config.sampler,
                     seed=config.seed)
-    some = config.edit_images
     x = to_float(images[:some])
     strips = [x]
     for tag in config.edits:
