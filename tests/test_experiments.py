@@ -83,6 +83,7 @@ def test_a_small_folder_of_ones_own_from_autoencoder_to_edit(tmp_path):
     ("train_autoencoder", {"preset": "smal"}, "did you mean 'small'"),
     ("train_autoencoder", {"preset": "smoke", "init_from": "autoencoder-portraits"}, "autoencoder-portraits does not fit AutoencoderKL"),
     ("train_ldm", {"preset": "smoke", "init_from": "autoencoder-portraits"}, "autoencoder-portraits does not fit UNet2DConditionModel"),
+    ("train_ldm", {"preset": "smoke", "edit_tags": "gren hair"}, "the closest tag is 'green hair'"),
     ("train_clip", {"steps": "ten"}, "clip: steps must be int, not str 'ten'"),
     ("edit", {"strength": 1.5}, "edit: strength must be from 0 to 1, not 1.5"),
     ("edit", {"prompt": " "}, "The prompt is empty"),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIXTURE', 'SPLITS', 'LENGTHS', 'PortraitError', 'table', 'Options', 'held_out', 'is_held_out', 'sample', 'seeds',
-           'tags', 'attributes', 'png', 'render', 'vocabulary', 'alternatives', 'change']
+           'tags', 'attributes', 'png', 'render', 'vocabulary', 'alternatives', 'check_tag', 'change']
 
 # %% ../../nbs/42a_portraits.ipynb #0847457b
 import difflib
@@ -254,12 +254,21 @@ def alternatives(style: str = "adventurer") -> dict[str, list[str]]:
     return found
 
 
+def check_tag(tag: str, style: str = "adventurer") -> None:
+    "PortraitError, with the closest tag, for one that `change` does not understand."
+    if tag not in vocabulary(style):
+        close = difflib.get_close_matches(tag, vocabulary(style), 1)
+        raise PortraitError(f"The renderer cannot express the tag {tag!r} in the style {style!r}"
+                            + (f"; the closest tag is {close[0]!r}." if close else "."))
+
+
 def change(
     options: Options,
     tag: str,  # e.g. "green hair", "sunglasses", "long hair", "no glasses"
 ) -> Options:
     "The counterfactual: the same face with one tag made true; raises PortraitError where that can't be shown."
     spec = table(options.style)
+    check_tag(tag, options.style)
     for slot, names in spec["colors"].items():
         if tag in names:
             if slot in _hidden(options):
@@ -280,10 +289,6 @@ def change(
             overlap = lambda v: len(now & set(variants[v]["tags"])) / len(now | set(variants[v]["tags"]))
             options = options.replace(**{part: max(carriers, key=overlap)})
             break
-    else:
-        close = difflib.get_close_matches(tag, vocabulary(options.style), 1)
-        raise PortraitError(f"The renderer cannot express the tag {tag!r} in the style {options.style!r}"
-                            + (f"; the closest tag is {close[0]!r}." if close else "."))
     if tag not in tags(options):
         raise PortraitError(f"This face cannot show {tag!r}: another part covers it.")
     return options

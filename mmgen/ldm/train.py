@@ -116,6 +116,8 @@ def fit(
     run: Run | None,  # None in every process of a launch but the first
 ) -> dict | None:  # pipeline and pictures
     "Trains the UNet; puts weights, samples, edits and the oracle's scores into the run."
+    for tag in config.edits if config.data == "portraits" else ():
+        portraits.check_tag(tag)
     device = pick_device(config.device)
     pipeline = train_pipeline(config, run, device)
     if run is None:
