@@ -82,10 +82,10 @@ def test_the_packaged_oracle_names_what_is_there():
     faces = [portraits.sample(seed) for seed in portraits.seeds(300, "test")]
     images = to_float(np.stack([portraits.render(face) for face in faces]))
     found = accuracy(oracle.predict(images), labels(faces), list(classes()))
-    assert min(found[name] for name in ("hair_color", "skin", "glasses")) >= 0.98, found
-    assert found["eyes_color"] >= 0.93, found
+    assert min(found[name] for name in ("hair_color", "skin", "glasses")) >= 0.99, found
+    assert found["eyes_color"] >= 0.95, found
     rest = [value for name, value in found.items() if name not in ("hair_color", "skin", "glasses", "eyes_color")]
-    assert np.mean(rest) >= 0.88, found
+    assert np.mean(rest) >= 0.90, found
 
 
 @needs_weights
