@@ -91,6 +91,8 @@ def test_a_saved_model_draws_and_edits_the_same(tmp_path):
     (run.path / "model" / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="lacks unet"):
         LatentDiffusion.load(run.path / "model", "cpu")
+    with pytest.raises(ValueError, match="has no config.json"):
+        LatentDiffusion.load(tmp_path, "cpu")
 
 
 def test_a_run_starts_from_a_given_unet(tmp_path):

@@ -93,6 +93,12 @@ def test_held_out_combinations_occur_in_test_only():
     assert all(combination <= single for combination in P.held_out()), "each part alone is seen in training"
 
 
+def test_another_style_holds_nothing_back():
+    "black hair and spiked hair, held out for adventurer, are a lorelei face like any other"
+    seen = {frozenset({"black hair", "spiked hair"}) <= set(P.tags(P.sample(seed, "lorelei"))) for seed in range(2000)}
+    assert seen == {True, False}
+
+
 def test_attributes_agree_with_tags():
     for seed in SEEDS:
         face = P.sample(seed)

@@ -109,8 +109,8 @@ def held_out() -> tuple[frozenset[str], ...]:
 
 
 def is_held_out(options: Options) -> bool:
-    "True if the face shows one of the held-out combinations."
-    shown = set(tags(options))
+    "True if the face shows one of the held-out combinations, which the style adventurer alone has."
+    shown = set(tags(options)) if options.style == "adventurer" else set()
     return any(combination <= shown for combination in held_out())
 
 

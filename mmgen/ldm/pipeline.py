@@ -148,6 +148,8 @@ class LatentDiffusion:
     def load(cls, name_or_path: str | Path = "ldm-portraits", device=None) -> "LatentDiffusion":
         "A packaged model, or one from a folder or a hub name."
         folder = resolve(name_or_path)
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{name_or_path} is not a latent diffusion model of mmgen: it has no config.json.")
         config = json.loads((folder / "config.json").read_text("utf-8"))
         missing = [key for key in ("autoencoder", "text_encoder", "unet", "process") if key not in config]
         if missing:
