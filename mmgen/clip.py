@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['START', 'END', 'OPENAI_MEAN', 'OPENAI_STD', 'train_tokenizer', 'build_clip', 'CLIP', 'embed', 'retrieval',
-           'attribute_prompts', 'describe_image', 'zero_shot', 'similarity_figure']
+           'attribute_prompts', 'describe_image', 'choose_tags', 'zero_shot', 'similarity_figure']
 
 # %% ../nbs/31_clip.ipynb #d22e2266
 import json
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
 
 from .core import pick_device, to_float
-from .data.captions import absent, fit
+from .data.captions import CutWarning, absent, fit
 
 # %% ../nbs/31_clip.ipynb #1b52db8e
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -233,6 +234,26 @@ def describe_image(
         if said == before:
             break
     return joined(said)
+
+
+def choose_tags(
+    clip: CLIP,
+    image: np.ndarray,  # uint8 (H, W, 3)
+    tags: Sequence[str],  # to choose from; nothing is known of which exclude each other
+    most: int = 16,
+    shortlist: int = 60,  # tags that are tried together, those nearest to the image alone
+) -> str:  # a caption
+    "The caption nearest to the image among those that grow by the best tag each time."
+    seen, said, path = embed(lambda x: clip.images(to_float(x)), image[None])[0], [], [(-1.0, "")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CutWarning)
+        nearness = lambda texts: embed(clip.text, texts) @ seen
+        left = [tags[i] for i in nearness(list(tags)).argsort(descending=True)[:shortlist]] if len(tags) else []
+        while left and len(said) < most:
+            cosine = nearness([", ".join([*said, tag]) for tag in left])
+            said.append(left.pop(int(cosine.argmax())))
+            path.append((cosine.max().item(), ", ".join(said)))
+    return max(path)[1]
 
 
 def zero_shot(

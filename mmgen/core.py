@@ -7,6 +7,7 @@ __all__ = ['seed_everything', 'pick_device', 'fast_bf16', 'error_message', 'to_f
            'show_grid', 'jpeg_figures']
 
 # %% ../nbs/00_core.ipynb #944b399e
+import os
 import random
 
 import numpy as np
@@ -23,11 +24,11 @@ def seed_everything(
 
 
 def pick_device(
-    device: str|torch.device|None = None, # "cpu", "cuda", "cuda:1", "mps"; None or "auto": the best one
+    device: str|torch.device|None = None, # "cpu", "cuda", "cuda:1", "mps"; None or "auto": the best one, of a launch its own
 ) -> torch.device:
     "The device to compute on; ValueError where the one asked for is not there."
     if device in (None, "", "auto"):
-        if torch.cuda.is_available(): return torch.device("cuda")
+        if torch.cuda.is_available(): return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try: device = torch.device(device)
     except RuntimeError as e:

@@ -23,7 +23,7 @@ class Job(Settings):
     resume_from: str | None = None # checkpoint or run folder to go on from; None: start anew
     tensorboard: bool = False # also write TensorBoard logs
     # data
-    data: str = "portraits" # portraits, a `datasets` name, a folder or a .parquet file
+    data: str = "portraits" # portraits[:style], a folder, a .parquet or a `datasets` name
     images: int = 20_000 # training images
     held_out: int = 200 # validation images that the results are measured on
     size: int = 64 # height and width of the images, pixels
@@ -32,7 +32,7 @@ class Job(Settings):
     max_seconds: float | None = None # time limit of the training loop, seconds; inf: none
     batch_size: int = 64 # images per step
     lr: float = 1e-3 # peak learning rate
-    lr_batch: int = 0 # batch that lr is for, scaled to batch_size; 0: not scaled
+    lr_batch: int = 0 # batch that lr is for, scaled to the one used; 0: not scaled
     lr_schedule: str = "cosine" # after the warm-up: constant, linear or cosine
     warmup: int = 100 # steps of linear warm-up
     weight_decay: float = 0.01 # decoupled weight decay
@@ -41,7 +41,7 @@ class Job(Settings):
     mixed_precision: str = "no" # no, bf16, fp16 or auto: bf16 where that is fast
     checkpoint_every: int = 1_000 # steps between checkpoints
     log_every: int = 50 # steps between progress lines
-    sample_every: int = 0 # training steps between pictures (autoencoder, ldm); 0: none
+    sample_every: int = 0 # steps between pictures (oracle and clip draw none); 0: none
 
     job: ClassVar[str] = "job"
     choices: ClassVar[dict] = {
@@ -49,9 +49,11 @@ class Job(Settings):
         "mixed_precision": ("no", "bf16", "fp16", "auto")}
 
     @property
-    def scaled_lr(self) -> float:
-        "The peak learning rate that is used: `lr` scaled from `lr_batch` to `batch_size`."
-        return self.lr * self.batch_size / self.lr_batch if self.lr_batch else self.lr
+    def loop(self) -> dict:
+        "Arguments of `mmgen.training.train`."
+        names = ("steps", "max_seconds", "batch_size", "lr", "lr_batch", "warmup", "weight_decay", "grad_clip", "ema_decay",
+                 "mixed_precision", "checkpoint_every", "log_every", "sample_every", "seed", "resume_from", "tensorboard", "device")
+        return {name: getattr(self, name) for name in names} | {"schedule": self.lr_schedule}
 
 # %% ../nbs/02b_jobs.ipynb #412c1526
 @dataclass(frozen=True)
@@ -90,12 +92,14 @@ class LDMConfig(Job):
     lr: float = 3e-3 # peak learning rate
     warmup: int = 30 # steps of linear warm-up
     mixed_precision: str = "auto" # no, bf16, fp16 or auto: bf16 where that is fast
+    sample_every: int = 500 # steps between pictures of validation captions; 0: none
     # frozen models
     autoencoder: str = "autoencoder-portraits" # packaged name, folder or hub name of the autoencoder
     text_encoder: str = "clip-portraits" # packaged name, folder or hub name of the CLIP model
     latent_scale: str = "channel" # latents of variance one by channel, or as a whole (scalar)
     # captions
-    caption_shuffle: bool = True # shuffle a caption's tags (once, if states are in memory)
+    caption_fixed: str = "" # tags that come first in a caption and are never dropped
+    caption_shuffle: bool = True # shuffle the other tags (once, if states are in memory)
     tag_dropout: float = 0.1 # chance that a tag is left out (once, likewise)
     caption_dropout: float = 0.1 # chance that the caption is left out, for guidance
     # UNet
@@ -131,7 +135,7 @@ class LDMConfig(Job):
         "noise_schedule": ("linear", "scaled_linear", "cosine"),
         "sampler": ("ddpm", "ddim", "dpmsolver++", "unipc", "euler", "heun"),
         "decoding": ("paired", "residual", "plain")}
-    lists: ClassVar[dict] = {"unet_channels": int, "attention_levels": int, "edit_tags": str}
+    lists: ClassVar[dict] = {"unet_channels": int, "attention_levels": int, "edit_tags": str, "caption_fixed": str}
 
     def __post_init__(self):
         super().__post_init__()
@@ -180,6 +184,7 @@ class AutoencoderConfig(Job):
     batch_size: int = 16 # images per step
     lr: float = 2e-3 # peak learning rate
     checkpoint_every: int = 500 # steps between checkpoints
+    sample_every: int = 1_000 # steps between pictures of reconstructions; 0: none
     weight_decay: float = 0.0 # decoupled weight decay
     # network
     latent_channels: int = 32 # channels of the latents

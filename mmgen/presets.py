@@ -19,13 +19,13 @@ PRESETS = {
         "smoke": LDMConfig(
             preset="smoke", images=64, held_out=8, steps=6, max_seconds=None, batch_size=8, warmup=2,
             unet_channels="32,32", attention_levels="1", attention_heads=2, norm_groups=8, sampler_steps=2,
-            sample_images=4, edit_images=2, edit_tags="green hair", checkpoint_every=4, log_every=2),
+            sample_images=4, edit_images=2, edit_tags="green hair", checkpoint_every=4, log_every=2, sample_every=3),
         "small": LDMConfig(),
         "gpu": LDMConfig(
             preset="gpu", images=100_000, held_out=500, size=128, steps=20_000, batch_size=256, lr=2e-3,
             warmup=500, ema_decay=0.9995, mixed_precision="bf16", unet_channels="192,384,384",
             layers_per_block=2, attention_levels="0,1,2", attention_heads=8, edit_images=32,
-            checkpoint_every=5_000, log_every=200),
+            checkpoint_every=5_000, log_every=200, sample_every=5_000),
         "paper": LDMConfig(
             preset="paper", data="data/danbooru", images=300_000, size=256, steps=500_000, max_seconds=None,
             optimizer="adamw", mixed_precision="no", batch_size=8, lr=5.6e-5, lr_batch=28,
@@ -40,13 +40,13 @@ PRESETS = {
         "smoke": AutoencoderConfig(
             preset="smoke", images=64, held_out=8, steps=6, max_seconds=None, batch_size=8, warmup=2,
             latent_channels=4, block_out_channels="8,8,16", norm_num_groups=4, perceptual="none",
-            adversarial_weight=0.5, disc_start=3, checkpoint_every=4, log_every=2),
+            adversarial_weight=0.5, disc_start=3, checkpoint_every=4, log_every=2, sample_every=3),
         "small": AutoencoderConfig(),
         "gpu": AutoencoderConfig(
             preset="gpu", images=100_000, size=128, steps=30_000, max_seconds=540.0, batch_size=64, lr=2e-3,
             ema_decay=0.9995, perceptual="efficientnet", mixed_precision="bf16",
             block_out_channels="128,256,256", layers_per_block=2, norm_num_groups=32, adversarial_weight=0.5,
-            disc_start=15_000, checkpoint_every=5_000, log_every=200),
+            disc_start=15_000, checkpoint_every=5_000, log_every=200, sample_every=5_000),
         "paper": AutoencoderConfig(
             preset="paper", data="data/danbooru", images=300_000, size=256, steps=246_803, max_seconds=None,
             batch_size=24, optimizer="adam", lr=1.08e-4, lr_schedule="constant", warmup=0, grad_clip=0.0,

@@ -210,9 +210,10 @@ class Run:
 
     def checkpoint(
         self,
-        path: str|Path, # a checkpoint: a file, or a folder of files
+        path: str|Path|None, # a checkpoint: a file, or a folder of files; None, in a process that writes none: nothing is recorded
     ) -> None:
         "Record the run's checkpoint: name and sha256 (of a folder: of the names and hashes of its files)."
+        if path is None: return
         path = Path(path)
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.is_file())

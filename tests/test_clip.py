@@ -261,7 +261,7 @@ def test_wrong_folders_are_refused(clip, tmp_path):
 
 
 def test_train_clip_smoke(tmp_path, monkeypatch):
-    from mmgen.clip_training import train_clip
+    from mmgen.clip_training import fit
     from mmgen.data import portrait_sets
     from mmgen.presets import config_for
     from mmgen.runs import Run, load_run
@@ -269,7 +269,7 @@ def test_train_clip_smoke(tmp_path, monkeypatch):
     monkeypatch.setattr(portrait_sets, "dataset", lambda *a, **k: make(*a, **k, root=tmp_path / "data"))
     config = config_for("clip", "smoke", vocabulary=600, device="cpu")
     with Run("clip", config, root=tmp_path / "runs") as run:
-        clip, results = train_clip(config, run)
+        clip, results = fit(config, run)
     assert "zero-shot hair_color" in results and "image_to_caption top-1 of 32" in results
     assert CLIP.load(run.path / "clip-portraits", "cpu").width == config.text_width
     record = load_run(run.path)

@@ -4,13 +4,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmgen.clip import CLIP
 from mmgen.core import to_float
 from mmgen.data import portraits
+from mmgen.data.captions import CutWarning, caption
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.pipeline import LatentDiffusion, make_process, random_pipeline, sampler
-from mmgen.ldm.train import LDMTask, encode_all, fit, main, read_all, train_pipeline
+from mmgen.ldm.train import LDMTask, encode_all, fit, read_all, train_pipeline
 from mmgen.presets import config_for
 from mmgen.runs import Run
 from mmgen.weights import WeightsError
@@ -115,8 +117,47 @@ def test_networks_that_do_not_belong_together_are_refused(clip):
         LatentDiffusion(p.autoencoder, clip, p.unet)
 
 
-@pytest.mark.parametrize("argument, said", [("--steps=5", "no field '--steps'"), ("steps", "is no name=value"), ("preset=smal", "did you mean 'small'"),
-                                            ("steps=five", "steps must be int, not str 'five'")])
-def test_the_shell_command_explains_mistakes(argument, said):
-    with pytest.raises(SystemExit, match=said):
-        main([argument])
+def test_pictures_on_the_way_are_of_validation_captions(tmp_path, monkeypatch):
+    asked = []
+    sample = LatentDiffusion.sample
+    monkeypatch.setattr(LatentDiffusion, "sample", lambda self, captions, *rest: asked.append((captions, rest)) or sample(self, captions, *rest))
+    with Run("ldm", smoke(sample_every=3), root=tmp_path) as run:
+        train_pipeline(smoke(sample_every=3), run, CPU)
+    want = [caption(portraits.tags(portraits.sample(seed))) for seed in portraits.seeds(16, "validation")]
+    assert len(asked) == 2 and asked[0] == asked[1] and asked[0][0] == want
+    assert {f["file"] for f in run.record["figures"]} == {"sample-3.jpg", "sample-6.jpg"}
+
+
+def test_captions_that_are_cut_are_counted_and_said_once(tmp_path, capsys, recwarn):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for k in range(20):
+        Image.fromarray(np.full((64, 64, 3), 10 * k, np.uint8)).save(folder / f"{k}.png")
+        (folder / f"{k}.txt").write_text("night, " + ", ".join(f"a very long word number {n}" for n in range(30 if k < 10 else 2)))
+    config = smoke(data=str(folder), edit_tags="night", caption_fixed="night", held_out=0)
+    with Run("ldm", config, root=tmp_path) as run:
+        pipeline = train_pipeline(config, run, CPU)
+    beyond = run.record["beyond_the_limit"]
+    assert beyond["captions"] == 18 and 8 <= beyond["cut"] <= 10 and beyond["longest"] > 77
+    assert capsys.readouterr().out.count("longer than the 77 tokens") == 1 and not [w for w in recwarn if w.category is CutWarning]
+    assert pipeline.tags[0] == "night" and len(run.record["data"]["sha256"]) == 64
+
+
+def test_a_changed_picture_is_encoded_again(tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for k in range(4):
+        Image.fromarray(np.full((64, 64, 3), 60 * k, np.uint8)).save(folder / f"{k}.png")
+        (folder / f"{k}.txt").write_text("night")
+    counted = []
+    monkeypatch.setattr("mmgen.ldm.train.encode_all", lambda *given: counted.append(1) or encode_all(*given))
+    hashes = []
+    for name in ("a", "b", "c"):
+        if name == "c":
+            for k in range(4):
+                Image.fromarray(np.full((64, 64, 3), 60 * k + 30, np.uint8)).save(folder / f"{k}.png")
+        config = smoke(data=str(folder), edit_tags="night", steps=1, sample_every=0)
+        with Run("ldm", config, root=tmp_path, run_id=name) as run:
+            train_pipeline(config, run, CPU)
+        hashes.append(run.record["data"]["sha256"])
+    assert len(counted) == 2 and hashes[0] == hashes[1] != hashes[2]

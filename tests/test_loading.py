@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmgen.data import portraits
 from mmgen.data.loading import Batches, ImageColumn, ImageError, SourceError, cached, load_source, open_image, to_arrays
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -201,12 +202,14 @@ def test_saved_dataset_dict(tmp_path):
     with pytest.raises(SourceError, match="no validation"): load_source(str(tmp_path/"d"), "validation")
 
 
-def test_portraits_are_loaded(monkeypatch):
-    from mmgen.data import portrait_sets
-    seen = []
-    monkeypatch.setattr(portrait_sets, "dataset", lambda *a, **k: seen.append((a, k)) or "rows")
-    assert load_source("portraits", "validation", size=32, images=7) == "rows"
-    assert seen == [((7,), {"split": "validation", "size": 32})]
+def test_portraits_are_loaded_in_any_style(tmp_path, monkeypatch):
+    monkeypatch.setenv("MMGEN_ROOT", str(tmp_path))
+    for data, style in (("portraits", "adventurer"), ("portraits:lorelei", "lorelei"), ("portraits:mixture", "mixture")):
+        rows = load_source(data, "validation", size=32, images=7)
+        assert len(rows) == 7 and rows["seed"] == portraits.seeds(7, "validation", style)
+        assert rows[2]["tags"] == portraits.tags(portraits.sample(rows[2]["seed"], style)) != []
+        assert to_arrays(rows, 32)[0].shape == (7, 32, 32, 3)
+    with pytest.raises(portraits.PortraitError, match="did you mean 'lorelei'"): load_source("portraits:lorelai", images=7)
 
 
 def test_batches_are_a_function_of_the_step():

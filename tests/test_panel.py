@@ -1,12 +1,13 @@
 """What edit.ipynb shows: which image, which captions, which dials."""
+import pytest
 from PIL import Image
 
-from mmgen.clip import CLIP
+from mmgen.clip import CLIP, choose_tags
 from mmgen.data import portraits
 from mmgen.editing import CopyInput
 from mmgen.ldm.editing import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import LatentDiffusion, random_pipeline
-from mmgen.panel import build_editor, edit_image, open_source, side_by_side, wanted_caption
+from mmgen.panel import build_editor, edit_image, open_source, side_by_side, tags_of, wanted_caption
 from mmgen.jobs import EditConfig
 
 
@@ -25,6 +26,35 @@ def test_a_tag_changes_the_known_caption_and_anything_else_replaces_it():
     assert wanted_caption("brown hair, smile", "green hair") == "green hair, smile"
     assert wanted_caption("brown hair, smile", "a girl in the rain") == "a girl in the rain"
     assert wanted_caption("", "green hair") == "green hair"
+
+
+def test_a_model_of_other_images_has_its_own_words(tmp_path):
+    tags = ["night", "car", "rainy street"]
+    assert wanted_caption("night, car", "rainy street", tags) == "rainy street, night, car"
+    assert wanted_caption("night, car", "no car", tags) == "night"
+    with pytest.warns(UserWarning, match="no tag 'rany street'; did you mean 'rainy street'"):
+        assert wanted_caption("night, car", "rany street", tags) == "rany street"
+    with pytest.warns(UserWarning, match="did you mean 'green hair'"):
+        wanted_caption("brown hair, smile", "gren hair")
+    which = Reconstruction(random_pipeline())
+    assert tags_of(which) == tags_of(CopyInput()) == list(portraits.vocabulary())
+    which.pipeline.tags = tags
+    assert tags_of(which) == tags
+    which.pipeline.text_encoder = CLIP.load("clip-portraits", "cpu")
+    Image.fromarray(portraits.render(portraits.sample(5), 70)).save(tmp_path / "me.png")
+    _, known = open_source(EditConfig(image=str(tmp_path / "me.png")), which)
+    assert known and set(known.split(", ")) <= set(tags)
+
+
+def test_clip_finds_tags_whose_groups_it_does_not_know():
+    clip, found, true = CLIP.load("clip-portraits", "cpu"), 0, 0
+    tags = [tag for tag in portraits.vocabulary() if not tag.startswith("no ")]
+    for seed in portraits.seeds(10, "test"):
+        face = portraits.sample(seed)
+        said = choose_tags(clip, portraits.render(face), tags).split(", ")
+        found, true = found + len(set(said) & set(portraits.tags(face))), true + len(said)
+        assert set(said) <= set(tags) and len(said) <= 16
+    assert found / true > 0.6
 
 
 def test_the_dials_reach_the_editor(monkeypatch):

@@ -1,5 +1,8 @@
 """Portraits: exact tags, exact edits, splits that do not leak, the same bytes on every run."""
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -131,6 +134,16 @@ def test_parquet_is_the_same_bytes_with_one_process_or_two(tmp_path):
     face = P.sample(rows[42]["seed"])
     assert rows[42]["tags"] == P.tags(face)
     assert (np.asarray(rows[42]["image"].convert("RGB")) == P.render(face)).all()
+
+
+def test_a_script_without_a_guard_renders_in_parallel(tmp_path):
+    "Neither a script that has no `if __name__` nor one that is read from standard input breaks the worker processes."
+    script = tmp_path / "script.py"
+    script.write_text("print('once')\nfrom mmgen.data.portrait_sets import dataset\nprint(len(dataset(600, size=16, workers=2)))\n")
+    for arguments, given in (([str(script)], None), (["-"], script.read_text())):
+        environment = os.environ | {"MMGEN_ROOT": str(tmp_path / str(len(arguments[0])))}
+        done = subprocess.run([sys.executable, *arguments], input=given, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.stdout.split() == ["once", "600"], done.stderr
 
 
 def test_neighbours_differ_in_one_option_and_are_the_same_in_parallel():

@@ -10,6 +10,7 @@ from mmgen import presets
 from mmgen.files import repo_root
 from mmgen.jobs import Job
 from mmgen.presets import PRESETS, config_for, config_from_notebook, parameters_cell
+from mmgen.training import train
 
 JOBS = sorted(PRESETS)
 NOTEBOOKS = [job for job in JOBS if (repo_root()/"nbs"/f"train_{job}.ipynb").exists()]
@@ -102,11 +103,12 @@ def test_a_limit_can_be_lifted():
     assert config_for("oracle", held_out=0, warmup=0, sample_every=0).warmup == 0
 
 
-def test_learning_rate_scales_with_the_batch():
-    paper = config_for("ldm", "paper")
-    assert paper.batch_size == 8 and paper.scaled_lr == pytest.approx(1.6e-5)
-    assert config_for("ldm", "paper", batch_size=56).scaled_lr == pytest.approx(1.12e-4)
-    assert config_for("ldm", lr=0.5).scaled_lr == 0.5
+def test_the_loop_gets_every_field_that_it_knows():
+    arguments = set(inspect.signature(train).parameters) - {"task", "data", "run", "explode"}
+    for presets in PRESETS.values():
+        for config in presets.values():
+            assert set(config.loop) == arguments
+    assert PRESETS["ldm"]["paper"].loop["lr_batch"] == 28 and PRESETS["ldm"]["paper"].loop["schedule"] == "constant"
 
 
 def test_paper_preset_is_section_4_3():

@@ -20,7 +20,7 @@ from torch import nn
 from mmgen import checkpoints as ck
 from mmgen.checkpoints import CheckpointError, checkpoints, find_checkpoint, read_checkpoint
 from mmgen.guards import TrainingDiverged, wants_bar
-from mmgen.training import Task, lr_factor, make_accelerator, train, update_ema
+from mmgen.training import Task, lr_factor, make_accelerator, scaled_lr, train, update_ema
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = dict(steps=40, batch_size=8, lr=0.02, seed=3, warmup=5, schedule="cosine", weight_decay=0.01,
@@ -114,6 +114,17 @@ def test_lr_factor():
     assert math.isclose(lr_factor(50, 0.5, schedule="cosine"), 0.5)
     with pytest.raises(ValueError, match="known: constant, linear, cosine"):
         lr_factor(0, 0, schedule="cosin")
+
+
+def test_learning_rate_scales_with_the_batch_of_all_processes(tmp_path):
+    assert scaled_lr(5.6e-5, 8, 28) == pytest.approx(1.6e-5) and scaled_lr(0.5, 8, 0) == 0.5
+    given = []
+    class Asked(Plain):
+        def optimizers(self, lr, weight_decay):
+            given.append(lr)
+            return super().optimizers(lr, weight_decay)
+    train(Asked(), Points(), FakeRun(tmp_path), **{**SETTINGS, "steps": 1, "lr": 0.1, "batch_size": 8, "lr_batch": 16})
+    assert given == [0.05]
 
 
 def test_ema_warm_up():

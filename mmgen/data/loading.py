@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'SPLIT_NAMES', 'ImageError', 'open_image', 'SourceError', 'read_folder', 'load_source', 'to_arrays',
-           'ImageColumn', 'Batches', 'cached']
+           'ImageColumn', 'content_sha256', 'Batches', 'cached']
 
 # %% ../../nbs/42d_loading.ipynb #3ccd5a14
 import hashlib, io, json, os, random, warnings
@@ -110,7 +110,7 @@ def _held_out(dataset, split: str, seed: int):
     order = np.random.default_rng(seed).permutation(n)
     return dataset.select({"train": order[2*k:], "validation": order[:k], "test": order[k:2*k]}[split])
 
-def load_source(data: str, # "portraits", a folder, a .parquet file or a name for `datasets.load_dataset`
+def load_source(data: str, # "portraits", "portraits:lorelei", a folder, a .parquet file or a name for `datasets.load_dataset`
                 split: str = "train", # "train", "validation" or "test"
                 size: int = 64, # side of the rendered portraits; others keep theirs until `to_arrays`
                 images: int | None = None, # how many; None: all (10 000 portraits)
@@ -119,9 +119,9 @@ def load_source(data: str, # "portraits", a folder, a .parquet file or a name fo
     "A data set by name"
     from datasets import Dataset, load_dataset, load_from_disk
     if images is not None and images < 1: raise SourceError(f"images is {images}; it must be at least 1.")
-    if data == "portraits":
+    if data.partition(":")[0] == "portraits":
         from mmgen.data import portrait_sets
-        return portrait_sets.dataset(images or 10_000, split=split, size=size)
+        return portrait_sets.dataset(images or 10_000, split=split, size=size, style=data.partition(":")[2] or "adventurer")
     if split not in SPLIT_NAMES:
         raise SourceError(f"There is no split {split!r}; choose from {', '.join(SPLIT_NAMES)}.")
     path = Path(data).expanduser()
@@ -181,6 +181,14 @@ class ImageColumn:
     def __getitem__(self, rows) -> np.ndarray: # uint8 (len(rows), size, size, 3)
         rows = np.asarray(rows).tolist()
         return _decode(self.rows[rows]["image"], self.size, self.pool, rows)
+
+def content_sha256(images, # uint8 (N, H, W, 3) or an `ImageColumn`
+                   tags: list = () # of each image
+                   ) -> str:
+    "The sha256 of all pixels and tags, in their order"
+    digest = hashlib.sha256(json.dumps([list(tags), list(images[range(1)].shape[1:])]).encode())
+    for at in range(0, len(images), 1000): digest.update(np.ascontiguousarray(images[range(at, min(at + 1000, len(images)))]))
+    return digest.hexdigest()
 
 # %% ../../nbs/42d_loading.ipynb #f9d46863
 class Batches:

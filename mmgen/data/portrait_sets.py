@@ -10,10 +10,14 @@ import hashlib
 import json
 import multiprocessing
 import os
+import sys
+import warnings
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
-from .portraits import MIXTURE, held_out, png, sample, seeds, table, tags
+from .portraits import held_out, members, png, sample, seeds, table, tags
 from ..files import atomic_write, repo_root, sha256
 
 # %% ../../nbs/42a2_portrait_sets.ipynb #fd1ca695
@@ -26,8 +30,20 @@ def in_parallel(
     workers = min(workers or os.cpu_count() or 1, max(1, len(jobs) // 250))
     if workers == 1:
         return [function(job) for job in jobs]
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool, _hidden_main():
         return list(pool.map(function, jobs, chunksize=128))
+
+
+@contextmanager
+def _hidden_main():
+    "New processes do not import the caller's script: they need nothing of it, and it may lack the `if __name__` guard."
+    main = vars(sys.modules["__main__"])
+    kept = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+    main["__spec__"] = None
+    try:
+        yield
+    finally:
+        main.update(kept)
 
 
 def _row(job):
@@ -70,13 +86,24 @@ def dataset(
     root: str | os.PathLike | None = None,  # default: data/portraits in the repository
     workers: int | None = None,
 ):
-    "A `datasets.Dataset` of portraits (image, tags, seed), rendered once and kept as Parquet."
+    "A `datasets.Dataset` of portraits (image, tags, seed), rendered once and kept as Parquet; a damaged file is rendered again."
     from datasets import Dataset
     folder = Path(root) if root is not None else repo_root() / "data" / "portraits"
-    # the hand-made tables are part of the name: portraits of an older table are not taken for new ones
-    tables = table() if style == MIXTURE else table(style)
-    stamp = hashlib.sha256(json.dumps([tables, sorted(map(sorted, held_out()))]).encode())
+    # tables and renderer are part of the name: portraits of older ones are not taken for new ones
+    made_by = [version(name) for name in ("dicebear-core", "dicebear-styles", "resvg-py")]
+    stamp = hashlib.sha256(json.dumps([[table(s) for s in members(style)], sorted(map(sorted, held_out())), made_by]).encode())
     path = folder / f"{style}-{split}-{size}px-{start}+{n}-{stamp.hexdigest()[:8]}.parquet"
-    if not (path.exists() and path.with_suffix(".json").exists()):
+    if path.exists() and not _is_whole(path):
+        warnings.warn(f"{path.name} is not what its manifest says and is rendered again.")
+        path.unlink()
+    if not path.exists():
         write_parquet(path, seeds(n, split, style, start), style, size, workers)
     return Dataset.from_parquet(str(path), cache_dir=str(folder / "cache"))
+
+
+def _is_whole(path):
+    "Whether the file has the hash that its manifest names."
+    try:
+        return json.loads(path.with_suffix(".json").read_text("utf-8"))["sha256"] == sha256(path)
+    except (OSError, ValueError, KeyError):
+        return False

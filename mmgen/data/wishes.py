@@ -56,4 +56,4 @@ def _excluded(tag, style):
         if carriers and part != "hair":
             every = {t for v in variants.values() for t in v["tags"]}
             return every if tag.startswith("no ") else every - set().union(*carriers)
-    return set()
+    return {tag.removeprefix("no ")} - {tag}

@@ -60,13 +60,14 @@ class LatentDiffusion:
         size: int = 64,  # of the images, pixels
         process: dict | None = None,  # arguments of `make_process`
         device=None,
+        tags: list[str] = (),  # what the training captions were made of, commonest first
     ):
         self.device = pick_device(device)
         autoencoder.to(self.device, memory_format=torch.channels_last).eval()
         unet.to(self.device).eval()
         self.autoencoder, self.text_encoder, self.unet = autoencoder, text_encoder, unet
         self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32, device=self.device).reshape(-1, 1, 1) for v in (mean, std))
-        self.size = size
+        self.size, self.tags = size, list(tags)
         self.process_config = process or {"prediction": "flow"}
         self.prediction, self.process = self.process_config["prediction"], make_process(**self.process_config)
         if unet.config["in_channels"] != autoencoder.config["latent_channels"]:
@@ -137,7 +138,8 @@ class LatentDiffusion:
     def config(self, autoencoder: str, text_encoder: str) -> dict:
         "What `load` needs beside the UNet's weights; the two names are those of the frozen networks."
         return {"autoencoder": autoencoder, "text_encoder": text_encoder, "latent_mean": self.mean.flatten().tolist(),
-                "latent_std": self.std.flatten().tolist(), "size": self.size, "process": self.process_config, "unet": self.unet.config}
+                "latent_std": self.std.flatten().tolist(), "size": self.size, "process": self.process_config, "tags": self.tags,
+                "unet": self.unet.config}
 
     def save(self, folder: str | Path, autoencoder: str, text_encoder: str, card: str, run: dict | None = None) -> Path:
         "Writes the UNet and the names of the frozen networks; `load` opens it."
@@ -158,7 +160,7 @@ class LatentDiffusion:
         load_into(unet, load_state(folder / "model.safetensors"), where=str(name_or_path))
         return cls(AutoencoderKL.load(config["autoencoder"]), CLIP.load(config["text_encoder"], device),
                    unet.requires_grad_(False), config["latent_mean"], config["latent_std"], config["size"],
-                   config["process"], device)
+                   config["process"], device, config.get("tags", ()))
 
 # %% ../../nbs/32d_pipeline.ipynb #92311e15
 def random_pipeline(

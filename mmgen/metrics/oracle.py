@@ -17,12 +17,12 @@ from torch import nn
 from ..core import pick_device, psnr, seed_everything, to_float
 from ..data import portraits
 from ..data.edits import Edit, as_batch
-from ..data.loading import Batches, load_source, to_arrays
+from ..data.loading import Batches, content_sha256, load_source, to_arrays
 from ..optimizers import build
 from ..jobs import OracleConfig
 from ..runs import Run
 from ..training import Task, train
-from ..weights import load_into, load_state, model_card, resolve, save_weights
+from ..weights import WeightsError, load_into, load_state, model_card, resolve, save_weights
 
 # %% ../../nbs/44a_oracle.ipynb #0adfab19
 def classes(
@@ -95,7 +95,10 @@ class Oracle(nn.Module):
     def load(cls, name_or_path: str | Path = "oracle-portraits", device=None) -> "Oracle":
         "The packaged oracle, or one from a folder."
         folder = resolve(name_or_path)
-        model = cls(**json.loads((folder / "config.json").read_text()))
+        config = json.loads((folder / "config.json").read_text("utf-8")) if (folder / "config.json").is_file() else {}
+        if not {"attributes", "width", "size"} <= set(config):
+            raise WeightsError(f"Oracle.load: {name_or_path} is not an oracle; its config.json must name attributes, width and size.")
+        model = cls(**config)
         load_into(model, load_state(folder / "model.safetensors"), where=str(name_or_path))
         return model.to(pick_device(device), memory_format=torch.channels_last).eval().requires_grad_(False)
 
@@ -195,17 +198,13 @@ def fit(
         raise ValueError(f"oracle: data must be portraits, whose attributes are known exactly, not {config.data!r}.")
     device = pick_device(config.device)
     dataset = load_source("portraits", "train", config.size, config.images, config.seed)
-    images, _ = to_arrays(dataset, config.size)
+    images, tags = to_arrays(dataset, config.size)
     truth = labels([portraits.sample(seed) for seed in dataset["seed"]])
     seed_everything(config.seed)
     task = OracleTask(Oracle(classes(), config.width, config.size), config.optimizer)
-    run.note(parameters={"oracle": sum(p.numel() for p in task.model.parameters())}, data={"rows": len(images)})
-    done = train(task, Batches({"image": images, "labels": truth}, config.batch_size, config.seed), run, steps=config.steps,
-                 batch_size=config.batch_size, lr=config.scaled_lr, seed=config.seed, warmup=config.warmup,
-                 schedule=config.lr_schedule, weight_decay=config.weight_decay, ema_decay=config.ema_decay,
-                 grad_clip=config.grad_clip, mixed_precision=config.mixed_precision,
-                 checkpoint_every=config.checkpoint_every, log_every=config.log_every, max_seconds=config.max_seconds,
-                 resume_from=config.resume_from, tensorboard=config.tensorboard, device=config.device)
+    run.note(parameters={"oracle": sum(p.numel() for p in task.model.parameters())},
+             data={"rows": len(images), "sha256": content_sha256(images, tags)})
+    done = train(task, Batches({"image": images, "labels": truth}, config.batch_size, config.seed), run, **config.loop)
     oracle = done.ema.to(device).eval()
     seeds = portraits.seeds(config.held_out, "validation")
     faces = [portraits.sample(seed) for seed in seeds]

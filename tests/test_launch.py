@@ -1,0 +1,106 @@
+"""Jobs from a shell: arguments, kill and resume, two processes, Ctrl-C under papermill."""
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmgen.files import repo_root
+from mmgen.launch import FITS, main
+from mmgen.presets import PRESETS
+
+pytestmark = pytest.mark.notebooks
+
+
+def environment(root):
+    return os.environ | {"MMGEN_ROOT": str(root), "OMP_NUM_THREADS": "1"}
+
+
+def start(root, *arguments, **more):
+    return subprocess.Popen([sys.executable, "-m", "mmgen.launch", *arguments, "device=cpu", "mixed_precision=no"],
+                            env=environment(root) | more, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, said[-3000:]
+    return said
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, "the run has ended or hangs"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["ldm", "--steps=5"], "no field '--steps'"), (["ldm", "steps"], "is no name=value"), (["ldm", "preset=smal"], "did you mean 'small'"),
+    (["ldm", "steps=five"], "steps must be int, not str 'five'"), (["lmd"], "did you mean ldm"), ([], "must be a job")])
+def test_the_command_explains_mistakes(arguments, said):
+    with pytest.raises(SystemExit, match=said):
+        main(arguments)
+
+
+def test_every_training_job_can_be_launched():
+    assert set(FITS) == set(PRESETS)
+
+
+def test_a_killed_ldm_resumes_to_the_same_weights(tmp_path):
+    job = ("ldm", "preset=smoke", "steps=60", "checkpoint_every=7", "optimizer=muon", "sample_every=20", "held_out=0")
+    whole, cut = start(tmp_path, *job, "run_id=whole"), start(tmp_path, *job, "run_id=cut")
+    checkpoints, moments = tmp_path / "reports" / "runs" / "cut" / "checkpoints", random.Random()
+    wait_for(lambda: list(checkpoints.glob("checkpoint-*")), cut)
+    time.sleep(moments.uniform(0, 1.5))
+    cut.kill()
+    cut.communicate()
+    reached = max(int(p.name.split("-")[1]) for p in checkpoints.glob("checkpoint-*"))
+    finish(whole)
+    finish(start(tmp_path, *job, "run_id=cut", "resume_from=reports/runs/cut"))
+    a, b = (load_file(tmp_path / "reports" / "runs" / name / "model" / "model.safetensors") for name in ("whole", "cut"))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a), f"killed after step {reached}"
+    a, b = (json.loads((tmp_path / "reports" / "runs" / name / "run.json").read_text()) for name in ("whole", "cut"))
+    assert a["status"] == b["status"] == "completed" and a["checkpoint"]["file"] == b["checkpoint"]["file"]
+    assert len(b["resumed"]) == 1 and a["data"]["sha256"] == b["data"]["sha256"]
+
+
+@pytest.mark.parametrize("job", ["ldm", "autoencoder"])
+def test_two_processes_make_one_run(job, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]),
+                  "ACCELERATE_USE_CPU": "1"}
+    both = [start(tmp_path, job, "preset=smoke", "run_id=both", **shared, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+    said = [finish(process) for process in both]
+    assert "step 6/6" in said[0] and "step 6/6" not in said[1]
+    assert [p.name for p in (tmp_path / "reports" / "runs").iterdir()] == ["both"]
+    record = json.loads((tmp_path / "reports" / "runs" / "both" / "run.json").read_text())
+    assert record["status"] == "completed"
+    facts = json.loads(next((tmp_path / "reports" / "runs" / "both" / "checkpoints").glob("*/*.json")).read_text())
+    assert facts["processes"] == 2 and facts["step"] == 6
+
+
+def test_ctrl_c_under_papermill_leaves_a_checkpoint_and_a_record(tmp_path):
+    papermill = Path(sys.executable).parent / "papermill"
+    run = tmp_path / "reports" / "runs" / "stopped"
+    process = subprocess.Popen(
+        [str(papermill), str(repo_root() / "nbs" / "train_ldm.ipynb"), str(tmp_path / "out.ipynb"), "--no-progress-bar", "-p", "preset", "smoke",
+         "-p", "steps", "100000", "-p", "run_id", "stopped", "-p", "device", "cpu"], env=environment(tmp_path), cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # a shell in the background ignores it
+    log = run / "metrics.jsonl"
+    wait_for(lambda: log.exists() and log.read_text().count("\n") > 3, process)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    last = max((run / "checkpoints").iterdir(), key=lambda p: int(p.name.split("-")[1]))
+    assert load_file(last / "model.safetensors") and int(last.name.split("-")[1]) >= json.loads(log.read_text().splitlines()[-1])["step"]
