@@ -1,12 +1,17 @@
-"""Training step of mmgen's UNet and loop against diffusers' UNet2DConditionModel + DDPMScheduler in a plain loop.
+"""Training speed: mmgen's UNet in mmgen's loop against diffusers' UNet2DConditionModel + DDPMScheduler in a plain loop.
 
-    python benchmarks/bench_unet.py [--batch 64] [--blocks 6] [--threads 2]
+    python benchmarks/bench_unet.py [--channels 96,192 --attention 0,1] [--batch 64] [--blocks 8] [--threads 2]
 
-Same config, weights, latents, captions' states, mask and noise; float32; the two take turns in blocks within one run, and
-the ratio is that of the medians. Both losses are compared first, so both do the same work. `processor` is the time of
-the whole process on all cores: the number to read when the machine is shared. `--padding 0` fills all tokens of the caption.
+Both have the network of the preset `small` with the same weights, and read the same batches of latents and captions' states; AdamW,
+ε-prediction, in float32 and, where that is fast (there `small` uses it), under bfloat16 autocast. The plain loop is add_noise, network,
+mse_loss, backward, step. Ours is `mmgen.training.train` with `LDMTask`, so it also drops captions, clips gradients, averages weights, watches
+the loss and follows the schedule. All take turns in blocks within one run; a ratio is that of the median blocks of one precision. Both losses
+are compared first, so both do the same work. The last row, Muon, is what `small` trains with; it is in no ratio. `processor` is the time of
+the whole process on all cores: the number to read when the machine is shared.
 
-Where the gain comes from, found on one core of an AMD EPYC with AVX-512, torch 2.15, batch 32:
+Where the gain comes from. In bfloat16 (torch 2.15, AMD EPYC with AVX-512 BF16, two cores, batch 64): torch's gradient of attention in
+bfloat16 took 56 of 164 ms a step, and 8 ms in float32; computed so, the step takes 111 ms. In float32, found on one core, batch 32, a UNet of
+96,192 channels with attention at both levels and captions of width 256, for the step alone:
 
 * Linear layers. In diffusers' step 0.21 of 0.48 s are matrix products, which MKL runs at 75 to 100 GFLOP/s there, while
   oneDNN's convolutions reach 230. Expected 1.37 in all if they all ran as convolutions; measured 1.23 from this change.
@@ -15,89 +20,120 @@ Where the gain comes from, found on one core of an AMD EPYC with AVX-512, torch 
 * Fused AdamW: 1.01 (1.04 was expected).
 * The plain memory layout, not channels_last: 1.04 to 1.10. The opposite was expected.
 * No keys and values for tokens that are padding in the whole batch: 1.01 to 1.02 at 40 of 77 tokens.
-* bfloat16 autocast, not part of the comparison: 1.1 more.
 """
 import argparse
+import copy
 import statistics
+import tempfile
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers import UNet2DConditionModel as Reference
+from record import record
 
+from mmgen.clip import CLIP
+from mmgen.core import fast_bf16, pick_device, seed_everything
+from mmgen.data import portraits
+from mmgen.data.captions import caption
+from mmgen.data.loading import Batches
 from mmgen.ldm.diffusion import diffusion_loss, make_schedule
-from mmgen.ldm.unet import UNet2DConditionModel
+from mmgen.ldm.train import LDMTask, build_unet, read_all
+from mmgen.presets import config_for
+from mmgen.training import train
 
 
 def parse():
     p = argparse.ArgumentParser()
     p.add_argument("--batch", type=int, default=64)
-    p.add_argument("--blocks", type=int, default=6, help="timed blocks for each of the two")
-    p.add_argument("--steps", type=int, default=2, help="steps in a block")
+    p.add_argument("--blocks", type=int, default=8, help="timed blocks for each")
+    p.add_argument("--steps", type=int, default=20, help="steps in a block")
     p.add_argument("--threads", type=int, default=torch.get_num_threads())
-    p.add_argument("--channels", type=int, nargs="+", default=[96, 192])
-    p.add_argument("--latent", type=int, nargs=2, default=[16, 8], help="channels and side")
-    p.add_argument("--tokens", type=int, default=77)
-    p.add_argument("--padding", type=int, default=37, help="tokens that are padding in the longest caption")
-    p.add_argument("--width", type=int, default=256, help="of the caption's states")
     p.add_argument("--device", default="cpu")
+    p.add_argument("--channels", default=None, help="of the UNet's levels instead of small's, for example 96,192")
+    p.add_argument("--attention", default=None, help="levels with attention instead of small's, for example 0,1")
     return p.parse_args()
 
 
 def main():
     args = parse()
     torch.set_num_threads(args.threads)
-    n, device, (channels, side) = len(args.channels), args.device, args.latent
-    config = dict(in_channels=channels, out_channels=channels, block_out_channels=args.channels, layers_per_block=1,
-                  down_block_types=["CrossAttnDownBlock2D"] * n, up_block_types=["CrossAttnUpBlock2D"] * n,
-                  cross_attention_dim=args.width, attention_head_dim=4)
-    torch.manual_seed(0)
-    theirs = Reference(sample_size=side, **config).to(device)
-    ours = UNet2DConditionModel.from_config(config).to(device)
+    device, schedule = pick_device(args.device), make_schedule("scaled_linear", 1000, 0.00085, 0.012)
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    clip = CLIP.load("clip-portraits", args.device)
+    states, lengths = read_all(clip, [caption(portraits.tags(portraits.sample(seed))) for seed in range(1000)])
+    seed_everything(0)
+    data = Batches({"latents": torch.randn(1000, 32, 8, 8).numpy(), "states": states.numpy(), "length": lengths.numpy()}, args.batch, 0)
+    config = config_for("ldm", "small", unet_channels=args.channels, attention_levels=args.attention)
+    theirs = Reference(**config.unet_config(32, clip.width, 8)).to(device)
+    ours = build_unet(config, 32, clip.width, 8).to(device)
     ours.load_state_dict(theirs.state_dict())
-    scheduler, schedule = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012), make_schedule()
-    x0, context = torch.randn(args.batch, channels, side, side), torch.randn(args.batch, args.tokens, args.width)
-    longest = args.tokens - args.padding
-    lengths = torch.randint(longest // 2, longest + 1, (args.batch, 1)) if args.padding else torch.tensor([[args.tokens]])
-    lengths[0] = longest
-    mask = (torch.arange(args.tokens)[None] < lengths).long().expand(args.batch, -1)
-    x0, context, mask = x0.to(device), context.to(device), mask.to(device)
-    plain, fused = torch.optim.AdamW(theirs.parameters(), 1e-4), torch.optim.AdamW(ours.parameters(), 1e-4, fused=True)
+    plain = torch.optim.AdamW(theirs.parameters(), 1e-4)
+    precisions = ["no", "bf16"] if fast_bf16(device) else ["no"]
+    seen = {"step": 0}
 
-    def draw(): # times and noise, new for every step
-        return torch.randint(0, 1000, (args.batch,), device=device), torch.randn_like(x0)
+    def draw():
+        return torch.randint(0, 1000, (args.batch,), device=device), torch.randn(args.batch, 32, 8, 8, device=device)
 
-    def diffusers_loss(t, noise):
+    def their_loss(batch, t, noise):
+        x0, context = batch["latents"], batch["states"].float()
+        mask = torch.arange(context.shape[1], device=device)[None] < batch["length"][:, None]
         return F.mse_loss(theirs(scheduler.add_noise(x0, noise, t), t, context, encoder_attention_mask=mask).sample, noise)
 
-    def mmgen_loss(t, noise):
-        return diffusion_loss(lambda x, s: ours(x, s, context, mask), x0, schedule, t=t, noise=noise)
-
-    def block(loss, optimiser):
-        wall, cpu = time.perf_counter(), time.process_time()
+    def plain_loop(precision):
+        start = time.perf_counter()
         for _ in range(args.steps):
-            loss(*draw()).backward()
-            optimiser.step()
-            optimiser.zero_grad()
-        if device != "cpu": torch.cuda.synchronize()
-        return (time.perf_counter() - wall) / args.steps, (time.process_time() - cpu) / args.steps
+            batch = {k: v.to(device) for k, v in data.batch(seen["step"]).items()}
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                loss = their_loss(batch, *draw())
+            loss.backward()
+            plain.step()
+            plain.zero_grad()
+            seen["step"] += 1
+        if device.type == "cuda": torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def our_loop(network, optimizer, precision):
+        task = LDMTask(network, clip, schedule, "eps", 0.1, optimizer)
+        with tempfile.TemporaryDirectory() as folder:
+            run = SimpleNamespace(path=Path(folder), log=lambda step, **values: None)
+            done = train(task, data, run, steps=args.steps, batch_size=args.batch, lr=1e-4, seed=0, schedule="constant", log_every=args.steps,
+                         mixed_precision=precision, device=args.device)
+        return done.seconds
 
     t, noise = draw()
-    losses = diffusers_loss(t, noise).item(), mmgen_loss(t, noise).item()
+    batch = {k: v.to(device) for k, v in data.batch(0).items()}
+    batch["length"][:] = states.shape[1]  # no padding: diffusers' pooled text reads that too, ours does not
+    context, mask = LDMTask(ours, clip, schedule, "eps", 0.0).context(batch)
+    losses = (their_loss(batch, t, noise).item(),
+              diffusion_loss(lambda x, s: ours(x, s, context, mask), batch["latents"], schedule, "eps", t=t, noise=noise).item())
     assert abs(losses[0] - losses[1]) < 1e-5, losses
-    rows = dict(diffusers=[], mmgen=[])
-    for i in range(args.blocks + 1): # the first round warms up
-        for name, pair in (("diffusers", (diffusers_loss, plain)), ("mmgen", (mmgen_loss, fused))):
-            seconds = block(*pair)
-            if i: rows[name].append(seconds)
-    median = {k: [statistics.median(c) for c in zip(*v)] for k, v in rows.items()}
-    print(f"{sum(p.numel() for p in ours.parameters()):,} parameters, batch {args.batch}, latents {channels}x{side}x{side}, "
-          f"{args.tokens} tokens ({args.padding} padding), {args.threads} threads, torch {torch.__version__}, {device}")
-    for name, (wall, cpu) in median.items(): print(f"{name:10s} {wall:.3f} s/step ({args.batch / wall:.1f} images/s), processor {cpu:.3f} s")
-    pairs = [a[0] / b[0] for a, b in zip(*rows.values())]
-    print(f"ratio {median['diffusers'][0] / median['mmgen'][0]:.2f} wall (blocks {min(pairs):.2f} to {max(pairs):.2f}), "
-          f"{median['diffusers'][1] / median['mmgen'][1]:.2f} processor")
+
+    copies = {name: copy.deepcopy(ours) for name in (*precisions, "muon")}
+    loops = {}
+    for precision in precisions:
+        loops["diffusers", precision] = lambda precision=precision: plain_loop(precision)
+        loops["mmgen", precision] = lambda precision=precision: our_loop(copies[precision], "adamw", precision)
+    loops["mmgen, muon", precisions[-1]] = lambda: our_loop(copies["muon"], "muon", precisions[-1])
+    rows = {key: [] for key in loops}
+    for block in range(args.blocks + 1):  # the first round warms up
+        for key, loop in loops.items():
+            before = time.process_time()
+            seconds = loop() / args.steps, (time.process_time() - before) / args.steps
+            if block: rows[key].append(seconds)
+    median = {key: [statistics.median(column) for column in zip(*found)] for key, found in rows.items()}
+    for (who, precision), (wall, processor) in median.items():
+        record("speed", {
+            "what": "training step", "loop": who, "precision": {"no": "float32"}.get(precision, precision), "channels": config.unet_channels,
+            "attention": config.attention_levels, "parameters": sum(p.numel() for p in ours.parameters()), "batch": args.batch,
+            "blocks": args.blocks, "seconds per step": round(wall, 4), "processor seconds per step": round(processor, 4),
+            "ratio to diffusers": round(median["diffusers", precision][0] / wall, 3),
+            "ratio in each block": [round(a[0] / b[0], 2) for a, b in zip(rows["diffusers", precision], rows[who, precision])],
+            **({"device": args.device} if device.type != "cpu" else {})})
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

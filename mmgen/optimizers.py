@@ -6,6 +6,8 @@
 __all__ = ['orthogonalise', 'Muon', 'build', 'MuonAdamW']
 
 # %% ../nbs/03b_optimizers.ipynb #f564b325
+from collections import defaultdict
+
 import torch
 from torch import nn
 
@@ -13,29 +15,31 @@ from .core import fast_bf16
 
 # %% ../nbs/03b_optimizers.ipynb #906d554a
 def orthogonalise(
-    matrix: torch.Tensor,  # (m, n)
+    matrix: torch.Tensor,  # (m, n), or a batch of them (k, m, n)
     steps: int = 5,  # Newton–Schulz iterations
     bf16: bool | None = None,  # in bfloat16; None: where that is fast
 ) -> torch.Tensor:
     "About U Vᵀ for a matrix U Σ Vᵀ: singular values between about 0.6 and 1.3."
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / (x.norm() + 1e-7)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if tall else matrix
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    multiply = torch.addmm if x.ndim == 2 else torch.baddbmm
     if fast_bf16(x.device) if bf16 is None else bf16:
         x = x.bfloat16()
         for _ in range(steps):
-            gram = x @ x.T
-            x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+            gram = x @ x.mT
+            x = multiply(x, multiply(gram, gram, gram, beta=b, alpha=c), x, beta=a)
         x = x.to(matrix.dtype)
     else:
-        gram, product = x @ x.T, None
+        gram, product = x @ x.mT, None
         for _ in range(steps):
-            factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-            factor.diagonal().add_(a)
+            factor = multiply(gram, gram, gram, beta=b, alpha=c)
+            factor.diagonal(dim1=-2, dim2=-1).add_(a)
             gram = factor @ gram @ factor
             product = factor if product is None else factor @ product
         x = product @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return x.mT if tall else x
 
 # %% ../nbs/03b_optimizers.ipynb #d1b19b0e
 # Muon (Jordan et al., 2024), scaled to AdamW's update size (Liu et al., 2025)
@@ -58,15 +62,17 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure=None):
         "One update."
         for group in self.param_groups:
+            alike = defaultdict(list)  # shape as a matrix → parameters
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - group["momentum"])
-                ahead = p.grad.lerp(momentum, group["momentum"])
-                update = orthogonalise(ahead.reshape(len(ahead), -1))
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.reshape(p.shape), alpha=-0.2 * max(update.shape) ** 0.5 * group["lr"])
+                if p.grad is not None:
+                    self.state[p].setdefault("momentum", torch.zeros_like(p)).lerp_(p.grad, 1 - group["momentum"])
+                    alike[len(p), p[0].numel()].append(p)
+            for shape, some in alike.items():
+                ahead = [p.grad.lerp(self.state[p]["momentum"], group["momentum"]).reshape(shape) for p in some]
+                updates = orthogonalise(torch.stack(ahead)) if len(some) > 1 else [orthogonalise(ahead[0])]
+                for p, update in zip(some, updates):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update.reshape(p.shape), alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
 
 # %% ../nbs/03b_optimizers.ipynb #178d70f9
 def build(

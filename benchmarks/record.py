@@ -1,0 +1,23 @@
+"""Rows of measurements: printed, and kept in reports/<name>.jsonl with the command and what they were measured on."""
+import json
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from mmgen.files import repo_root
+from mmgen.provenance import git_state, hardware
+
+STATE, HERE = git_state(repo_root()), hardware()
+
+
+def record(name, row):
+    where = {"device": str(row["device"])} if "device" in row else {"cpu": HERE["cpu"], "threads": torch.get_num_threads()}
+    about = {"command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]), **where, "torch": torch.__version__,
+             "date": f"{datetime.now(timezone.utc):%Y-%m-%d}", "commit": (STATE["sha"] or "")[:12], "dirty": STATE["dirty"]}
+    path = repo_root() / "reports" / f"{name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row | about) + "\n")
+    print(json.dumps(row), flush=True)
