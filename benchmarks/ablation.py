@@ -1,15 +1,15 @@
 """Objective and optimiser at equal wall time, three seeds each: `python benchmarks/ablation.py --seconds 120`.
 
 Trains the `small` UNet for the same number of seconds with each combination and reports what the oracle says of samples
-drawn from held-out captions (accuracy over all attributes) and the FD (oracle) to held-out portraits.
+drawn from held-out captions (accuracy over all attributes) and the FD (oracle) to held-out portraits; rows in reports/ablation.jsonl.
 """
 import argparse
 import itertools
-import json
 import tempfile
 
 import numpy as np
 import torch
+from record import record
 
 from mmgen.core import to_float
 from mmgen.data import portraits
@@ -40,17 +40,16 @@ def main():
         rows = []
         for seed in range(given.seeds):
             config = config_for("ldm", "small", prediction=prediction, optimizer=optimizer, lr=RATES[optimizer], seed=seed,
-                                images=given.images, max_seconds=given.seconds, steps=1_000_000, log_every=1_000_000)
+                                images=given.images, max_seconds=given.seconds, steps=1_000_000, log_every=1_000_000, sample_every=0)
             with tempfile.TemporaryDirectory() as folder, Run("ablation", config, root=folder) as run:
                 pipeline = train_pipeline(config, run, pick_device(config.device))
                 made = torch.cat([pipeline.sample(texts[at:at + 100], 25, 2.0, SAMPLER[prediction], at) for at in range(0, given.n, 100)])
                 right = np.nanmean(list(accuracy(oracle.predict(made), truth, list(classes())).values()))
                 rows.append((right, frechet_distance(real, statistics(features(oracle.features, made))), run.record["training"]["steps"]))
-        table = np.array(rows)
-        print(json.dumps({"prediction": prediction, "optimizer": optimizer, "seconds": given.seconds, "seeds": given.seeds, "n": given.n,
-                          "attributes right": f"{table[:, 0].mean():.3f} ± {table[:, 0].std(ddof=1):.3f}",
-                          "FD (oracle)": f"{table[:, 1].mean():.2f} ± {table[:, 1].std(ddof=1):.2f}",
-                          "steps": int(table[:, 2].mean())}), flush=True)
+        table, spread = np.mean(rows, 0), np.std(rows, 0, ddof=1)
+        record("ablation", {"prediction": prediction, "optimizer": optimizer, "seconds": given.seconds, "seeds": given.seeds, "n": given.n,
+                            "attributes right": round(table[0], 4), "sd": round(spread[0], 4), "FD (oracle)": round(table[1], 1),
+                            "sd of FD": round(spread[1], 1), "steps": int(table[2])})
 
 
 if __name__ == "__main__":

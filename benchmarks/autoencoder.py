@@ -1,13 +1,13 @@
 """Latent channels, widths, patch size, batch and optimiser of the autoencoder at equal wall time on one thread:
-`python benchmarks/autoencoder.py --seconds 240`. Prints a row per variant: PSNR of 500 held-out portraits, and how many attributes
+`python benchmarks/autoencoder.py --seconds 240`. A row per variant, in reports/autoencoder.jsonl: PSNR of 500 held-out portraits, and how many attributes
 the oracle reads rightly on the reconstructions.
 """
 import argparse
-import json
 import tempfile
 
 import numpy as np
 import torch
+from record import record
 
 from mmgen.core import to_float
 from mmgen.data import portraits
@@ -48,16 +48,15 @@ def main():
         torch.manual_seed(config.seed)
         task = AutoencoderTask(AutoencoderKL.from_config(config.model_config), **config.loss_config)
         with tempfile.TemporaryDirectory() as root, Run("ae", config, root=root) as run:
-            done = train(task, Batches({"image": images}, config.batch_size, config.seed), run, steps=config.steps, seed=config.seed,
-                         batch_size=config.batch_size, lr=config.lr, warmup=config.warmup, schedule=config.lr_schedule,
-                         ema_decay=0.99, checkpoint_every=0, log_every=1_000_000, max_seconds=given.seconds, device="cpu")
+            done = train(task, Batches({"image": images}, config.batch_size, config.seed), run,
+                         **config.loop | {"ema_decay": 0.99, "checkpoint_every": 0, "sample_every": 0})
         side, outputs = config.size // config.factor, reconstruct(done.ema, held_out)
         read = accuracy(oracle.predict(outputs), truth, list(classes()))
-        print(json.dumps(VARIANTS[number] | {
+        record("autoencoder", VARIANTS[number] | {
             "latent": f"{side}×{side}×{config.latent_channels}", "parameters": sum(p.numel() for p in done.ema.parameters()),
             "images/s": round(done.step * config.batch_size / done.seconds, 1), "steps": done.step, "seconds": given.seconds,
             "PSNR": round(psnr(held_out, outputs).mean().item(), 2), "eye colour": round(read["eyes_color"], 3),
-            "all attributes": round(float(np.mean(list(read.values()))), 3)}, ensure_ascii=False), flush=True)
+            "all attributes": round(float(np.mean(list(read.values()))), 3)})
 
 
 if __name__ == "__main__":

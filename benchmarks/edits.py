@@ -1,23 +1,25 @@
 """What SDEdit does to held-out portraits: `python benchmarks/edits.py --split validation` chooses the dials,
-`python benchmarks/edits.py --split test --strength 0.75` reports them. The oracle judges; n edits of each kind. With `--captions clip`
-the tags of the source are what CLIP sees, as for a picture of one's own.
+`python benchmarks/edits.py --split test --strength 0.75` reports them, in reports/edits.jsonl. The oracle judges; n edits of each kind. With
+`--captions clip` the tags of the source are what CLIP sees, as for a picture of one's own.
 """
 import argparse
 import itertools
-import json
 import statistics
 import time
+from pathlib import Path
 
-import torch
+from record import record
 
 from mmgen.clip import describe_image
 from mmgen.data.edits import KINDS, as_batch, edits
 from mmgen.data.portraits import render
 from mmgen.editing import CopyInput
+from mmgen.files import sha256
 from mmgen.ldm.editing import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import LatentDiffusion
 from mmgen.metrics.oracle import Oracle, score_editor
 from mmgen.panel import wanted_caption
+from mmgen.weights import resolve
 
 
 def one_image(pipeline):
@@ -38,6 +40,10 @@ def captions(how, pipeline, some):
     return seen, [wanted_caption(source, edit.tag) for source, edit in zip(seen, some)]
 
 
+def rounded(scores):
+    return {name: round(value, 4) for name, value in scores.items()}
+
+
 def main():
     ask = argparse.ArgumentParser()
     ask.add_argument("--model", default="ldm-portraits")
@@ -51,20 +57,20 @@ def main():
     ask.add_argument("--captions", default="exact", choices=["exact", "clip"])
     given = ask.parse_args()
     oracle, pipeline = Oracle.load(device="cpu"), LatentDiffusion.load(given.model)
-    print(json.dumps({"seconds for one image": one_image(pipeline), "threads": torch.get_num_threads()}), flush=True)
+    about = {"model": Path(given.model).name, "sha256": sha256(resolve(given.model) / "model.safetensors")[:12], "split": given.split}
+    record("edits", about | {"seconds for one image": one_image(pipeline)})
     for kind in given.kinds:
         some = edits(kind, given.n, given.split)
         said = captions(given.captions, pipeline, some)
         for baseline in (CopyInput(), Reconstruction(pipeline)):
-            print(json.dumps({"kind": kind, "editor": baseline.name} | score_editor(oracle, baseline, some)[0]), flush=True)
+            record("edits", about | {"kind": kind, "editor": baseline.name} | rounded(score_editor(oracle, baseline, some)[0]))
         for strength, guidance, steps, decoding in itertools.product(given.strength, given.guidance, given.steps, given.decoding):
             start = time.perf_counter()
             which = SDEdit(pipeline, decoding=decoding, guidance=guidance, steps=steps)
             scores, _ = score_editor(oracle, which, some, strength, captions=said)
-            scores = {name: round(value, 4) for name, value in scores.items()}
-            print(json.dumps({"kind": kind, "editor": "sdedit", "strength": strength, "guidance": guidance, "steps": steps,
-                              "decoding": decoding, "captions": given.captions} | scores
-                             | {"seconds per edit": round((time.perf_counter() - start) / given.n, 3)}), flush=True)
+            seconds = round((time.perf_counter() - start) / given.n, 3)
+            record("edits", about | {"kind": kind, "editor": "sdedit", "strength": strength, "guidance": guidance, "steps": steps,
+                                     "decoding": decoding, "captions": given.captions} | rounded(scores) | {"seconds per edit": seconds})
 
 
 if __name__ == "__main__":

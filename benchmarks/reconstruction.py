@@ -2,15 +2,19 @@
 of a change of one option comes through: `python benchmarks/reconstruction.py`. The pictures are rounded to 8 bits, as they would be stored.
 """
 import argparse
+from pathlib import Path
 
 import numpy as np
+from record import record
 
 from mmgen.core import to_float, to_uint8
 from mmgen.data import portraits
 from mmgen.data.edits import neighbour
+from mmgen.files import sha256
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.autoencoder_loss import edit_gain, psnr, reconstruct
 from mmgen.metrics.oracle import Oracle, accuracy, classes, labels
+from mmgen.weights import resolve
 
 
 def main():
@@ -24,20 +28,20 @@ def main():
     model = AutoencoderKL.load(given.model)
     outputs = to_float(to_uint8(reconstruct(model, images)))
     decibels, truth, names = psnr(images, outputs), labels(faces), list(classes())
-    print(f"PSNR {decibels.mean():.2f} ± {decibels.std():.2f} dB on {given.n} {given.split} portraits\n")
-    print("| attribute | originals | reconstructions | points lost |\n|---|---|---|---|")
+    about = {"model": Path(given.model).name, "sha256": sha256(resolve(given.model) / "model.safetensors")[:12], "split": given.split}
+    record("reconstruction", about | {"n": given.n, "PSNR": round(decibels.mean().item(), 2), "sd": round(decibels.std().item(), 2)})
     before, after = (accuracy(oracle.predict(x), truth, names) for x in (images, outputs))
     for name in names:
-        print(f"| {name} | {before[name]:.3f} | {after[name]:.3f} | {100 * (before[name] - after[name]):.1f} |")
+        record("reconstruction", about | {"attribute": name, "originals": round(before[name], 4), "reconstructions": round(after[name], 4)})
     near = [neighbour(seed) for seed in portraits.seeds(given.n, given.split)]
     changed = to_float(np.stack([portraits.render(face) for face in near]))
     gain, seen = edit_gain(images, changed, outputs, to_float(to_uint8(reconstruct(model, changed))))
     option = np.array([next(k for k, v in (*a.parts, *a.colors) if b[k] != v) for a, b in zip(faces, near)])
     gain, seen = gain.numpy(), seen.numpy()
-    print("\n| changed option | pairs | edit gain | of the worst tenth |\n|---|---|---|---|")
     for name in ("all", *sorted(set(option))):
         some = np.sort(gain[seen & ((option == name) | (name == "all"))])
-        print(f"| {name} | {len(some)} | {some.mean():.3f} | {some[:max(1, len(some) // 10)].mean():.3f} |")
+        record("reconstruction", about | {"changed option": name, "pairs": len(some), "edit gain": round(float(some.mean()), 3),
+                                          "of the worst tenth": round(float(some[:max(1, len(some) // 10)].mean()), 3)})
 
 
 if __name__ == "__main__":

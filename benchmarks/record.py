@@ -19,5 +19,5 @@ def record(name, row):
     path = repo_root() / "reports" / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row | about) + "\n")
-    print(json.dumps(row), flush=True)
+        file.write(json.dumps(row | about, ensure_ascii=False) + "\n")
+    print(json.dumps(row, ensure_ascii=False), flush=True)
