@@ -139,8 +139,10 @@ class Run:
         self.record |= {"end": None if running else _utc(datetime.now(timezone.utc)),
                         "wall_seconds": round(self._earlier + time.perf_counter() - self.clock, 3),
                         "peak_memory_mib": {"rss": round(self.peak / 2**20), "cuda": cuda and round(cuda)}}
-        text = json.dumps(to_json(self.record), indent=1, allow_nan=False, ensure_ascii=False)
-        atomic_write(self.path/"run.json", without_folders(text) + "\n")
+        text = without_folders(json.dumps(to_json(self.record), indent=1, allow_nan=False, ensure_ascii=False)) + "\n"
+        atomic_write(self.path/"run.json", text)
+        if not running: # weights that were saved on the way have a copy, which ends as the run does
+            for copy in self.path.glob("*/run.json"): atomic_write(copy, text)
 
     def log(
         self,

@@ -285,6 +285,20 @@ def test_lpips_out_of_reach_is_one_clear_sentence(monkeypatch):
     with pytest.raises(RuntimeError, match="VGG16 weights.*efficientnet"): perceptual_distance("lpips")
 
 
+def test_lpips_measures_and_is_not_trained(monkeypatch):
+    "With random weights in VGG16, whose own cannot be downloaded everywhere; lpips' per-channel weights are its package's."
+    from torchvision.models import vgg16
+    torch.manual_seed(0)
+    monkeypatch.setattr("torchvision.models.vgg.WeightsEnum.get_state_dict", lambda *args, **kwargs: vgg16().state_dict())
+    distance = perceptual_distance("lpips")
+    x = torch.rand(2, 3, 32, 32) * 2 - 1
+    y = (x + 0.3 * torch.randn_like(x)).requires_grad_()
+    d = distance(x, y)
+    assert d.shape == (2,) and (d > 0).all() and distance(x, x).abs().max() < 1e-6
+    d.sum().backward()
+    assert y.grad.abs().sum() > 0 and all(p.grad is None and not p.requires_grad for p in distance.parameters())
+
+
 def test_unknown_switches_are_named():
     with pytest.raises(ValueError, match="perceptual must be one of lpips, efficientnet, none, not 'vgg'"):
         perceptual_distance("vgg")

@@ -87,6 +87,7 @@ def test_a_saved_model_draws_and_edits_the_same(tmp_path):
     assert a.shape == (4, 3, 64, 64) and (a - b).abs().mean() < 0.01  # weights are kept in float16
     assert run.record["parameters"]["unet"] == sum(p.numel() for p in again.unet.parameters())
     assert {f["file"] for f in run.record["figures"]} >= {"samples.jpg", "edits.jpg"}
+    assert json.loads((run.path / "model" / "run.json").read_text()) == json.loads((run.path / "run.json").read_text())
 
     config = json.loads((run.path / "model" / "config.json").read_text())
     del config["unet"]

@@ -178,7 +178,12 @@ class DiffusersSampler:
         if not isinstance(process, FlowMatching):
             raise ValueError(f"{self.name} needs a FlowMatching process")
         scheduler = self.scheduler(torch.ones(process.T), "")
-        scheduler.set_timesteps(sigmas=levels.tolist(), device=x.device)
+        if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+            scheduler.set_timesteps(sigmas=levels.tolist(), device=x.device)
+        else: # Heun's takes no levels; it looks at each but the first twice
+            scheduler.set_timesteps(len(levels), device=x.device)
+            levels = torch.cat([levels[:1], levels[1:].repeat_interleave(2)])
+            scheduler.timesteps, scheduler.sigmas = levels * process.T, torch.cat([levels, levels.new_zeros(1)])
         for s, step in zip(levels, scheduler.timesteps):
             x0, eps = _ask(model, process, prediction, x, s, process.coefficients(s, x))
             x = scheduler.step(eps - x0, step, x, generator=generator).prev_sample
