@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from record import record
 
-from mmgen.core import to_float
+from mmgen.core import psnr, to_float
 from mmgen.data import portraits
 from mmgen.data.loading import Batches, load_source, to_arrays
 from mmgen.ldm.autoencoder import AutoencoderKL
-from mmgen.ldm.autoencoder_loss import AutoencoderTask, psnr, reconstruct
+from mmgen.ldm.autoencoder_training import AutoencoderTask, reconstruct
 from mmgen.metrics.oracle import Oracle, accuracy, classes, labels
 from mmgen.presets import config_for
 from mmgen.runs import Run

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from record import record
 
-from mmgen.clip import describe_image
 from mmgen.data.edits import KINDS, as_batch, edits
 from mmgen.data.portraits import render
 from mmgen.editing import CopyInput
@@ -20,6 +19,7 @@ from mmgen.ldm.pipeline import LatentDiffusion
 from mmgen.metrics.oracle import Oracle, score_editor
 from mmgen.panel import wanted_caption
 from mmgen.weights import resolve
+from mmgen.zero_shot import describe_image
 
 
 def one_image(pipeline):

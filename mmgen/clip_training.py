@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPModel
 
-from .clip import (CLIP, OPENAI_MEAN, OPENAI_STD, build_clip, retrieval, similarity_figure,
-                        train_tokenizer, zero_shot)
+from .clip import CLIP, OPENAI_MEAN, OPENAI_STD, build_clip, similarity_figure, train_tokenizer
 from .core import to_float
 from .data.captions import (ABSENCES, PREDICATES, CutWarning, absent, as_tags, caption, describe,
                                  full_claim, overflow, short_claim)
 from .optimizers import build
 from .training import Task
+from .zero_shot import retrieval, zero_shot
 
 # %% ../nbs/31b_clip_training.ipynb #74fc73b0
 def contrastive_loss(

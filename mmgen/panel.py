@@ -14,7 +14,6 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from .clip import choose_tags, describe_image
 from .core import to_float, to_uint8
 from .data import portraits
 from .data.captions import caption
@@ -22,6 +21,7 @@ from .data.loading import open_image
 from .data.wishes import edited_caption
 from .editing import EditError, Editor, editor
 from .jobs import EditConfig
+from .zero_shot import choose_tags, describe_image
 
 # %% ../nbs/05b_panel.ipynb #4b7360af
 def tags_of(

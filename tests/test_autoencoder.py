@@ -14,8 +14,8 @@ from PIL import Image
 from mmgen.core import psnr, to_float
 from mmgen.ldm.autoencoder import AutoencoderKL, Posterior
 from mmgen.ldm.autoencoder_blocks import Upsample2D
-from mmgen.ldm.autoencoder_loss import (AutoencoderTask, adaptive_weight, perceptual_distance,
-                                        reconstruct, scaling_factor_of)
+from mmgen.ldm.autoencoder_loss import adaptive_weight, perceptual_distance
+from mmgen.ldm.autoencoder_training import AutoencoderTask, reconstruct, scaling_factor_of
 from mmgen.presets import config_for, parameters_cell
 from mmgen.runs import load_run
 from mmgen.training import train

@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, CLIPModel, CLIPTokenizerFast
 
-from mmgen.clip import (CLIP, attribute_prompts, build_clip, describe_image, retrieval, similarity_figure, train_tokenizer, zero_shot)
+from mmgen.clip import CLIP, build_clip, similarity_figure, train_tokenizer
 from mmgen.clip_training import CLIPTask, ClaimBatches, contrastive_loss, tokenizer_texts
 from mmgen.core import to_float
 from mmgen.data.captions import CutWarning, caption
 from mmgen.data.portraits import render, sample, seeds, tags
 from mmgen.weights import WeightsError
+from mmgen.zero_shot import attribute_prompts, describe_image, retrieval, zero_shot
 
 TINY = dict(patch=16, embed_dim=32, text_width=32, text_layers=1, text_heads=2, vision_width=32, vision_layers=1,
             vision_heads=2)

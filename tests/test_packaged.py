@@ -2,17 +2,18 @@
 import numpy as np
 import pytest
 
-from mmgen.clip import CLIP, retrieval
-from mmgen.core import to_float
+from mmgen.clip import CLIP
+from mmgen.core import psnr, to_float
 from mmgen.data import portraits
 from mmgen.data.captions import caption
 from mmgen.data.edits import edits
 from mmgen.ldm.autoencoder import AutoencoderKL
-from mmgen.ldm.autoencoder_loss import psnr, reconstruct
+from mmgen.ldm.autoencoder_training import reconstruct
 from mmgen.ldm.editing import SDEdit
 from mmgen.ldm.pipeline import LatentDiffusion
 from mmgen.metrics.oracle import Oracle, accuracy, classes, labels, score_editor
 from mmgen.weights import packaged
+from mmgen.zero_shot import retrieval
 
 pytestmark = pytest.mark.skipif(not {"autoencoder-portraits", "clip-portraits", "ldm-portraits", "oracle-portraits"} <= set(packaged()),
                                 reason="not all weights are packaged")

@@ -2,13 +2,14 @@
 import pytest
 from PIL import Image
 
-from mmgen.clip import CLIP, choose_tags
+from mmgen.clip import CLIP
 from mmgen.data import portraits
 from mmgen.editing import CopyInput
 from mmgen.ldm.editing import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import LatentDiffusion, random_pipeline
 from mmgen.panel import build_editor, edit_image, open_source, side_by_side, tags_of, wanted_caption
 from mmgen.jobs import EditConfig
+from mmgen.zero_shot import choose_tags
 
 
 def test_an_image_without_tags_is_described(tmp_path):

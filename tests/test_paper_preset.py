@@ -13,7 +13,7 @@ from mmgen.clip import CLIP, build_clip, train_tokenizer
 from mmgen.clip_training import CLIPTask, ClaimBatches
 from mmgen.data.loading import Batches
 from mmgen.ldm.autoencoder import AutoencoderKL
-from mmgen.ldm.autoencoder_loss import AutoencoderTask
+from mmgen.ldm.autoencoder_training import AutoencoderTask
 from mmgen.ldm.pipeline import make_process
 from mmgen.ldm.train import LDMTask, build_unet
 from mmgen.ldm.unet import Level
