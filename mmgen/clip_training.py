@@ -202,5 +202,6 @@ def fit(
         "It knows the images it was trained on and words for what they show, and nothing else.")
     clip.save(run.path / "clip-portraits", card, run.record)
     for file in sorted((run.path / "clip-portraits").iterdir()):
-        run.artifact(file)
+        if file.name != "run.json":  # the record itself, which goes on
+            run.artifact(file)
     return clip, results
