@@ -1,5 +1,6 @@
 """Rows of measurements: printed, and kept in reports/<name>.jsonl with the command and what they were measured on."""
 import json
+import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,6 +11,9 @@ from mmgen.files import repo_root
 from mmgen.provenance import git_state, hardware
 
 STATE, HERE = git_state(repo_root()), hardware()
+if STATE["dirty"]:  # rows of an earlier benchmark change no result
+    changed = subprocess.run(["git", "status", "--porcelain", "--", ".", ":!reports"], cwd=repo_root(), capture_output=True, text=True).stdout
+    STATE["dirty"] = bool(changed.strip())
 
 
 def record(name, row):
