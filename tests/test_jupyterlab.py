@@ -1,4 +1,4 @@
-"""edit.ipynb in a real JupyterLab with a real browser: run all cells, find the picture and the panel."""
+"""edit.ipynb in a real JupyterLab with a real browser: run all cells, find the picture and the panel, open a picture in it."""
 import os
 import shutil
 import socket
@@ -9,7 +9,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from mmgen.data import portraits
 from mmgen.files import repo_root
 from mmgen.weights import packaged
 
@@ -67,6 +69,18 @@ def test_all_cells_run_and_the_result_is_seen(lab, tmp_path):
         assert pictures and pictures[0].size["width"] > 200, "source and result, side by side"
         assert browser.find_elements(By.CSS_SELECTOR, ".widget-slider") and browser.find_elements(By.CSS_SELECTOR, ".widget-text input")
         assert list((root / "reports" / "runs").glob("edit-*/result.png"))
+
+        Image.fromarray(portraits.render(portraits.sample(11), 200)).save(tmp_path / "me.png")
+        shows = lambda b: b.find_element(By.CSS_SELECTOR, ".widget-text input").get_attribute("value")
+        seen = lambda b: [e.get_attribute("src") for e in b.find_elements(By.CSS_SELECTOR, "img.widget-image")]
+        before, words = seen(browser), shows(browser)
+        assert len(before) == 1
+        # the button opens a file dialogue, which a test cannot answer: its input field is put on the page instead
+        browser.execute_script("HTMLInputElement.prototype.click = function () { document.body.append(this); this.style.display = 'block'; }")
+        browser.find_element(By.CSS_SELECTOR, ".widget-upload, .jupyter-button").click()
+        browser.find_element(By.CSS_SELECTOR, "body > input[type='file']").send_keys(str(tmp_path / "me.png"))
+        wait.until(lambda b: shows(b) != words and seen(b) != before)
+        assert len(set(shows(browser).split(", ")) & set(portraits.tags(portraits.sample(11)))) > 5, shows(browser)
         browser.save_screenshot(str(tmp_path / "lab.png"))
     finally:
         browser.quit()
