@@ -173,6 +173,8 @@ def train_pipeline(config, run, device):
 
     seed_everything(config.seed)
     unet = build_unet(config, latents.shape[1], text_encoder.width, latents.shape[-1])
+    if device.type == "cuda":  # on a CPU the plain layout is faster (32c)
+        unet.to(memory_format=torch.channels_last)
     process = {"prediction": config.prediction, "timesteps": config.timesteps}
     if config.prediction != "flow":
         process |= {"noise_schedule": config.noise_schedule, "beta_start": config.beta_start, "beta_end": config.beta_end}
