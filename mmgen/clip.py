@@ -154,6 +154,11 @@ class CLIP:
         pooled = self.model.vision_model(pixel_values=self.preprocess(x)).pooler_output
         return F.normalize(self.model.visual_projection(pooled), dim=-1)
 
+    def fingerprint(self) -> str:
+        "What tells this CLIP from others: 16 hex digits of its two projections."
+        from mmgen.weights import fingerprint
+        return fingerprint(self.model.text_projection, self.model.visual_projection)
+
     def similarity(self, x: Tensor, texts: str | Sequence[str]) -> Tensor:
         "Cosine of every image with every text, (images, texts)."
         return self.images(x) @ self.text(texts).T

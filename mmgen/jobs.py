@@ -41,7 +41,7 @@ class Job(Settings):
     mixed_precision: str = "no" # no, bf16, fp16 or auto: bf16 where that is fast
     checkpoint_every: int = 1_000 # steps between checkpoints
     log_every: int = 50 # steps between progress lines
-    sample_every: int = 0 # steps between pictures (oracle and clip draw none); 0: none
+    sample_every: int = 0 # steps between pictures, where the job draws any; 0: none
 
     job: ClassVar[str] = "job"
     choices: ClassVar[dict] = {
@@ -64,19 +64,32 @@ class EditConfig(Settings):
     source: str = "" # what is in the image, as tags: brown hair, ...; empty: CLIP looks
     # the wish
     prompt: str = "green hair" # a tag, or a caption of the wanted image
-    strength: float = 0.75 # 0 reconstructs, 1 edits hardest
+    strength: float | None = None # 0 reconstructs, 1 edits hardest; None, here and below: the editor's own
     # how
-    editor: str = "sdedit" # one of mmgen.editors()
-    model: str = "ldm-portraits" # packaged name or folder of the model
-    guidance: float = 2.0 # classifier-free guidance scale; 1: off
-    steps: int = 12 # denoising steps
-    decoding: str = "paired" # paired, residual or plain; see 32e_editing
+    editor: str = "sdedit" # sdedit, styleclip-mapper, styleclip-directions, styleclip-optimization, ...: one of mmgen.editors()
+    decoding: str | None = None # paired (sdedit only), residual or plain; see 05_editing and 32e_editing
     seed: int = 0 # of the noise
+    # sdedit, and the steps of styleclip-optimization
+    guidance: float | None = None # classifier-free guidance scale; 1: off
+    steps: int | None = None # denoising steps; steps of the search
+    # StyleCLIP
+    alpha: float | None = None # of styleclip-directions: reach at strength 1, standard deviations
+    beta: float | None = None # of styleclip-directions: from 0 (all channels move) to 1 (none)
+    inversion_steps: int | None = None # of a search after the encoder; 0: none
+    # models
+    model: str | None = None # packaged name or folder: a diffusion model, a mapper, or a table of directions
+    generator: str | None = None # of StyleCLIP
+    encoder: str | None = None # of StyleCLIP
+    clip: str | None = None # of StyleCLIP
+    # the run
     device: str | None = None # cpu, cuda, ...; None: the best one present
     run_id: str | None = None # folder below reports/runs; None: made of time and four hex digits
 
     job: ClassVar[str] = "edit"
     choices: ClassVar[dict] = {"decoding": ("paired", "residual", "plain")}
+    zero_ok: ClassVar[tuple] = (*Settings.zero_ok, "inversion_steps")
+    fractions: ClassVar[tuple] = (*Settings.fractions, "beta")
+    dials: ClassVar[tuple] = ("decoding", "seed", "guidance", "steps", "alpha", "beta", "inversion_steps", "model", "generator", "encoder", "clip")
 
 # %% ../nbs/02b_jobs.ipynb #886a4454
 @dataclass(frozen=True)

@@ -22,7 +22,9 @@ from .training import is_main
 
 # %% ../nbs/03d_launch.ipynb #3b9fbcb4
 FITS = {"ldm": "mmgen.ldm.train", "autoencoder": "mmgen.ldm.autoencoder_training", "clip": "mmgen.clip_training",
-        "oracle": "mmgen.metrics.oracle"}  # job → the module whose `fit(config, run)` does it
+        "oracle": "mmgen.metrics.oracle", "stylegan2": "mmgen.stylegan.train",
+        "identity": "mmgen.styleclip.identity_training", "encoder": "mmgen.stylegan.encoder_training",
+        "mapper": "mmgen.styleclip.mapper_training"}  # job → the module whose `fit(config, run)` does it
 
 
 def parse_job(

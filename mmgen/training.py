@@ -34,6 +34,7 @@ class Task:
     "What is trained and how: a subclass sets `.model` and gives `loss`; the rest has defaults"
     model: nn.Module # everything trained; several networks go into one nn.ModuleDict
     ema: nn.Module | None = None # set by the loop: the averaged copy of `ema_modules()`, for `sample`
+    facts: dict = {} # what else must be the same when a run is resumed: name -> value, for JSON
 
     def loss(self,
              batch: dict, # of the data, tensors already on the device
@@ -201,11 +202,11 @@ def train(
     watch = LossWatch(accelerator, explode)
 
     step, before, saved = 0, 0.0, None
-    recipe = {"seed": seed, "batch_size": batch_size, "processes": world, "rows": len(data)}
+    recipe = {"seed": seed, "batch_size": batch_size, "processes": world, "rows": len(data), **task.facts}
     if resume_from:
         saved = find_checkpoint(resume_from)
         facts, state = load_checkpoint(saved, {"model": task.model, "ema": task.ema}, optimizers)
-        changed = "; ".join(f"{k} {facts[k]} then, {v} now" for k, v in recipe.items() if facts[k] != v)
+        changed = "; ".join(f"{k} {facts.get(k)} then, {v} now" for k, v in recipe.items() if facts.get(k) != v)
         if changed: warnings.warn(f"The resumed run will not equal an uninterrupted one: {changed}.")
         if rank < len(state["rng"]): set_rng_state(state["rng"][rank])
         if state["scaler"] and accelerator.scaler: accelerator.scaler.load_state_dict(state["scaler"])

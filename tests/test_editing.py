@@ -5,8 +5,8 @@ import torch
 import mmgen
 from mmgen.data import portraits
 from mmgen.data.captions import caption
-from mmgen.editing import CopyInput, EditError, Editor, check_edit
-from mmgen.ldm.editing import Reconstruction, SDEdit, residual_decode
+from mmgen.editing import CopyInput, EditError, Editor, check_edit, options_of, residual_decode
+from mmgen.ldm.editing import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import random_pipeline
 
 PIPELINE = random_pipeline()
@@ -82,7 +82,13 @@ def test_residual_decoding_is_the_formula():
 
 
 def test_editors_are_found_by_name():
-    assert mmgen.editors() == ["copy-input", "reconstruction", "sdedit"]
+    assert mmgen.editors() == ["copy-input", "reconstruction", "sdedit", "inversion", "styleclip-optimization", "styleclip-mapper",
+                               "styleclip-directions"]
+    assert options_of("sdedit")[:2] == ["model", "decoding"] and options_of("copy-input") == []
+    assert {"generator", "encoder", "clip", "decoding", "inversion_steps", "alpha", "beta"} <= set(options_of("styleclip-directions"))
+    assert "model" not in options_of("styleclip-optimization")
+    with pytest.raises(EditError, match="copy-input has no model; it has no options"):
+        mmgen.editor("copy-input", model="x")
     assert mmgen.editor("copy-input").name == "copy-input"
     with pytest.raises(EditError, match="did you mean 'sdedit'"):
         mmgen.editor("sdeditt")

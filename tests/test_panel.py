@@ -4,7 +4,7 @@ from PIL import Image
 
 from mmgen.clip import CLIP
 from mmgen.data import portraits
-from mmgen.editing import CopyInput
+from mmgen.editing import CopyInput, EditError
 from mmgen.ldm.editing import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import LatentDiffusion, random_pipeline
 from mmgen.panel import build_editor, edit_image, open_source, side_by_side, tags_of, wanted_caption
@@ -61,6 +61,10 @@ def test_clip_finds_tags_whose_groups_it_does_not_know():
 def test_the_dials_reach_the_editor(monkeypatch):
     monkeypatch.setattr(LatentDiffusion, "load", classmethod(lambda cls, name, device=None: random_pipeline()))
     which = build_editor(EditConfig(decoding="plain", guidance=3.0, steps=3, seed=5))
+    assert build_editor(EditConfig()).steps == SDEdit(random_pipeline()).steps
+    with pytest.raises(EditError, match="sdedit has no alpha; it has model, decoding"):
+        build_editor(EditConfig(alpha=2.0))
+    assert build_editor(EditConfig(editor="copy-input")).name == "copy-input"
     assert isinstance(which, SDEdit)
     assert (which.decoding, which.guidance, which.steps, which.seed) == ("plain", 3.0, 3, 5)
     image = portraits.render(portraits.sample(1), 32)
