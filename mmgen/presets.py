@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from types import NoneType
 
 from .jobs import AutoencoderConfig, CLIPConfig, EditConfig, LDMConfig, OracleConfig
+from .style_jobs import DirectionsConfig, EncoderConfig, IdentityConfig, MapperConfig, StyleGAN2Config
 from .settings import Settings, closest, field_comments, plain_type
 
 # %% ../nbs/02_presets.ipynb #d45fb6ad
@@ -82,10 +83,56 @@ PRESETS = {
         "paper": OracleConfig(
             preset="paper", images=300_000, size=256, max_seconds=None, width=96, checkpoint_every=5_000),
     },
+    "stylegan2": {
+        "smoke": StyleGAN2Config(
+            preset="smoke", images=64, held_out=16, size=16, steps=6, max_seconds=None, batch_size=8, z_dim=16, w_dim=16,
+            channel_base=256, channel_max=16, mapping_layers=2, mapping_steps=20, r1_every=4, augment="ada", encoder_base=64, encoder_max=16,
+            checkpoint_every=4, log_every=2, sample_every=3),
+        "small": StyleGAN2Config(),
+        "gpu": StyleGAN2Config(
+            preset="gpu", images=100_000, held_out=5_000, size=128, max_seconds=540.0, batch_size=64, ema_decay=0.9978,
+            mixed_precision="bf16", z_dim=256, w_dim=256, channel_base=8_192, channel_max=256, r1_gamma=0.0512,
+            checkpoint_every=2_000, log_every=200, sample_every=5_000),
+        "paper": StyleGAN2Config(
+            preset="paper", data="data/danbooru", images=300_000, held_out=5_000, size=256, steps=390_625, max_seconds=None,
+            batch_size=64, ema_decay=0.9978, z_dim=512, w_dim=512, channel_base=16_384, channel_max=512, mapping_layers=8,
+            r1_gamma=1.0, checkpoint_every=3_125, log_every=100, sample_every=3_125),
+    },
+    "identity": {
+        "smoke": IdentityConfig(
+            preset="smoke", images=64, held_out=16, steps=6, max_seconds=None, batch_size=8, warmup=2, width=16, channels="8,8,8,8",
+            checkpoint_every=4, log_every=2),
+        "small": IdentityConfig(),
+        "gpu": IdentityConfig(preset="gpu", images=100_000, batch_size=512, max_seconds=300.0, mixed_precision="bf16", log_every=200),
+        "paper": IdentityConfig(preset="paper", images=300_000, max_seconds=None, batch_size=512),
+    },
+    "encoder": {
+        "smoke": EncoderConfig(
+            preset="smoke", images=64, held_out=16, steps=6, max_seconds=None, batch_size=4, warmup=2, encoder_base=256, encoder_max=16,
+            identity="none", perceptual="none", latent_weight=0.1, delta_every=1, checkpoint_every=4, log_every=2, sample_every=3),
+        "small": EncoderConfig(),
+        "gpu": EncoderConfig(preset="gpu", images=100_000, batch_size=64, max_seconds=540.0, mixed_precision="bf16", log_every=200),
+        "paper": EncoderConfig(
+            preset="paper", data="data/danbooru", images=300_000, size=256, steps=200_000, max_seconds=None, optimizer="adamw", lr=1e-4,
+            lr_schedule="constant", generator="stylegan2-paper", encoder_base=16_384, encoder_max=512, edit_weight=0.0, perceptual="lpips",
+            perceptual_weight=0.8, l2_weight=1.0, identity="none", delta_start=20_000, delta_every=2_000, latent_weight=0.1),
+    },
+    "mapper": {
+        "smoke": MapperConfig(
+            preset="smoke", images=64, held_out=4, steps=6, max_seconds=None, batch_size=4, warmup=2, hidden=16, layers=2,
+            views=1, checkpoint_every=4, log_every=2),
+        "small": MapperConfig(),
+        "gpu": MapperConfig(preset="gpu", images=100_000, batch_size=128, max_seconds=300.0, mixed_precision="bf16", log_every=200),
+        "paper": MapperConfig(
+            preset="paper", prompt="green hair", data="data/danbooru", images=5_000, size=256, steps=50_000, max_seconds=None, batch_size=2,
+            optimizer="adamw", lr=2.2e-4, lr_schedule="constant", warmup=0, generator="stylegan2-paper", encoder="encoder-paper",
+            clip="openai/clip-vit-large-patch14", hidden=512, layers=4, context=False, views=0, original_clip=True, l2_weight=0.8, scale=0.1, identity="none",
+            identity_weight=0.0),
+    },
 }
 
 
-JOBS = PRESETS | {"edit": {"small": EditConfig()}}  # what a notebook can ask for
+JOBS = PRESETS | {"edit": {"small": EditConfig()}, "directions": {"small": DirectionsConfig()}}  # what a notebook can ask for
 
 
 def _known(kind: str, name: str, valid) -> str:
@@ -96,7 +143,7 @@ def _known(kind: str, name: str, valid) -> str:
 
 
 def config_for(
-    job: str, # ldm, autoencoder, clip, oracle or edit
+    job: str, # the name of a job
     preset: str = "small", # smoke, small, gpu or paper; edit has small only
     **overrides, # fields that differ from the preset; None keeps the preset's value
 ) -> Settings:
@@ -111,7 +158,7 @@ def config_for(
 
 # %% ../nbs/02_presets.ipynb #a5299f8e
 def preset_table(
-    job: str, # ldm, autoencoder, clip or oracle
+    job: str, # the name of a training job
 ) -> str:
     "A Markdown table: the fields of a job and their values in each preset."
     presets = PRESETS[_known("job", job, PRESETS)]
@@ -124,7 +171,7 @@ def preset_table(
 
 # %% ../nbs/02_presets.ipynb #00abe09e
 def parameters_cell(
-    job: str, # ldm, autoencoder, clip, oracle or edit
+    job: str, # the name of a job
 ) -> str:
     "The text of a training notebook's parameters cell: `name: type = None # help`, one line per field."
     presets = JOBS[_known("job", job, JOBS)].values()
@@ -145,7 +192,7 @@ def parameters_cell(
 
 # %% ../nbs/02_presets.ipynb #7a5898d1
 def config_from_notebook(
-    job: str, # ldm, autoencoder, clip, oracle or edit
+    job: str, # the name of a job
     names: dict, # globals() of the notebook, right after its parameters cell
 ) -> Settings:
     "The configuration that a notebook's parameters describe; ValueError names the closest valid field."

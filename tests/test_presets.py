@@ -25,7 +25,7 @@ def notebook_globals(job, **injected):
 
 
 def test_every_job_has_the_four_presets():
-    assert JOBS == ["autoencoder", "clip", "ldm", "oracle"]
+    assert JOBS == ["autoencoder", "clip", "encoder", "identity", "ldm", "mapper", "oracle", "stylegan2"]
     for job, named in PRESETS.items():
         assert list(named) == ["smoke", "small", "gpu", "paper"]
         assert all(config.preset == name and config.job == job for name, config in named.items())
@@ -46,7 +46,7 @@ def test_configs_are_frozen_flat_and_fit_json(job):
 def test_smoke_is_small():
     for job in JOBS:
         config = PRESETS[job]["smoke"]
-        assert config.images == 64 and config.steps <= 10 and config.size == 64
+        assert config.images == 64 and config.steps <= 10 and config.size <= 64
 
 
 def test_none_keeps_the_preset_and_values_override_it():
