@@ -16,8 +16,13 @@ from mmgen.weights import packaged
 
 pytestmark = pytest.mark.notebooks
 NOTEBOOKS = repo_root() / "nbs"
-EXPERIMENTS = {"train_autoencoder": "autoencoder", "train_clip": "clip", "train_oracle": "oracle", "train_ldm": "ldm", "edit": "edit"}
-NEEDS = {"train_ldm": {"autoencoder-portraits", "clip-portraits"}, "edit": {"ldm-portraits"}}
+EXPERIMENTS = {"train_autoencoder": "autoencoder", "train_clip": "clip", "train_oracle": "oracle", "train_ldm": "ldm", "edit": "edit",
+               "train_stylegan2": "stylegan2", "train_identity": "identity", "train_encoder": "encoder", "train_mapper": "mapper",
+               "train_directions": "directions"}
+NEEDS = {"train_ldm": {"autoencoder-portraits", "clip-portraits"}, "edit": {"ldm-portraits"}, "train_encoder": {"stylegan2-portraits"},
+         "train_mapper": {"stylegan2-portraits", "encoder-portraits", "clip-portraits", "identity-portraits"},
+         "train_directions": {"stylegan2-portraits", "clip-portraits"}}
+FEW = {"train_directions": {"images": 2, "samples": 50}}  # the others have a preset smoke
 
 
 def papermill(name, root, **parameters):
@@ -39,9 +44,9 @@ def needs(name):
 @pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n != "edit"])
 def test_smoke(name, tmp_path):
     needs(name)
-    done, record = papermill(name, tmp_path, preset="smoke")
+    done, record = papermill(name, tmp_path, **FEW.get(name, {"preset": "smoke"}))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert record["status"] == "completed" and record["config"]["preset"] == "smoke"
+    assert record["status"] == "completed" and (name in FEW or record["config"]["preset"] == "smoke")
     assert record["metrics"] or name == "train_ldm"
     assert all(m["n"] for m in record["metrics"])
     for entry in (*record["figures"], *record["artifacts"]):
@@ -60,14 +65,18 @@ def test_edit_an_image_of_ones_own(tmp_path):
     assert {"result.png", "source_and_result.jpg"} <= {e["file"] for e in (*record["artifacts"], *record["figures"])}
 
 
-def test_a_small_folder_of_ones_own_from_autoencoder_to_edit(tmp_path):
-    "README, 'Your own tagged images', with fewer images than a run likes to show"
-    folder = tmp_path / "mine"
+def own_images(folder):
+    "A folder of pictures with their tags beside them, fewer than a run likes to show"
     folder.mkdir()
     for seed in range(40):
         face = portraits.sample(seed)
         Image.fromarray(portraits.render(face, 80)).save(folder / f"{seed}.png")
         (folder / f"{seed}.txt").write_text(", ".join(portraits.tags(face)))
+
+
+def test_a_small_folder_of_ones_own_from_autoencoder_to_edit(tmp_path):
+    "README, 'Your own tagged images'"
+    own_images(tmp_path / "mine")
     for name, given in (("train_autoencoder", {}), ("train_clip", {}), ("train_ldm", {
             "autoencoder": "reports/runs/train_autoencoder/autoencoder", "text_encoder": "reports/runs/train_clip/clip-portraits",
             "sample_images": 32, "edit_images": 16})):
@@ -76,6 +85,23 @@ def test_a_small_folder_of_ones_own_from_autoencoder_to_edit(tmp_path):
     done, _ = papermill("edit", tmp_path, model="reports/runs/train_ldm/model", image="mine/3.png", prompt="green hair", run_id="edited")
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "reports" / "runs" / "edited" / "result.png").stat().st_size > 0
+
+
+def test_a_small_folder_of_ones_own_from_generator_to_edit(tmp_path):
+    "README, 'Your own tagged images', the StyleCLIP way; the generator and what belongs to it have 16 pixels, CLIP sees 64"
+    own_images(tmp_path / "mine")
+    made = lambda job, folder: f"reports/runs/train_{job}/{folder}"
+    networks = {"generator": made("stylegan2", "generator"), "encoder": made("encoder", "encoder"), "clip": made("clip", "clip-portraits")}
+    some = lambda *names: {name: networks[name] for name in names}
+    for name, given in (("train_clip", {}), ("train_stylegan2", {}), ("train_encoder", {"size": 16, "edit_weight": 0.0} | some("generator")),
+                        ("train_mapper", {"size": 16, "identity": "none"} | networks), ("train_directions", FEW["train_directions"] | some("generator", "clip"))):
+        preset = {} if name == "train_directions" else {"preset": "smoke", "data": "mine"}
+        done, _ = papermill(name, tmp_path, run_id=name, **preset, **given)
+        assert done.returncode == 0, done.stderr[-3000:]
+    for editor, model in (("styleclip-mapper", made("mapper", "mapper")), ("styleclip-directions", made("directions", "directions"))):
+        done, _ = papermill("edit", tmp_path, editor=editor, model=model, image="mine/3.png", prompt="green hair", run_id=editor, **networks)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert Image.open(tmp_path / "reports" / "runs" / editor / "result.png").size == (16, 16)
 
 
 @pytest.mark.parametrize("name, parameters, said", [
@@ -87,7 +113,10 @@ def test_a_small_folder_of_ones_own_from_autoencoder_to_edit(tmp_path):
     ("train_clip", {"steps": "ten"}, "clip: steps must be int, not str 'ten'"),
     ("edit", {"strength": 1.5}, "edit: strength must be from 0 to 1, not 1.5"),
     ("edit", {"prompt": " "}, "The prompt is empty"),
-    ("edit", {"image": "nothing.png"}, "nothing.png")])
+    ("edit", {"image": "nothing.png"}, "nothing.png"),
+    ("edit", {"alpha": 2.0}, "sdedit has no alpha; it has model, decoding"),
+    ("train_encoder", {"preset": "smoke", "size": 32}, "the generator stylegan2-portraits makes images of 64 px; size is 32"),
+    ("train_mapper", {"preset": "smoke", "prompt": "green hair", "pair_weight": 1.0}, "pair_weight is for a mapper of many prompts")])
 def test_a_mistake_ends_the_run_with_one_sentence(name, parameters, said, tmp_path):
     if name == "edit" and "strength" not in parameters:
         needs(name)

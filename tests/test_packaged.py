@@ -12,11 +12,15 @@ from mmgen.ldm.autoencoder_training import reconstruct
 from mmgen.ldm.editing import SDEdit
 from mmgen.ldm.pipeline import LatentDiffusion
 from mmgen.metrics.oracle import Oracle, accuracy, classes, labels, score_editor
+from mmgen.styleclip.directions import GlobalDirections
+from mmgen.styleclip.mapper import LatentMapper
+from mmgen.styleclip.mapper_training import wishes_for
+from mmgen.stylegan.editing import Inversion
 from mmgen.weights import packaged
 from mmgen.zero_shot import retrieval
 
-pytestmark = pytest.mark.skipif(not {"autoencoder-portraits", "clip-portraits", "ldm-portraits", "oracle-portraits"} <= set(packaged()),
-                                reason="not all weights are packaged")
+WEIGHTS = {"autoencoder-portraits", "clip-portraits", "ldm-portraits", "oracle-portraits", "stylegan2-portraits", "encoder-portraits",
+           "identity-portraits", "mapper-portraits", "mapper-green-hair", "mapper-blonde-hair", "mapper-pink-hair", "directions-portraits"}
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +56,32 @@ def test_hair_changes_its_colour_and_the_rest_stays(oracle):
 def test_clip_finds_the_caption_of_an_image(faces, pixels):
     found = retrieval(CLIP.load("clip-portraits", "cpu"), pixels, [caption(portraits.tags(face)) for face in faces], 256)
     assert min(found["image_to_caption"], found["caption_to_image"]) >= 0.98, found
+
+
+def test_all_weights_are_there_and_together_small():
+    assert set(packaged()) == WEIGHTS
+    assert sum(file.stat().st_size for folder in packaged().values() for file in folder.glob("*.safetensors")) <= 30_000_000
+
+
+def test_inversion_finds_the_portrait_again(pixels):
+    images = to_float(pixels)
+    again = Inversion(device="cpu").edit(images, [""] * len(images), [""] * len(images))
+    assert psnr(images, again).mean() >= 24.5
+
+
+def test_the_text_mapper_reaches_hair_colours_and_keeps_the_rest(oracle):
+    scores, _ = score_editor(oracle, LatentMapper(device="cpu"), edits("hair color", 200, "test"))
+    assert scores["reached"] >= 0.90 and scores["kept"] >= 0.85, scores
+
+
+@pytest.mark.parametrize("name", ["mapper-green-hair", "mapper-blonde-hair", "mapper-pink-hair"])
+def test_a_mapper_of_one_prompt_does_what_it_is_for(name, oracle):
+    some = wishes_for(name.removeprefix("mapper-").replace("-", " "), 50, "test")
+    scores, _ = score_editor(oracle, LatentMapper(name, device="cpu"), some)
+    nothing, _ = score_editor(oracle, Inversion(device="cpu", decoding="residual"), some)
+    assert scores["reached"] >= nothing["reached"] + 0.3 and scores["kept"] >= 0.85, scores
+
+
+def test_global_directions_change_hair_colours(oracle):
+    scores, _ = score_editor(oracle, GlobalDirections(device="cpu"), edits("hair color", 100, "test"))
+    assert scores["reached"] >= 0.3 and scores["kept"] >= 0.75, scores

@@ -3,6 +3,7 @@
 Slow, and the UNet needs 17 GB: `make test-slow`, or `pytest -m slow tests/test_paper_preset.py -s` to see the parameter counts.
 """
 import inspect
+import json
 import shutil
 
 import numpy as np
@@ -20,6 +21,9 @@ from mmgen.ldm.unet import Level
 from mmgen.metrics.oracle import Oracle, OracleTask, classes
 from mmgen.presets import config_for
 from mmgen.runs import Run
+from mmgen.stylegan.encoder import Encoder
+from mmgen.stylegan.encoder_training import EncoderTask
+from mmgen.stylegan.train import StyleGAN2Task, build_models
 from mmgen.training import train
 
 pytestmark = pytest.mark.slow
@@ -86,3 +90,16 @@ def test_oracle(tmp_path):
     assert count("oracle", oracle) > 1e7
     labels = torch.zeros(2, len(classes()), dtype=torch.long)
     two_steps(OracleTask(oracle, config.optimizer), Batches({"image": pixels(2, config.size), "labels": labels}, 2, 0), config, tmp_path, 2)
+
+
+def test_stylegan2_and_its_encoder(tmp_path):
+    config = config_for("stylegan2", "paper")
+    task = StyleGAN2Task(config, build_models(config)["generator"])
+    assert count("generator", task.model["generator"], W=f"{task.model['generator'].num_ws}×{config.w_dim}") == 24_767_458
+    assert count("discriminator", task.model["discriminator"]) == 24_001_089
+    run = two_steps(task, Batches({"image": pixels(4, 256)}, 2, 0), config, tmp_path, 2)
+    assert {"r1", "path"} <= set(json.loads((run.path / "metrics.jsonl").read_text().splitlines()[0]))
+    config = config_for("encoder", "paper", perceptual="efficientnet")  # LPIPS needs a download
+    encoder = Encoder(config.size, 512, config.encoder_base, config.encoder_max)
+    assert count("encoder", encoder) == 20_950_848
+    two_steps(EncoderTask(config, encoder, task.model["generator"]), Batches({"image": pixels(4, 256)}, 2, 0), config, tmp_path, 2)
