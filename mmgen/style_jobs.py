@@ -180,7 +180,7 @@ class MapperConfig(Job):
     levels: str = "coarse,medium,fine" # levels of W+ that have a mapper; the others stay as they are
     hidden: int | None = None # width of each level's network
     layers: int = 3 # its layers
-    scale: float | None = None # times its output
+    scale: float = 1.0 # times its output; the original's is 0.1
     # loss
     clip_weight: float | None = None # weight of the CLIP loss; 0: none
     clip_loss: str = "global" # or directional
@@ -207,8 +207,8 @@ class MapperConfig(Job):
     @property
     def settled(self) -> "MapperConfig":
         "With what is None chosen for one prompt (CLIP teaches), or for many (pairs teach)"
-        usual = dict(optimizer="adamw", batch_size=16, lr=4e-3, hidden=32, scale=0.1, clip_weight=1.0, pair_weight=0.0) if self.prompt else dict(
-            optimizer="muon", batch_size=256, lr=1e-2, hidden=96, scale=1.0, clip_weight=0.0, pair_weight=1.0)
+        usual = dict(optimizer="adamw", batch_size=16, lr=4e-3, hidden=32, clip_weight=1.0, pair_weight=0.0) if self.prompt else dict(
+            optimizer="muon", batch_size=256, lr=1e-2, hidden=96, clip_weight=0.0, pair_weight=1.0)
         return replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
 
 # %% ../nbs/02c_style_jobs.ipynb #4479ee24

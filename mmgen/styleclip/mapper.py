@@ -91,7 +91,7 @@ class Mapper(nn.Module):
 # %% ../../nbs/33d_mapper.ipynb #3f54b0a4
 class LatentMapper(StyleEditor):
     "Moves the code by a mapper, in one pass"
-    name, strength = "styleclip-mapper", 0.5
+    name, strength = "styleclip-mapper", 0.6
 
     def __init__(self, model: Mapper | str = "mapper-portraits", # or the name of its folder
                  generator: Generator | str = "stylegan2-portraits", # likewise
