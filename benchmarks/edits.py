@@ -1,5 +1,6 @@
-"""What SDEdit does to held-out portraits: `python benchmarks/edits.py --split validation` chooses the dials,
-`python benchmarks/edits.py --split test --strength 0.75` reports them, in reports/edits.jsonl. The oracle judges; n edits of each kind. With
+"""What the diffusion Editors do to held-out portraits: `python benchmarks/edits.py --split validation` chooses SDEdit's dials,
+`python benchmarks/edits.py --split test --strength 0.75` reports them, in reports/edits.jsonl; `--editors ddim-inversion flowedit` takes
+others, `--option correction=source iterations=2` their own dials. The oracle judges; n edits of each kind. With
 `--captions clip` the tags of the source are what CLIP sees, as for a picture of one's own.
 """
 import argparse
@@ -8,13 +9,13 @@ import statistics
 import time
 from pathlib import Path
 
-from record import record
+from record import number, record
 
 from mmgen.data.edits import KINDS, as_batch, edits
 from mmgen.data.portraits import render
-from mmgen.editing import CopyInput
+from mmgen.editing import CopyInput, editor, editor_class, options_of
 from mmgen.files import sha256
-from mmgen.ldm.editing import Reconstruction, SDEdit
+from mmgen.ldm.editing import Reconstruction
 from mmgen.ldm.pipeline import LatentDiffusion
 from mmgen.metrics.oracle import Oracle, score_editor
 from mmgen.panel import wanted_caption
@@ -22,13 +23,13 @@ from mmgen.weights import resolve
 from mmgen.zero_shot import describe_image
 
 
-def one_image(pipeline):
-    "Median seconds of an edit of a single portrait, with the Editor's defaults, after a warm-up."
+def one_image(which):
+    "Median seconds of an edit of a single portrait, after a warm-up."
     images, source, target, _ = as_batch(edits("hair color", 1))
-    editor, seconds = SDEdit(pipeline), []
+    seconds = []
     for _ in range(11):
         start = time.perf_counter()
-        editor.edit(images, source, target)
+        which.edit(images, source, target)
         seconds.append(time.perf_counter() - start)
     return round(statistics.median(seconds[1:]), 3)
 
@@ -46,6 +47,7 @@ def rounded(scores):
 
 def main():
     ask = argparse.ArgumentParser()
+    ask.add_argument("--editors", nargs="*", default=["sdedit"])
     ask.add_argument("--model", default="ldm-portraits")
     ask.add_argument("--split", default="validation")
     ask.add_argument("-n", type=int, default=200)
@@ -53,24 +55,32 @@ def main():
     ask.add_argument("--strength", type=float, nargs="*", default=[0.5, 0.6, 0.75, 0.9])
     ask.add_argument("--guidance", type=float, nargs="*", default=[2.0])
     ask.add_argument("--steps", type=int, nargs="*", default=[12])
-    ask.add_argument("--decoding", nargs="*", default=["paired"], choices=SDEdit.decodings)
+    ask.add_argument("--decoding", nargs="*", default=[None], choices=["paired", "residual", "plain"], help="the Editor's own unless given")
+    ask.add_argument("--option", nargs="*", default=[], help="of the Editors, such as correction=source iterations=2")
     ask.add_argument("--captions", default="exact", choices=["exact", "clip"])
     given = ask.parse_args()
+    extra = {name: number(value) for name, _, value in (option.partition("=") for option in given.option)}
+    own = {name: {k: v for k, v in extra.items() if k in options_of(name)} for name in given.editors}
+    for strange in extra.keys() - set().union(*own.values()):
+        ask.error(f"none of these editors has an option {strange}")
     oracle, pipeline = Oracle.load(device="cpu"), LatentDiffusion.load(given.model)
     about = {"model": Path(given.model).name, "sha256": sha256(resolve(given.model) / "model.safetensors")[:12], "split": given.split}
-    record("edits", about | {"seconds for one image": one_image(pipeline)})
+    for name in given.editors:
+        record("edits", about | {"editor": name} | own[name] | {"seconds for one image": one_image(editor(name, model=pipeline, **own[name]))})
     for kind in given.kinds:
         some = edits(kind, given.n, given.split)
         said = captions(given.captions, pipeline, some)
         for baseline in (CopyInput(), Reconstruction(pipeline)):
             record("edits", about | {"kind": kind, "editor": baseline.name} | rounded(score_editor(oracle, baseline, some)[0]))
-        for strength, guidance, steps, decoding in itertools.product(given.strength, given.guidance, given.steps, given.decoding):
+        for name, strength, guidance, steps, decoding in itertools.product(given.editors, given.strength, given.guidance, given.steps, given.decoding):
+            if decoding not in (None, *editor_class(name).decodings): continue
             start = time.perf_counter()
-            which = SDEdit(pipeline, decoding=decoding, guidance=guidance, steps=steps)
+            which = editor(name, model=pipeline, decoding=decoding, guidance=guidance, steps=steps, **own[name])
             scores, _ = score_editor(oracle, which, some, strength, captions=said)
             seconds = round((time.perf_counter() - start) / given.n, 3)
-            record("edits", about | {"kind": kind, "editor": "sdedit", "strength": strength, "guidance": guidance, "steps": steps,
-                                     "decoding": decoding, "captions": given.captions} | rounded(scores) | {"seconds per edit": seconds})
+            record("edits", about | {"kind": kind, "editor": name, "strength": strength, "guidance": guidance, "steps": steps,
+                                     "decoding": which.decoding, "captions": given.captions} | own[name] | rounded(scores)
+                   | {"seconds per edit": seconds})
 
 
 if __name__ == "__main__":

@@ -25,3 +25,8 @@ def record(name, row):
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row | about, ensure_ascii=False) + "\n")
     print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+def number(text):
+    "An option's value: none, a number or a word"
+    return None if text == "none" else int(text) if text.isdigit() else float(text) if text.replace(".", "").isdigit() else text

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import torch
 from PIL import Image
-from record import record
+from record import number, record
 
 from mmgen.core import image_grid
 from mmgen.data.edits import KINDS, as_batch, edits
@@ -67,7 +67,6 @@ def main():
     given = ask.parse_args()
     if given.figure: given.n = 4
     oracle = Oracle.load(device="cpu")
-    number = lambda text: None if text == "none" else int(text) if text.isdigit() else float(text) if text.replace(".", "").isdigit() else text
     extra = {name: number(value) for name, _, value in (option.partition("=") for option in given.option)}
     wishes = {kind: edits(kind, given.n, given.split) for kind in given.kinds or ([] if given.tags else KINDS)}
     wishes |= {tag: wishes_for(tag, given.n, given.split) for tag in given.tags}

@@ -119,6 +119,10 @@ class CodeEditor:
         "The codes whose decoding is subtracted."
         return codes
 
+    def pair(self, codes, source, target, strength):
+        "`reference` and `change`; for a method that finds both in one go."
+        return self.reference(codes, source, strength), self.change(codes, source, target, strength)
+
     @torch.no_grad()
     def edit(
         self,
@@ -134,13 +138,9 @@ class CodeEditor:
         for at in range(0, len(images), self.batch_size):
             some = slice(at, at + self.batch_size)
             x = images[some].to(self.device)
-            z = self.encode(x)
-            edited = self.change(z, source[some], target[some], strength)
-            if self.decoding == "plain":
-                parts.append(self.decode(edited).clamp(-1, 1).cpu())
-            else:
-                before = self.reference(z, source[some], strength)
-                parts.append(residual_decode(self.decode, x, before, edited).cpu())
+            before, edited = self.pair(self.encode(x), source[some], target[some], strength)
+            plain = self.decoding == "plain"
+            parts.append((self.decode(edited).clamp(-1, 1) if plain else residual_decode(self.decode, x, before, edited)).cpu())
         return torch.cat(parts) if parts else images.clone()
 
 # %% ../nbs/05_editing.ipynb #b526c72e
@@ -148,6 +148,10 @@ EDITORS = {
     "copy-input": "mmgen.editing:CopyInput",
     "reconstruction": "mmgen.ldm.editing:Reconstruction",
     "sdedit": "mmgen.ldm.editing:SDEdit",
+    "ddim-inversion": "mmgen.ldm.inversion:DDIMInversion",
+    "edit-friendly-ddpm": "mmgen.ldm.ddpm_inversion:EditFriendlyDDPM",
+    "prompt-to-prompt": "mmgen.ldm.prompt_to_prompt:PromptToPrompt",
+    "flowedit": "mmgen.ldm.flowedit:FlowEdit",
     "inversion": "mmgen.stylegan.editing:Inversion",
     "styleclip-optimization": "mmgen.styleclip.optimization:LatentOptimization",
     "styleclip-mapper": "mmgen.styleclip.mapper:LatentMapper",

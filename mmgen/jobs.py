@@ -67,9 +67,9 @@ class EditConfig(Settings):
     strength: float | None = None # 0 reconstructs, 1 edits hardest; None, here and below: the editor's own
     # how
     editor: str = "sdedit" # sdedit, styleclip-mapper, styleclip-directions, styleclip-optimization, ...: one of mmgen.editors()
-    decoding: str | None = None # paired (sdedit only), residual or plain; see 05_editing and 32e_editing
+    decoding: str | None = None # paired (sdedit and the inversions), residual or plain; see 05_editing and 32e_editing
     seed: int = 0 # of the noise
-    # sdedit, and the steps of styleclip-optimization
+    # diffusion, and the steps of styleclip-optimization
     guidance: float | None = None # classifier-free guidance scale; 1: off
     steps: int | None = None # denoising steps; steps of the search
     # StyleCLIP

@@ -13,7 +13,8 @@ PIPELINE = random_pipeline()
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 TEXTS = ["green hair", "smile", ""]
 ALL = {"copy-input": CopyInput(), "reconstruction": Reconstruction(PIPELINE),
-       **{f"sdedit, {decoding}": SDEdit(PIPELINE, steps=2, decoding=decoding) for decoding in SDEdit.decodings}}
+       **{f"sdedit, {decoding}": SDEdit(PIPELINE, steps=2, decoding=decoding) for decoding in SDEdit.decodings},
+       **{name: mmgen.editor(name, model=PIPELINE, steps=2) for name in ("ddim-inversion", "edit-friendly-ddpm", "prompt-to-prompt", "flowedit")}}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -82,11 +83,12 @@ def test_residual_decoding_is_the_formula():
 
 
 def test_editors_are_found_by_name():
-    assert mmgen.editors() == ["copy-input", "reconstruction", "sdedit", "inversion", "styleclip-optimization", "styleclip-mapper",
-                               "styleclip-directions"]
+    assert mmgen.editors() == ["copy-input", "reconstruction", "sdedit", "ddim-inversion", "edit-friendly-ddpm", "prompt-to-prompt", "flowedit",
+                               "inversion", "styleclip-optimization", "styleclip-mapper", "styleclip-directions"]
     assert options_of("sdedit")[:2] == ["model", "decoding"] and options_of("copy-input") == []
     assert {"generator", "encoder", "clip", "decoding", "inversion_steps", "alpha", "beta"} <= set(options_of("styleclip-directions"))
     assert "model" not in options_of("styleclip-optimization")
+    assert {"share", "correction", "iterations", "model", "decoding"} <= set(options_of("prompt-to-prompt"))
     with pytest.raises(EditError, match="copy-input has no model; it has no options"):
         mmgen.editor("copy-input", model="x")
     assert mmgen.editor("copy-input").name == "copy-input"

@@ -49,13 +49,14 @@ class Attention(nn.Module):
         self.to_k, self.to_v = (Linear(context_dim or dim, dim, bias=False) for _ in range(2))
         self.to_out = nn.ModuleList([Linear(dim, dim), nn.Identity()])
 
-    def forward(self, x, kv=None, bias=None): # (B, N, dim), (keys, values) each (B, T, dim), (B, 1, 1, T)
+    def forward(self, x, kv=None, bias=None): # (B, N, dim), (keys, values[, in place of `attend`]) each (B, T, dim), (B, 1, 1, T)
+        how = attend
         if kv is None:
             joined = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
             q, k, v = linear(x, joined).chunk(3, -1)
-        else: q, (k, v) = self.to_q(x), kv
+        else: q, (k, v, how) = self.to_q(x), (*kv, attend)[:3]
         q, k, v = (o.unflatten(-1, (self.heads, -1)).transpose(1, 2) for o in (q, k, v))
-        return self.to_out[0](attend(q, k, v, bias).transpose(1, 2).flatten(2))
+        return self.to_out[0](how(q, k, v, bias).transpose(1, 2).flatten(2))
 
 # Shazeer 2020: GEGLU, x·W₁ ⊙ gelu(x·W₂)
 class GEGLU(nn.Module):

@@ -149,7 +149,7 @@ def _checked(config: dict, # fields of a `config.json`
 
 class ContextKV(NamedTuple):
     "A text projected for every cross-attention of one UNet; goes in place of the states"
-    pairs: list[tuple[Tensor, Tensor]] # keys and values, each (B, T, C of the block)
+    pairs: list[tuple[Tensor, Tensor]] # keys and values, each (B, T, C of the block); see `Attention`
     bias: Tensor | None # (B, 1, 1, T), added to the attention logits
     pooled: Tensor | None = None # (B, width of the noise level's embedding), added to it
 
