@@ -10,6 +10,7 @@ import json
 from dataclasses import fields, replace
 from types import NoneType
 
+from .evaluate_job import EvaluateConfig
 from .jobs import AutoencoderConfig, CLIPConfig, EditConfig, LDMConfig, OracleConfig
 from .style_jobs import DirectionsConfig, EncoderConfig, IdentityConfig, MapperConfig, StyleGAN2Config
 from .settings import Settings, closest, field_comments, plain_type
@@ -132,7 +133,9 @@ PRESETS = {
 }
 
 
-JOBS = PRESETS | {"edit": {"small": EditConfig()}, "directions": {"small": DirectionsConfig()}}  # what a notebook can ask for
+JOBS = PRESETS | {"edit": {"small": EditConfig()}, "directions": {"small": DirectionsConfig()}, "evaluate": {
+    "smoke": EvaluateConfig(preset="smoke", editors="copy-input,reconstruction", strengths="", rows=10, slow_rows=10, loops=5, workers=1, chunk=5),
+    "small": EvaluateConfig()}}  # what a notebook can ask for
 
 
 def _known(kind: str, name: str, valid) -> str:
