@@ -152,6 +152,7 @@ EDITORS = {
     "edit-friendly-ddpm": "mmgen.ldm.ddpm_inversion:EditFriendlyDDPM",
     "prompt-to-prompt": "mmgen.ldm.prompt_to_prompt:PromptToPrompt",
     "flowedit": "mmgen.ldm.flowedit:FlowEdit",
+    "instruct-pix2pix": "mmgen.ldm.instruct:InstructEditor",
     "inversion": "mmgen.stylegan.editing:Inversion",
     "styleclip-optimization": "mmgen.styleclip.optimization:LatentOptimization",
     "styleclip-mapper": "mmgen.styleclip.mapper:LatentMapper",

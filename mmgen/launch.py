@@ -21,7 +21,7 @@ from .settings import Settings, closest
 from .training import is_main
 
 # %% ../nbs/03d_launch.ipynb #3b9fbcb4
-FITS = {"ldm": "mmgen.ldm.train", "autoencoder": "mmgen.ldm.autoencoder_training", "clip": "mmgen.clip_training",
+FITS = {"ldm": "mmgen.ldm.train", "instruct": "mmgen.ldm.instruct_training", "autoencoder": "mmgen.ldm.autoencoder_training", "clip": "mmgen.clip_training",
         "oracle": "mmgen.metrics.oracle", "stylegan2": "mmgen.stylegan.train",
         "identity": "mmgen.styleclip.identity_training", "encoder": "mmgen.stylegan.encoder_training",
         "mapper": "mmgen.styleclip.mapper_training"}  # job → the module whose `fit(config, run)` does it

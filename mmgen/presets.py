@@ -11,6 +11,7 @@ from dataclasses import fields, replace
 from types import NoneType
 
 from .evaluate_job import EvaluateConfig
+from .instruct_job import InstructConfig
 from .jobs import AutoencoderConfig, CLIPConfig, EditConfig, LDMConfig, OracleConfig
 from .style_jobs import DirectionsConfig, EncoderConfig, IdentityConfig, MapperConfig, StyleGAN2Config
 from .settings import Settings, closest, field_comments, plain_type
@@ -37,6 +38,22 @@ PRESETS = {
             unet_channels="320,640,1280,1280", layers_per_block=2, attention_levels="0,1,2", attention_heads=8,
             gradient_checkpointing=True, prediction="eps", sampler="ddim", sampler_steps=50, guidance=5.0,
             edit_strength=0.75, checkpoint_every=5_000, log_every=100, sample_every=5_000),
+    },
+    "instruct": {
+        "smoke": InstructConfig(
+            preset="smoke", images=32, held_out=4, steps=6, max_seconds=None, batch_size=8, warmup=2, init_from="",
+            unet_channels="32,32", attention_levels="1", attention_heads=2, norm_groups=8, sampler_steps=2,
+            edit_images=2, edit_tags="green hair", checkpoint_every=4, log_every=2),
+        "small": InstructConfig(),
+        "gpu": InstructConfig(
+            preset="gpu", images=60_000, held_out=500, max_seconds=420.0, batch_size=256, ema_decay=0.9995, mixed_precision="bf16",
+            checkpoint_every=5_000, log_every=200),
+        "paper": InstructConfig(
+            preset="paper", data="timbrooks/instructpix2pix-clip-filtered", images=313_010, size=256, steps=10_000, max_seconds=None,
+            batch_size=1_024, optimizer="adamw", lr=1e-4, lr_schedule="constant", warmup=0, grad_clip=0.0, ema_decay=0.9999, mixed_precision="no",
+            both_ways=False, caption_dropout=0.1, image_dropout=0.1, autoencoder="autoencoder-paper", text_encoder="openai/clip-vit-large-patch14",
+            unet_channels="320,640,1280,1280", layers_per_block=2, attention_levels="0,1,2", attention_heads=8, pooled_text=False,
+            gradient_checkpointing=True, init_from="ldm-paper", prediction="eps", sampler="ddim", sampler_steps=100, guidance=7.5),
     },
     "autoencoder": {
         "smoke": AutoencoderConfig(

@@ -6,7 +6,7 @@
 __all__ = ['LatentEditor', 'Reconstruction', 'SDEdit']
 
 # %% ../../nbs/32e_editing.ipynb #c3f6bce2
-from ..editing import CodeEditor
+from ..editing import CodeEditor, EditError
 from .pipeline import LatentDiffusion
 
 # %% ../../nbs/32e_editing.ipynb #09c9ba46
@@ -14,6 +14,7 @@ class LatentEditor(CodeEditor):
     "What the diffusion Editors share: the autoencoder's latents (B, c, h, w) are the code."
 
     name = "latent"
+    model_class = LatentDiffusion  # what `model` is or is loaded as
 
     def __init__(
         self,
@@ -23,7 +24,9 @@ class LatentEditor(CodeEditor):
         batch_size: int = 32,
     ):
         super().__init__(decoding, batch_size)
-        self.pipeline = model if isinstance(model, LatentDiffusion) else LatentDiffusion.load(model, device)
+        if isinstance(model, LatentDiffusion) and not isinstance(model, self.model_class):
+            raise EditError(f"{self.name} needs a {self.model_class.__name__}, not a {type(model).__name__}.")
+        self.pipeline = model if isinstance(model, LatentDiffusion) else self.model_class.load(model, device)
 
     size = property(lambda self: self.pipeline.size)
     device = property(lambda self: self.pipeline.device)

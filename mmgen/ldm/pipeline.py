@@ -50,6 +50,8 @@ def make_process(
 class LatentDiffusion:
     "Autoencoder, CLIP text tower and UNet; samples from captions and noises latents for editing."
 
+    reads = 1  # latents that the UNet sees at once
+
     def __init__(
         self,
         autoencoder: AutoencoderKL,
@@ -70,9 +72,9 @@ class LatentDiffusion:
         self.size, self.tags = size, list(tags)
         self.process_config = process or {"prediction": "flow"}
         self.prediction, self.process = self.process_config["prediction"], make_process(**self.process_config)
-        if unet.config["in_channels"] != autoencoder.config["latent_channels"]:
-            raise ValueError(f"The UNet reads latents of {unet.config['in_channels']} channels and the autoencoder gives "
-                             f"{autoencoder.config['latent_channels']}: they do not belong together.")
+        if unet.config["in_channels"] != self.reads * autoencoder.config["latent_channels"]:
+            raise ValueError(f"The UNet reads {unet.config['in_channels']} channels and this model has {self.reads} times the "
+                             f"{autoencoder.config['latent_channels']} channels of the autoencoder's latents: they do not belong together.")
         if unet.config["cross_attention_dim"] != text_encoder.width:
             raise ValueError(f"The UNet reads text states of width {unet.config['cross_attention_dim']} and the text encoder "
                              f"gives {text_encoder.width}: they do not belong together.")
@@ -112,7 +114,7 @@ class LatentDiffusion:
     ) -> torch.Tensor:  # images (B, 3, H, W) in [-1, 1]
         "New images for captions."
         side, generator = self.size // self.autoencoder.factor, torch.Generator().manual_seed(seed)
-        zeros = torch.zeros(len(captions), self.unet.config["in_channels"], side, side, device=self.device)
+        zeros = torch.zeros(len(captions), self.autoencoder.config["latent_channels"], side, side, device=self.device)
         x = start(self.process, zeros, noise_like(zeros, generator), 1.0)
         z = sampler(method)(self.denoiser(captions, guidance), x, steps, self.process, self.prediction, generator)
         return self.decode(z).clamp(-1, 1)
