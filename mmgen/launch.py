@@ -41,9 +41,10 @@ def parse_job(
         if not equals:
             raise ValueError(f"{argument!r} is no name=value; for example: preset=small images=5000.")
         try:
-            given[name] = ast.literal_eval(text)
+            value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
-            given[name] = text
+            value = text
+        given[name] = value if isinstance(value, (bool, int, float, str, type(None))) else text  # 96,128 is a list in our notation
     return config_for(job, given.pop("preset", "small"), **given)
 
 

@@ -55,14 +55,16 @@ def read_all(
     batch_size: int = 250,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (N, T, D) float16 and lengths (N,), on the CPU
     "Token states of every caption; T is the longest caption's length."
-    lengths = torch.cat([_tokens(text_encoder, captions[at:at + batch_size])[1].sum(1) for at in range(0, len(captions), batch_size)]).cpu()
-    states = torch.zeros(len(captions), int(lengths.max()), text_encoder.width, dtype=torch.float16)
-    order = lengths.argsort()  # captions of one length together: less padding to read
-    for some in order.split(batch_size):
-        ids = _tokens(text_encoder, [captions[i] for i in some])[0][:, :int(lengths[some].max())]
-        found = text_encoder.model.text_model(input_ids=ids).last_hidden_state
+    different = list(dict.fromkeys(captions))  # a wish is made many times
+    ids, mask = (torch.cat(parts) for parts in zip(*(_tokens(text_encoder, different[at:at + 5_000]) for at in range(0, len(different), 5_000))))
+    lengths = mask.sum(1).cpu()
+    states = torch.zeros(len(different), int(lengths.max()), text_encoder.width, dtype=torch.float16)
+    for some in lengths.argsort().split(batch_size):  # captions of one length together: less padding to read
+        found = text_encoder.model.text_model(input_ids=ids[some.to(ids.device), :int(lengths[some].max())]).last_hidden_state
         states[some, :found.shape[1]] = found.half().cpu()
-    return states, lengths
+    at = {text: i for i, text in enumerate(different)}
+    rows = torch.tensor([at[text] for text in captions])
+    return states[rows], lengths[rows]
 
 
 def _tokens(text_encoder, captions):
