@@ -166,7 +166,7 @@ def fit(
     "Trains a small CLIP as `config` says and writes it to the run's folder `clip-portraits`."
     from mmgen.data.loading import ImageColumn, content_sha256, load_source, to_arrays
     from mmgen.training import train
-    from mmgen.weights import model_card
+    from mmgen.weights import load_into, model_card
     source = load_source(config.data, "train", config.size, config.images, config.seed)
     held = load_source(config.data, "validation", config.size, config.held_out, config.seed)
     if len(source) * config.size ** 2 * 3 < 2 ** 31:
@@ -175,10 +175,13 @@ def fit(
         images = ImageColumn(source, config.size)
         tags = list(source["tags" if "tags" in source.column_names else "text"])
     held_images, held_tags = to_arrays(held, config.size)
-    tokenizer = train_tokenizer(tokenizer_texts(tags, config.seed), config.vocabulary, config.text_length)
+    start = CLIP.load(config.init_from, "cpu") if config.init_from else None
+    tokenizer = start.tokenizer if start else train_tokenizer(tokenizer_texts(tags, config.seed), config.vocabulary, config.text_length)
     torch.manual_seed(config.seed)
     shape = inspect.signature(build_clip).parameters.keys() - {"tokenizer"}
     model = build_clip(tokenizer, **{name: getattr(config, name) for name in shape})
+    if start:
+        load_into(model, start.model.state_dict(), config.init_from)
     counts = {name: sum(p.numel() for p in part.parameters())
               for name, part in (("all", model), ("text", model.text_model), ("vision", model.vision_model))}
     beyond = overflow((caption(as_tags(row)) for row in held_tags), tokenizer, config.text_length)

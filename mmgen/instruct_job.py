@@ -16,14 +16,14 @@ from .jobs import UNetJob
 class InstructConfig(UNetJob):
     "train_instruct: a UNet that reads a source image and a wish; section 4.4."
     # data
-    data: str = "portraits" # portraits, or a set of pairs: a Parquet file, a folder or a `datasets` name
+    data: str = "portraits" # portraits, or pairs: a Parquet file, a folder, a `datasets` name
     images: int = 12_000 # pairs
     held_out: int = 200 # test portraits judged for each kind of edit
     # training
     lr: float = 2e-3 # peak learning rate
     # wishes
     both_ways: bool = True # a pair also teaches the way back, where that has words
-    caption_dropout: float = 0.1 # chance that the wish is left out; then the answer is the source
+    caption_dropout: float = 0.1 # chance that the wish is left out and the source stays
     image_dropout: float = 0.05 # chance that the source is left out, for image_guidance
     # UNet
     init_from: str | None = "ldm-portraits" # packaged name or folder whose UNet to start from; "": random

@@ -290,6 +290,7 @@ class CLIPConfig(Job):
     vision_width: int = 128 # width of the image transformer
     vision_layers: int = 4 # layers of the image transformer
     vision_heads: int = 4 # heads of the image transformer
+    init_from: str | None = None # packaged name or folder to start from, its tokenizer too; None: random weights
     patch: int = 8 # height and width of an image token, pixels
 
     job: ClassVar[str] = "clip"

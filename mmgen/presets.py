@@ -41,13 +41,13 @@ PRESETS = {
     },
     "instruct": {
         "smoke": InstructConfig(
-            preset="smoke", images=32, held_out=4, steps=6, max_seconds=None, batch_size=8, warmup=2, init_from="",
+            preset="smoke", images=64, held_out=4, steps=6, max_seconds=None, batch_size=8, warmup=2, init_from="",
             unet_channels="32,32", attention_levels="1", attention_heads=2, norm_groups=8, sampler_steps=2,
             edit_images=2, edit_tags="green hair", checkpoint_every=4, log_every=2),
         "small": InstructConfig(),
         "gpu": InstructConfig(
-            preset="gpu", images=60_000, held_out=500, max_seconds=420.0, batch_size=256, ema_decay=0.9995, mixed_precision="bf16",
-            checkpoint_every=5_000, log_every=200),
+            preset="gpu", images=40_000, max_seconds=300.0, batch_size=256, ema_decay=0.9995, mixed_precision="bf16",
+            unet_channels="64,80", norm_groups=16, init_from="", checkpoint_every=5_000, log_every=200),
         "paper": InstructConfig(
             preset="paper", data="timbrooks/instructpix2pix-clip-filtered", images=313_010, size=256, steps=10_000, max_seconds=None,
             batch_size=1_024, optimizer="adamw", lr=1e-4, lr_schedule="constant", warmup=0, grad_clip=0.0, ema_decay=0.9999, mixed_precision="no",

@@ -25,7 +25,7 @@ def notebook_globals(job, **injected):
 
 
 def test_every_job_has_the_four_presets():
-    assert JOBS == ["autoencoder", "clip", "encoder", "identity", "ldm", "mapper", "oracle", "stylegan2"]
+    assert JOBS == ["autoencoder", "clip", "encoder", "identity", "instruct", "ldm", "mapper", "oracle", "stylegan2"]
     for job, named in PRESETS.items():
         assert list(named) == ["smoke", "small", "gpu", "paper"]
         assert all(config.preset == name and config.job == job for name, config in named.items())

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..data.wishes import wish_between
 from .diffusion import noise_like, start
 from .editing import LatentEditor
-from .pipeline import LatentDiffusion, sampler
+from .pipeline import LatentDiffusion, random_pipeline, sampler
+from .unet import UNet2DConditionModel
 
 # %% ../../nbs/32g_instruct.ipynb #eedcdd68
 # InstructPix2Pix (Brooks et al. 2023), eq. 3
@@ -71,7 +72,6 @@ def random_instruct(
     size: int = 32,  # pixels
 ) -> InstructPix2Pix:
     "A very small model with random weights, for tests and shapes."
-    from mmgen.ldm.unet import UNet2DConditionModel
     p = random_pipeline(seed, size)
     unet = UNet2DConditionModel.from_config(dict(p.unet.config) | {"in_channels": 2 * p.unet.config["in_channels"]}).requires_grad_(False)
     return InstructPix2Pix(p.autoencoder, p.text_encoder, unet, size=size, device="cpu")
