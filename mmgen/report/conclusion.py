@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WRITE', 'LESS', 'JUDGED', 'ANY', 'champions', 'STACKS', 'verdict', 'best', 'words', 'figures_of', 'which_family',
-           'when', 'training_seconds', 'at_what_cost', 'paper_claims', 'goals', 'conclusion']
+           'when', 'training_runs', 'training_seconds', 'machine', 'at_what_cost', 'paper_claims', 'goals',
+           'conclusion']
 
 # %% ../../nbs/44c4_report_conclusion.ipynb #c60d3f45
 from pathlib import Path
@@ -18,7 +19,8 @@ from ..runs import load_run
 # %% ../../nbs/44c4_report_conclusion.ipynb #c6a9c4a2
 WRITE = {"reached": percent, "flips": percent}  # the others: `ratio`
 LESS = ("flips", "error", "distance", "FD", "KD", "LPIPS", "seconds", "memory")  # beginnings of scores that shall be small
-JUDGED = ("reached", "flips", "skill", "skill, perceptual", "IoU", "direction", "identity", "CLIP direction")
+JUDGED = {"reached": "edits reached", "flips": "flips", "skill": "skill", "skill, perceptual": "perceptual skill", "IoU": "IoU", "direction": "direction",
+          "identity": "identity", "CLIP direction": "CLIP direction"}  # score -> what it is called in a sentence
 
 
 def verdict(
@@ -41,7 +43,7 @@ def best(
 ) -> tuple[str, dict] | None:
     "The Editor with the highest mean skill at its own strength, and its row."
     rows = [(spec, row) for spec, row in select(found, kind=kind).items()
-            if family(spec) == of and learned_from(spec) in learned and value(row, "skill") is not None and ":" not in spec.replace(":model=", "")]
+            if family(spec) == of and learned_from(spec) in learned and value(row, "skill") is not None]
     return max(rows, key=lambda pair: value(pair[1], "skill"), default=None)
 
 
@@ -73,10 +75,10 @@ def which_family(
     if not (ours and theirs): return "These records do not hold edits of both families, so they decide nothing between them."
     (a, row_a), (b, row_b) = ours, theirs
     said = {score: verdict(row_a, row_b, score) for score in JUDGED}
-    parts = [f"{how} in {words(score for score in said if said[score] == how)}" for how in ("ahead", "level", "behind") if how in said.values()]
+    parts = [f"{how} in {words(name for score, name in JUDGED.items() if said[score] == how)}" for how in ("ahead", "level", "behind") if how in said.values()]
     n = f"{row_a['n']} edits" if row_a["n"] == row_b["n"] else f"{row_a['n']} and {row_b['n']} edits"
     text = [f"On {n} with exact answers, each Editor at its own strength, the best of latent diffusion is **{label(a)}**: it {figures_of(row_a)}.",
-            f"The best of StyleCLIP is **{label(b)}**: it {figures_of(row_b)}.", f"Latent diffusion is {'; '.join(parts)}.",
+            f"The best of StyleCLIP is **{label(b)}**: it {figures_of(row_b)}.", f"Latent diffusion is {'; '.join(parts)} (level: the 95 % intervals overlap).",
             f"({label(a)} learned from {learned_from(a)}, {label(b)} from {learned_from(b)}.)" if learned_from(a) != learned_from(b) else ""]
     clip = best(found, "StyleCLIP", ("CLIP alone",))
     if clip and clip[0] != b:
@@ -110,15 +112,30 @@ def when(
 
 # %% ../../nbs/44c4_report_conclusion.ipynb #3b697fc8
 STACKS = {"latent diffusion": {"autoencoder-portraits": "autoencoder", "clip-portraits": "CLIP", "ldm-portraits": "UNet"},
-          "StyleCLIP": {"stylegan2-portraits": "generator", "encoder-portraits": "encoder", "clip-portraits": "CLIP", "mapper-portraits": "text mapper"}}
+          "StyleCLIP": {"stylegan2-portraits": "generator", "identity-portraits": "identity", "encoder-portraits": "encoder", "clip-portraits": "CLIP", "mapper-portraits": "text mapper"}}
+
+
+def training_runs(
+    name: str,  # of packaged weights
+) -> list[dict]:
+    "The records of the runs that made them, in turn."
+    return [load_run(file) for file in sorted((Path(mmgen.__file__).parent / "weights" / name).glob("run*.json"), key=lambda f: (f.name == "run.json", f.name))]
 
 
 def training_seconds(
     name: str,  # of packaged weights
 ) -> float | None:
-    "How long all the runs took that made them, from their records."
-    files = sorted((Path(mmgen.__file__).parent / "weights" / name).glob("run*.json"))
-    return sum(load_run(file)["wall_seconds"] for file in files) if files else None
+    "How long all the runs took that made them."
+    return sum(record["wall_seconds"] for record in training_runs(name)) or None
+
+
+def machine(
+    records: list[dict],  # of runs
+) -> str:
+    "On what they ran: 2 cores (AMD EPYC), no GPU."
+    cores = max(r["hardware"]["cores"] for r in records)
+    gpus = sorted({gpu["name"] for r in records for gpu in r["hardware"]["gpu"]})
+    return f"{cores} cores ({words(sorted({r['hardware']['cpu'] for r in records}))}), {words(gpus) if gpus else 'no GPU'}"
 
 
 def at_what_cost(
@@ -136,7 +153,7 @@ def at_what_cost(
     for stack, parts in STACKS.items():
         times = {part: training_seconds(name) for name, part in parts.items()}
         if all(times.values()):
-            text.append(f"Training {stack} took {clock(sum(times.values()))} in all ({', '.join(f'{part} {clock(t)}' for part, t in times.items())}), on two CPU cores at most.")
+            text.append(f"Training {stack} took {clock(sum(times.values()))} in all ({', '.join(f'{part} {clock(t)}' for part, t in times.items())}), on {machine([r for name in parts for r in training_runs(name)])}.")
     return " ".join(text)
 
 # %% ../../nbs/44c4_report_conclusion.ipynb #5cc8d27b
@@ -151,7 +168,7 @@ def paper_claims(
         stand = {"ahead": "does not hold here", "behind": "holds here", "level": "undecided here"}[verdict(ours[1], theirs[1], "skill")]
         skills = " against ".join(f"{interval(row['scores']['skill'], ratio)} ({label(spec)})" for spec, row in (ours, theirs))
         rows.append(["StyleCLIP's preliminary results were considerably more impressive than the diffusion model's (5)", stand,
-                     f"skill {skills}; both families trained on the same portraits, where the paper took models pretrained on different photos"])
+                     f"skill {skills}; both families trained on the same portraits, where the paper compared models pretrained on FFHQ and on LAION-5B"])
     if theirs and "inversion" in own:
         stand = "overcome" if verdict(theirs[1], own["inversion"], "reached") == "ahead" else "not overcome"
         took = training_seconds("encoder-portraits")
