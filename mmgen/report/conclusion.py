@@ -20,7 +20,7 @@ from ..runs import load_run
 WRITE = {"reached": percent, "flips": percent}  # the others: `ratio`
 LESS = ("flips", "error", "distance", "FD", "KD", "LPIPS", "seconds", "memory")  # beginnings of scores that shall be small
 JUDGED = {"reached": "edits reached", "flips": "flips", "skill": "skill", "skill, perceptual": "perceptual skill", "IoU": "IoU", "direction": "direction",
-          "identity": "identity", "CLIP direction": "CLIP direction"}  # score -> what it is called in a sentence
+          "identity": "identity", "CLIP score": "CLIP score", "CLIP direction": "CLIP direction"}  # score -> what it is called in a sentence
 
 
 def verdict(
@@ -31,6 +31,7 @@ def verdict(
     "How `a` stands against `b` in a score: level where the 95 % intervals overlap."
     if value(a, score) is None or value(b, score) is None: return None
     (_, low, high), (_, other_low, other_high) = a["scores"][score], b["scores"][score]
+    if any(v != v for v in (low, high, other_low, other_high)): return None
     if low <= other_high and other_low <= high: return "level"
     return "ahead" if (low > other_high) != score.startswith(LESS) else "behind"
 
@@ -61,10 +62,9 @@ def words(
 
 def figures_of(
     row: dict,
-) -> str:
-    "What an Editor reaches, flips, and its skill, with intervals."
-    reached, flips, skill = (interval(row["scores"].get(name), WRITE.get(name, ratio)) for name in ("reached", "flips", "skill"))
-    return f"reaches {reached} % of the edits, flips {flips} % of the other attributes and has skill {skill}"
+) -> list[str]:
+    "What an Editor reaches and flips in per cent, and its skill, with intervals."
+    return [interval(row["scores"].get(name), WRITE.get(name, ratio)) for name in ("reached", "flips", "skill")]
 
 # %% ../../nbs/44c4_report_conclusion.ipynb #e4dd4ca0
 def which_family(
@@ -74,21 +74,21 @@ def which_family(
     ours, theirs = champions(found)
     if not (ours and theirs): return "These records do not hold edits of both families, so they decide nothing between them."
     (a, row_a), (b, row_b) = ours, theirs
-    said = {score: verdict(row_a, row_b, score) for score in JUDGED}
-    parts = [f"{how} in {words(name for score, name in JUDGED.items() if said[score] == how)}" for how in ("ahead", "level", "behind") if how in said.values()]
-    n = f"{row_a['n']} edits" if row_a["n"] == row_b["n"] else f"{row_a['n']} and {row_b['n']} edits"
-    text = [f"On {n} with exact answers, each Editor at its own strength, the best of latent diffusion is **{label(a)}**: it {figures_of(row_a)}.",
-            f"The best of StyleCLIP is **{label(b)}**: it {figures_of(row_b)}.", f"Latent diffusion is {'; '.join(parts)} (level: the 95 % intervals overlap).",
-            f"({label(a)} learned from {learned_from(a)}, {label(b)} from {learned_from(b)}.)" if learned_from(a) != learned_from(b) else ""]
-    clip = best(found, "StyleCLIP", ("CLIP alone",))
-    if clip and clip[0] != b:
-        few = f" (on {clip[1]['n']} edits)" if clip[1]["n"] != row_b["n"] else ""
-        text.append(f"Of the StyleCLIP methods that CLIP alone guides, as the paper describes them, {label(clip[0])} does best: it {figures_of(clip[1])}{few}.")
-    pairs = best(found, "latent diffusion", ("exact pairs",))
+    distances = [score for score in row_a["scores"] if score.startswith(("FD", "KD", "LPIPS")) and row_a["n"] == row_b["n"]]  # the first two depend on n
+    judged = JUDGED | {score: score for score in distances}
+    said = {score: verdict(row_a, row_b, score) for score in judged}
+    parts = [f"{how} in {words(name for score, name in judged.items() if said[score] == how)}" for how in ("ahead", "level", "behind") if how in said.values()]
+    family_ahead = {"ahead": "Latent diffusion", "behind": "StyleCLIP", "level": "Neither", None: "Undecided"}[said["skill"]]
+    text = [f"**{family_ahead}**, on these portraits. Each family's best is the method with the highest mean skill at its own strength: {label(a)} and {label(b)}.",
+            f"Against {label(b)}, {label(a)} is {'; '.join(parts)} (level: the 95 % intervals overlap)."]
+    clip, pairs = best(found, "StyleCLIP", ("CLIP alone",)), best(found, "latent diffusion", ("exact pairs",))
     if pairs:
-        how = {"ahead": "more than", "behind": "less than", "level": "no more, within the intervals, than"}[verdict(pairs[1], row_a, "skill")]
-        text.append(f"What exact pairs can teach a diffusion model is shown by {label(pairs[0])}: it {figures_of(pairs[1])}, {how} {label(a)} by skill.")
-    return " ".join(filter(None, text))
+        how = {"ahead": "ahead of", "behind": "behind", "level": "level with", None: "not comparable with"}[verdict(pairs[1], row_a, "skill")]
+        text.append(f"A diffusion model that was shown exact pairs, {label(pairs[0])}, is {how} {label(a)} in skill.")
+    rows = {f"best of {of}": pair for of, pair in (("latent diffusion", ours), ("StyleCLIP", theirs), ("StyleCLIP guided by CLIP alone, as in the paper", clip if clip != theirs else None),
+                                                   ("diffusion from exact pairs", pairs)) if pair}
+    lines = [[who, label(spec), learned_from(spec), str(row["n"]), *figures_of(row)] for who, (spec, row) in rows.items()]
+    return " ".join(text) + "\n\n" + markdown(["", "method", "learned from", "n", "reached % ↑", "flips % ↓", "skill ↑"], lines, "lllr")
 
 # %% ../../nbs/44c4_report_conclusion.ipynb #0b5bd128
 def when(
@@ -103,11 +103,11 @@ def when(
         if kind in KINDS: stands.append(stand)
         cells = [f"{label(spec)}: {' · '.join(WRITE.get(s, ratio)(value(row, s)) if value(row, s) is not None else '–' for s in ('reached', 'flips', 'skill'))}"
                  for spec, row in (ours, theirs)]
-        rows.append([kind, *cells, {"ahead": "latent diffusion", "behind": "StyleCLIP", "level": "level"}[stand], str(ours[1]["n"])])
+        rows.append([kind, *cells, {"ahead": "latent diffusion", "behind": "StyleCLIP", "level": "level", None: "–"}[stand], str(ours[1]["n"])])
     if not rows: return ""
     counts = {how: stands.count(how) for how in ("ahead", "level", "behind")}
-    text = (f"By skill, latent diffusion is ahead in {counts['ahead']} of {len(stands)} kinds of edit, level in {counts['level']} and behind in {counts['behind']} "
-            "(best Editor of each family for that kind: reached %, flips %, skill).")
+    text = (f"By skill, latent diffusion is ahead in {counts['ahead']} of {len(stands)} kinds of edit, level in {counts['level']} and behind in {counts['behind']}. "
+            "The table has each family's best method for that kind, with reached %, flips % and skill.")
     return text + "\n\n" + markdown(["edit", "latent diffusion", "StyleCLIP", "ahead", "n"], rows, "llllr")
 
 # %% ../../nbs/44c4_report_conclusion.ipynb #3b697fc8
@@ -148,7 +148,7 @@ def at_what_cost(
             a, b = value(ours[1], score), value(theirs[1], score)
             if not (a and b): continue
             quick, slow = (ours, theirs) if a < b else (theirs, ours)
-            times = ratio(max(a, b) / min(a, b))
+            times = f"{max(a, b) / min(a, b):.1f}"
             text.append(f"Per edit ({how}): {clock(a)} by {label(ours[0])}, {clock(b)} by {label(theirs[0])}; {label(quick[0])} is {times} times as fast as {label(slow[0])}.")
     for stack, parts in STACKS.items():
         times = {part: training_seconds(name) for name, part in parts.items()}
@@ -165,7 +165,7 @@ def paper_claims(
     ours, theirs = champions(found)
     rows, own = [], select(found)
     if ours and theirs:
-        stand = {"ahead": "does not hold here", "behind": "holds here", "level": "undecided here"}[verdict(ours[1], theirs[1], "skill")]
+        stand = {"ahead": "does not hold here", "behind": "holds here", "level": "undecided here", None: "undecided here"}[verdict(ours[1], theirs[1], "skill")]
         skills = " against ".join(f"{interval(row['scores']['skill'], ratio)} ({label(spec)})" for spec, row in (ours, theirs))
         rows.append(["StyleCLIP's preliminary results were considerably more impressive than the diffusion model's (5)", stand,
                      f"skill {skills}; both families trained on the same portraits, where the paper compared models pretrained on FFHQ and on LAION-5B"])
@@ -182,7 +182,7 @@ def paper_claims(
     if ours:
         failed = [what for what, ok in (("reached", value(ours[1], "reached") >= 0.95), ("flips", value(ours[1], "flips") <= 0.05), ("skill", value(ours[1], "skill") >= 0.5)) if not ok]
         rows.append(["a latent diffusion model trained on the domain satisfies (4.4, 5)", "holds here" if not failed else f"holds in part: not in {words(failed)}",
-                     f"{label(ours[0])} {figures_of(ours[1])}"])
+                     "{}: {} % reached, {} % flips, skill {}".format(label(ours[0]), *figures_of(ours[1]))])
     return markdown(["the paper (section)", "on these portraits", "numbers"], rows)
 
 
@@ -191,7 +191,7 @@ def goals(
 ) -> str:
     "What this project aimed at, and what was measured."
     ours, pairs = champions(found)[0], best(found, "latent diffusion", ("exact pairs",))
-    wanted = [("best latent diffusion Editor", ours, "all", score, limit) for score, limit in (("reached", 0.95), ("flips", 0.05), ("skill", 0.5))]
+    wanted = [("best of latent diffusion", ours, "all", score, limit) for score, limit in (("reached", 0.95), ("flips", 0.05), ("skill", 0.5))]
     wanted += [("model of exact pairs", pairs, kind, "skill", limit) for kind, limit in (("hair color", 0.92), ("glasses on", 0.6), ("glasses off", 0.6), ("eye color", 0.6))]
     rows = []
     for who, which, kind, score, limit in wanted:

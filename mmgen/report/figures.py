@@ -82,7 +82,7 @@ def draw_curves(
         axes.set_xlim(0, max(max(line.get_xdata(), default=0) for line in axes.lines) * 1.1 + 1)
     if lowest is not None: axes.set_ylim(lowest - 0.05)
     axes.set(xlabel=across[1], ylabel=up[1])
-    figure.legend(loc="outside right upper", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
 
 
 def curves(
@@ -90,8 +90,8 @@ def curves(
     folder: str | Path,  # of the figures
 ) -> dict[str, str]:  # file name -> what it shows, for those who cannot see it
     "Writes reached against flips, and skill over strength."
-    save_svg(Path(folder) / "results-curves.svg", lambda figure: draw_curves(figure, found), 8.2, 4.6)
-    save_svg(Path(folder) / "results-skill.svg", lambda figure: draw_curves(figure, found, ("strength", "strength", 1), ("skill", "skill (1 exact, 0 copy)", 1), -0.5), 8.2, 4.2)
+    save_svg(Path(folder) / "results-curves.svg", lambda figure: draw_curves(figure, found), 6.6, 5)
+    save_svg(Path(folder) / "results-skill.svg", lambda figure: draw_curves(figure, found, ("strength", "strength", 1), ("skill", "skill (1 exact, 0 copy)", 1), -0.5), 6.6, 4.6)
     return {"results-curves.svg": "Edits reached against attributes flipped, a curve over strengths for each method",
             "results-skill.svg": "Skill over strength, a curve for each method"}
 

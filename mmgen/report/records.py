@@ -90,7 +90,8 @@ def _checked(row, number, run):
     for name, value in row["scores"].items():
         if not (isinstance(value, list) and len(value) == 3):
             raise ReportError(f"Run {run}: row {number} of scores.json: {name!r} must be [value, low, high], not {value!r}; run evaluate again.")
-    return row | {"run": run, "scores": {name: [float(v) for v in value] for name, value in row["scores"].items()}}
+    number = lambda v: float("nan") if v is None else float(v)  # a score that could not be computed is "nan" or null
+    return row | {"run": run, "scores": {name: [number(v) for v in value] for name, value in row["scores"].items()}}
 
 
 def evidence(

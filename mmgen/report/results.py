@@ -66,7 +66,8 @@ def sources(
         rows.append([f"[{record['run_id']}](runs/{record['run_id']}/run.json)", record["start"][:10], commit, record["config"]["prompts"], str(record["config"]["rows"]),
                      clock(record["wall_seconds"]), "yes" if "seal" in record else "no, older than seals"])
     head = ["run", "date", "commit", "prompts", "rows", "took", "sealed"]
-    return ("## Records\n\nEvery number above comes from these records of `papermill nbs/evaluate.ipynb`, checked against their hashes when the report is made; none is typed in. "
+    return ("## Records\n\nThe numbers come from these records of `papermill nbs/evaluate.ipynb`, which are checked against their hashes when the report is made; training times from the records of the packaged weights; "
+            "the second table of ceilings from the files named below it. None is typed in, the conclusion's words included. "
             f"Machine: {machine(found.records)}.\n\n" + markdown(head, rows, "lllllrl"))
 
 

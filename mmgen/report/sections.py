@@ -42,11 +42,12 @@ def comparison(
     exact, without = table(chosen, EXACT)
     like, missing = table(chosen, PAPER)
     notes = list(dict.fromkeys(note for record in found.records for note in record.get("notes", [])))
-    shown = [name for name in ABOUT if any(c.title.split(" %")[0] in name or c.title.split(" (")[0] in name.split(", ") for c in expand((*EXACT, *PAPER), chosen.values())[0])]
+    titles = {c.title.split(" (")[0].removesuffix(" %") for c in expand((*EXACT, *PAPER), chosen.values())[0]}
+    shown = [name for name in ABOUT if titles & set(name.split(", "))]
     fewer = sorted({row["n"] for row in chosen.values()})
     size = f"{fewer[-1]} edits each" if len(fewer) == 1 else f"{fewer[-1]} edits each, fewer for slow methods (column n)"
     return "\n\n".join(filter(None, [
-        f"## Comparison\n\nBoth families at each method's own strength: {size}; in brackets the 95 % interval, from a bootstrap over source portraits. "
+        f"## Comparison\n\nBoth families at each method's own strength: {size}; in brackets the 95 % interval from a bootstrap over source portraits, left out where all resamples agree. "
         "*Copy-input* returns the source; *reconstruction* and *inversion* only encode and decode it.",
         "### Against the exact answers", exact, absent(without), "### In the usual metrics", like, absent(missing), *[f"*{note}*" for note in notes],
         "\n".join(f"- **{name}**: {ABOUT[name]}." for name in shown)]))
@@ -97,10 +98,10 @@ def ceilings(
     wide = ("Single portraits in and out again; then hair-colour edits by the text mapper from the codes found, decoded plainly. The nearest code need not be the one that can be edited.\n\n"
             + markdown(["way", "n", "PSNR, dB ↑", "attributes read % ↑", "per image", "edits reached % ↑", "kept % ↑"], rows, "lr")
             + "\n\n*`python benchmarks/reconstruction.py`, `python benchmarks/inversion.py`; rows in [reconstruction.jsonl](reconstruction.jsonl) and [inversion.jsonl](inversion.jsonl).*") if rows else ""
-    return "\n\n".join(filter(None, ["## Reconstruction ceilings", "What encoding and decoding alone lose; an Editor that decodes plainly cannot keep more, one that decodes residually can.", text, wide]))
+    return "\n\n".join(filter(None, ["## Reconstruction ceilings", "What encoding and decoding alone lose; a method that decodes plainly cannot keep more, one that decodes residually can.", text, wide]))
 
 # %% ../../nbs/44c5_report_sections.ipynb #5238ca9e
-COST = (Column("seconds", clock, "↓", "in a batch", True), Column("seconds, one", clock, "↓", "one alone", True), Column("memory*", plain, "↓", "memory, MiB", True))
+COST = (Column("seconds", clock, "↓", "each of a batch", True), Column("seconds, one", clock, "↓", "one image alone", True), Column("memory*", plain, "↓", "memory, MiB", True))
 
 
 def cost(
@@ -195,7 +196,7 @@ def decoding(
         for spec in specs:
             rows.append([name, decoding_of(spec), str(own[spec]["n"]), *[interval(own[spec]["scores"].get(s), WRITE.get(s, ratio)) for s in ("reached", "flips", "skill", "skill, perceptual")]])
     head = "## Residual against plain decoding\n\nResidual: source + decode(edit) − decode(source), which cancels what the decoder cannot draw; plain: decode(edit); paired: residual, with the source treated as the edit is.\n\n"
-    if not rows: return head + f"""*No record here has one Editor in two decodings: {_how('-r editors "sdedit,sdedit:decoding=plain"')} measures that.*"""
+    if not rows: return head + f"""*No record here has one method in two decodings: {_how('-r editors "sdedit,sdedit:decoding=plain"')} measures that.*"""
     return head + markdown(["method", "decoding", "n", "reached % ↑", "flips % ↓", "skill ↑", "perceptual skill ↑"], rows, "llr")
 
 

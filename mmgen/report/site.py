@@ -43,7 +43,14 @@ def to_html(
     made = re.sub(r"<p>(<img [^>]*>)</p>\n<p><em>(.*?)</em></p>", r'<figure><div class="wide">\1</div><figcaption>\2</figcaption></figure>', made, flags=re.S)
     made = re.sub(r"<p>(<img [^>]*>)</p>", r'<figure><div class="wide">\1</div></figure>', made)
     made = re.sub(rf'href="({"|".join(PAGES)})\.md"', r'href="#\1"', made)
-    return re.sub(r"<(t[dh])( style=[^>]*)?>", lambda m: f'<{m[1]} class="number">' if "right" in (m[2] or "") else f"<{m[1]}>", made)
+    return re.sub(r"<(t[dh])( style=[^>]*)?>(.*?)</t", _cell, made)
+
+
+def _cell(found):
+    "A table's cell: numbers to the right, their intervals small, short texts in one line."
+    tag, style, inside = found.groups()
+    kind = "number" if "right" in (style or "") else "short" if len(re.sub(r"<.*?>", "", inside)) <= 40 else "long"
+    return f'<{tag} class="{kind}">' + re.sub(r" (\([−\d., ]+ … [−\d., ]+\))", r" <small>\1</small>", inside) + "</t"
 
 # %% ../../nbs/44c_report.ipynb #364828d0
 STYLE = """
@@ -53,7 +60,7 @@ STYLE = """
 html{scroll-padding-top:3.5rem;-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.6 system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif}
 nav{position:sticky;top:0;z-index:1;background:var(--paper);border-bottom:1px solid var(--line);overflow-x:auto;white-space:nowrap}
-nav div,main{max-width:66rem;margin:0 auto;padding:0 1.25rem}
+nav div,main{max-width:70rem;margin:0 auto;padding:0 1.25rem}
 nav a{display:inline-block;padding:.7rem .9rem .7rem 0;text-decoration:none}
 nav a:first-child{font-weight:650;color:var(--ink)}
 article{padding:1.5rem 0 2.5rem;border-bottom:1px solid var(--line)}
@@ -72,11 +79,14 @@ th,td{padding:.38rem .75rem;border-bottom:1px solid var(--line);text-align:left;
 th{font-weight:600;border-bottom-color:var(--soft);vertical-align:bottom}
 th:first-child,td:first-child{padding-left:0}
 .number{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
-td:not(.number){min-width:7rem}
+.short{white-space:nowrap}
+.long{min-width:14rem}
+td small{color:var(--soft);font-size:.85em;white-space:nowrap}
+.number small{display:block}
 tbody tr:hover{background:var(--tint)}
 figure{margin:1.4rem 0}
 figure img{display:block;max-width:none;height:auto}
-figure img[src$=".svg"]{min-width:36rem;width:100%;max-width:48rem}
+figure img[src$=".svg"]{min-width:32rem;width:100%;max-width:44rem}
 figure img[src$=".jpg"]{background:#fff;max-width:100%;min-width:min(100%,30rem)}
 figcaption{color:var(--soft);font-size:.875rem;line-height:1.5}
 summary{cursor:pointer;color:var(--link);margin:.5rem 0}
