@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mmgen
 from ..data.edits import KINDS
-from .records import CEILINGS, Evidence, family, label, learned_from, name_of, select, value
+from .records import Evidence, editing, family, label, learned_from, select, value
 from .tables import clock, interval, markdown, percent, ratio
 from ..runs import load_run
 
@@ -43,8 +43,8 @@ def best(
     kind: str = "all",
 ) -> tuple[str, dict] | None:
     "The Editor with the highest mean skill at its own strength, and its row."
-    rows = [(spec, row) for spec, row in select(found, kind=kind).items()
-            if family(spec) == of and learned_from(spec) in learned and value(row, "skill") is not None]
+    rows = select(found, kind=kind)
+    rows = [(spec, rows[spec]) for spec in editing(rows) if family(spec) == of and learned_from(spec) in learned and value(rows[spec], "skill") is not None]
     return max(rows, key=lambda pair: value(pair[1], "skill"), default=None)
 
 
@@ -147,9 +147,10 @@ def at_what_cost(
         for score, how in (("seconds", "each image of a batch"), ("seconds, one", "one image alone")):
             a, b = value(ours[1], score), value(theirs[1], score)
             if not (a and b): continue
-            quick, slow = (ours, theirs) if a < b else (theirs, ours)
-            times = f"{max(a, b) / min(a, b):.1f}"
-            text.append(f"Per edit ({how}): {clock(a)} by {label(ours[0])}, {clock(b)} by {label(theirs[0])}; {label(quick[0])} is {times} times as fast as {label(slow[0])}.")
+            quick, slow = (label(pair[0]) for pair in ((ours, theirs) if a < b else (theirs, ours)))
+            times = max(a, b) / min(a, b)
+            said = f"{quick} is {times:.1f} times as fast" if times >= 1.05 else "there is no difference"
+            text.append(f"Per edit ({how}): {clock(a)} by {label(ours[0])}, {clock(b)} by {label(theirs[0])}; {said}.")
     for stack, parts in STACKS.items():
         times = {part: training_seconds(name) for name, part in parts.items()}
         if all(times.values()):

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from ..files import atomic_write
-from .records import CEILINGS, Evidence, curve, family, label, name_of, select, value
+from .records import Evidence, curve, editing, family, label, name_of, select, value
 
 # %% ../../nbs/44c3_report_figures.ipynb #e8d5bdaf
 INK, GRID = "#24292f", "#d0d7de"  # written as variables that follow the reader's light or dark page
@@ -50,13 +50,14 @@ MARKERS = "osD^vPX*<>p"
 def looks(
     specs: list[str],  # of Editors
 ) -> dict[str, dict]:
-    "Colour and marker of each Editor: colours of its family, in turn."
-    counts, found = {}, {}
-    for spec in specs:
-        number = counts[family(spec)] = counts.get(family(spec), -1) + 1
-        colours = COLOURS[family(spec)]
-        found[spec] = {"color": colours[number % len(colours)], "marker": MARKERS[number % len(MARKERS)]}
-    return found
+    "Colour and marker of each Editor, colours of its family in turn; with other options it has the same ones and another line."
+    names, found = {}, {}
+    for spec in specs: names.setdefault(family(spec), {}).setdefault(name_of(spec), []).append(spec)
+    for of, members in names.items():
+        for number, variants in enumerate(members.values()):
+            for variant, spec in enumerate(variants):
+                found[spec] = {"color": COLOURS[of][number % len(COLOURS[of])], "marker": MARKERS[number % len(MARKERS)], "ls": ("-", "--", ":", "-.")[variant % 4]}
+    return {spec: found[spec] for spec in specs}
 
 
 def draw_curves(
@@ -67,7 +68,7 @@ def draw_curves(
     lowest: float | None = None,  # values below are drawn at the edge
 ) -> None:
     "A curve over strengths for each Editor that edits."
-    specs = [spec for spec in select(found) if name_of(spec) not in CEILINGS]
+    specs = editing(select(found))
     axes = figure.subplots()
     for spec, look in looks(specs).items():
         rows = [r for r in curve(found, spec) if value(r, up[0]) is not None and (across[0] == "strength" or value(r, across[0]) is not None)]

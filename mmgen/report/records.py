@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'CEILINGS', 'LEARNED', 'ROW', 'name_of', 'options_in', 'family', 'learned_from', 'label', 'ReportError',
-           'Evidence', 'evidence', 'select', 'curve', 'value', 'example']
+           'Evidence', 'evidence', 'select', 'editing', 'curve', 'value', 'example']
 
 # %% ../../nbs/44c1_report_records.ipynb #257cdd01
 import json
@@ -91,7 +91,9 @@ def _checked(row, number, run):
         if not (isinstance(value, list) and len(value) == 3):
             raise ReportError(f"Run {run}: row {number} of scores.json: {name!r} must be [value, low, high], not {value!r}; run evaluate again.")
     number = lambda v: float("nan") if v is None else float(v)  # a score that could not be computed is "nan" or null
-    return row | {"run": run, "scores": {name: [number(v) for v in value] for name, value in row["scores"].items()}}
+    scores = {name: [number(v) for v in value] for name, value in row["scores"].items()}
+    if "memory_mib" in row: scores["memory"] = [number(row["memory_mib"])] * 3
+    return row | {"run": run, "scores": scores}
 
 
 def evidence(
@@ -129,6 +131,17 @@ def select(
     order = lambda spec: (CEILINGS.index(name_of(spec)) - 9 if name_of(spec) in CEILINGS else ("latent diffusion", "StyleCLIP", "–").index(family(spec)),
                           list(EDITORS).index(name_of(spec)) if name_of(spec) in EDITORS else 99)
     return {spec: kept[spec] for spec in sorted(kept, key=order)}
+
+
+def editing(
+    rows: dict[str, dict],  # of `select`
+) -> list[str]:
+    "The Editors that edit; of those that differ in nothing but decoding or the training seed of their model, the first."
+    firsts = {}
+    for spec in rows:
+        if name_of(spec) in CEILINGS: continue
+        firsts.setdefault((name_of(spec), tuple(sorted((k, v) for k, v in options_in(spec).items() if k not in ("decoding", "model")))), spec)
+    return list(firsts.values())
 
 
 def curve(

@@ -17,7 +17,7 @@ from ..editing import EDITORS, editor_class
 from ..files import repo_root
 from .conclusion import WRITE, machine
 from .figures import curves
-from .records import CEILINGS, Evidence, curve, label, name_of, options_in, select, value
+from .records import CEILINGS, Evidence, curve, editing, label, name_of, options_in, select, value
 from .tables import Column, absent, clock, expand, interval, levels, markdown, percent, plain, ratio, table
 
 # %% ../../nbs/44c5_report_sections.ipynb #9cef97be
@@ -41,7 +41,8 @@ def comparison(
     chosen = select(found)
     exact, without = table(chosen, EXACT)
     like, missing = table(chosen, PAPER)
-    notes = list(dict.fromkeys(note for record in found.records for note in record.get("notes", [])))
+    notes = list(dict.fromkeys(note for some in (*found.records, *chosen.values()) for note in some.get("notes", [])))
+    notes += [f"{label(spec)} failed in {row['failed']} of {row['n'] + row['failed']} edits: {row['error']}" for spec, row in chosen.items() if row["failed"] and "error" in row]
     titles = {c.title.split(" (")[0].removesuffix(" %") for c in expand((*EXACT, *PAPER), chosen.values())[0]}
     shown = [name for name in ABOUT if titles & set(name.split(", "))]
     fewer = sorted({row["n"] for row in chosen.values()})
@@ -59,7 +60,7 @@ def trade_off(
 ) -> str:
     "Reached, flips and skill over strengths: two figures and their numbers."
     alt, rows = curves(found, folder), []
-    for spec in [spec for spec in select(found) if name_of(spec) not in CEILINGS]:
+    for spec in editing(select(found)):
         for row in curve(found, spec):
             cells = [WRITE.get(s, ratio)(value(row, s)) if value(row, s) is not None else "–" for s in ("reached", "flips", "skill", "skill, perceptual")]
             rows.append([label(spec), f"{row['strength']:g}" + (" (own)" if row["own"] else ""), str(row["n"]), *cells])
@@ -117,7 +118,7 @@ def attributes(
 ) -> str:
     "Reached, flips and skill of each kind of edit."
     by_kind = {kind: select(found, kind=kind) for kind in KINDS}
-    specs = [spec for spec in select(found) if name_of(spec) not in CEILINGS and any(spec in rows for rows in by_kind.values())]
+    specs = [spec for spec in editing(select(found)) if any(spec in rows for rows in by_kind.values())]
     if not specs: return ""
     parts = ["## By attribute"]
     for score, title in (("reached", "Edits reached, %"), ("flips", "Other attributes flipped, %"), ("skill", "Skill")):
@@ -132,8 +133,8 @@ def unseen(
 ) -> str:
     "Faces with combinations of attributes that no training portrait has, beside all faces."
     all_rows, rows = select(found), []
-    for spec, row in select(found, kind="unseen combination").items():
-        if name_of(spec) in CEILINGS: continue
+    chosen = select(found, kind="unseen combination")
+    for spec, row in [(spec, chosen[spec]) for spec in editing(chosen)]:
         cells = [f"{interval(row['scores'].get(s), WRITE.get(s, ratio))}" for s in ("reached", "flips", "skill")]
         rows.append([label(spec), str(row["n"]), *[c for s, c in zip(("reached", "flips", "skill"), cells)
                                                   for c in (WRITE.get(s, ratio)(value(all_rows[spec], s)) if value(all_rows.get(spec), s) is not None else "–", c)]])
