@@ -87,7 +87,7 @@ tbody tr:hover{background:var(--tint)}
 figure{margin:1.4rem 0}
 figure img{display:block;max-width:none;height:auto}
 figure img[src$=".svg"]{min-width:32rem;width:100%;max-width:44rem}
-figure img[src$=".jpg"]{background:#fff;max-width:100%;min-width:min(100%,30rem)}
+figure img[src$=".jpg"]{background:#fff;padding:.4rem;border-radius:4px}
 figcaption{color:var(--soft);font-size:.875rem;line-height:1.5}
 summary{cursor:pointer;color:var(--link);margin:.5rem 0}
 @media(max-width:40rem){body{font-size:15px}h1{font-size:1.6rem}h2{font-size:1.25rem}nav div,main{padding:0 1rem}}
