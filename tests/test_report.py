@@ -1,8 +1,11 @@
 """Reports are what the run records say: known tables and curves, refusals, the committed files byte for byte, the page in a browser."""
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -185,6 +188,18 @@ def test_the_committed_reports_are_what_the_records_give(tmp_path):
     assert {"results.md", "dataset.md", "settings.md", "index.html", "figures/results-curves.svg", "figures/dataset-sheet.jpg"} <= set(made)
     stale = [name for name, content in made.items() if not (REPORTS / name).is_file() or (REPORTS / name).read_bytes() != content]
     assert not stale, f"reports/{', reports/'.join(stale)}: not what the records give; run `make reports` and commit"
+
+
+@pytest.mark.notebooks
+def test_the_notebook_makes_the_same_page(tmp_path):
+    if (REPORTS / "preliminary.md").is_file(): shutil.copy(REPORTS / "preliminary.md", tmp_path)
+    notebook = repo_root() / "nbs" / "44_results.ipynb"
+    code = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or "def " in "".join(cell["source"]) for cell in code)
+    command = [str(Path(sys.executable).parent / "papermill"), str(notebook), str(tmp_path / "out.ipynb"), "--no-progress-bar", "-r", "out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | {"MMGEN_ROOT": str(repo_root())})
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "index.html").read_bytes() == (REPORTS / "index.html").read_bytes()
 
 
 def test_the_reports_are_small_and_their_links_lead_somewhere():
