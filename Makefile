@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(shell date -u +%Y%m%d-%H%M%S)
 
-.PHONY: run test test-slow lab notebooks export clean
+.PHONY: run test test-slow reports lab notebooks export clean
 
 $(VENV)/.installed: settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,11 @@ test: $(VENV)/.installed notebooks
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
+
+# reports/*.md, their figures and index.html again, from the records in reports/runs
+reports: $(VENV)/.installed
+	test ! -f reports/runs/preliminary/run.json || $(BIN)/papermill nbs/41_preliminary.ipynb reports/runs/41_preliminary.ipynb --no-progress-bar
+	$(BIN)/papermill nbs/44_results.ipynb reports/runs/44_results.ipynb --no-progress-bar
 
 # mmgen/ is what the notebooks export, the notebooks are clean, and their own asserts hold
 notebooks: $(VENV)/.installed
