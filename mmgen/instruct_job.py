@@ -16,7 +16,7 @@ from .jobs import UNetJob
 class InstructConfig(UNetJob):
     "train_instruct: a UNet that reads a source image and a wish; section 4.4."
     # data
-    data: str = "portraits" # portraits, or pairs: a Parquet file, folder or `datasets` name
+    data: str = "portraits" # portraits, or pairs: Parquet file, folder or `datasets` name
     images: int = 12_000 # pairs
     held_out: int = 200 # test portraits judged for each kind of edit
     # training
