@@ -23,14 +23,14 @@ from ..runs import without_folders
 from ..styleclip.identity import load_identity
 from ..weights import WeightsError, fingerprint
 
-# %% ../../nbs/44b2_edit_scores.ipynb #362b1db6
+# %% ../../nbs/44b2_edit_scores.ipynb #6cc25086
 def to_lab(
     images: torch.Tensor,  # uint8 (..., 3), sRGB
 ) -> torch.Tensor:  # float32, L* 0 … 100, a*, b*
     "CIE L*a*b* under D65."
     rgb = images.float() / 255
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    to_xyz = torch.tensor([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
+    to_xyz = torch.tensor([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]], device=rgb.device)
     xyz = linear @ (to_xyz / to_xyz.sum(1, keepdim=True)).T  # white is (1, 1, 1)
     x, y, z = torch.where(xyz > (6 / 29) ** 3, xyz.clamp_min(1e-9) ** (1 / 3), xyz * (29 / 6) ** 2 / 3 + 4 / 29).unbind(-1)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
@@ -132,9 +132,9 @@ class Judges:
         if self.clip:
             shown = self.clip.network(made)
             found["CLIP score"] = 100 * F.cosine_similarity(shown, known["text of target"])
-            found["CLIP direction"] = direction_cosines(known["clip of source"], shown, known["text of source"], known["text of target"])
+            found["CLIP direction"] = direction_cosines(*(x.cpu() for x in (known["clip of source"], shown, known["text of source"], known["text of target"])))
         if self.lpips: found["LPIPS"] = self.lpips.function(exact, made)
-        found = {name: np.where(good.numpy(), value.double().cpu().numpy(), np.nan) for name, value in found.items()}
+        found = {name: np.where(good.numpy(), value.cpu().double().numpy(), np.nan) for name, value in found.items()}
         sets = {f"features of {self.features.name}": seen, "features of oracle": hidden}
         return found | {name: np.where(good.numpy()[:, None], value.float().cpu().numpy(), np.float32(np.nan)) for name, value in sets.items()}
 
@@ -165,4 +165,4 @@ class Judges:
         wrong = (self.oracle.predict(made.to(self.device)).cpu() != truth) & (truth != -100)
         found = {"distance": 127.5 * (made - source).square().flatten(1).mean(1).sqrt(),
                  "distance, perceptual": self.perceptual(source.to(self.device), made.to(self.device)), "flips": wrong.sum(1) / (truth != -100).sum(1)}
-        return {name: np.where(good.numpy(), value.double().cpu().numpy(), np.nan) for name, value in found.items()}
+        return {name: np.where(good.numpy(), value.cpu().double().numpy(), np.nan) for name, value in found.items()}
