@@ -133,8 +133,9 @@ def work(
     key = digest([VERSION, config.prompts, judges.about, str(which.error) if isinstance(which, Broken) else dials(which)])
     todo = [part for part in some if part_key(part.file(folder)) != key]
     if not todo: return
-    rows = counterfactuals(max(part.stop for part in todo))
+    rows, parent = counterfactuals(max(part.stop for part in todo)), multiprocessing.parent_process()
     for part in todo:
+        if parent and not parent.is_alive(): return  # the run was killed; a resumed one shall not find us working beside it
         mine = rows[part.start:part.stop]
         if part.task == "alone": found, failed = alone(which, mine, config.prompts)
         else: found, failed = ask(which, judges, mine, part.task, part.strength, config.prompts, known_rows(mine, judges, folder, part.start, part.stop))
