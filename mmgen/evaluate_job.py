@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from .settings import Settings
 
-# %% ../nbs/02d_evaluate_job.ipynb #1eccda5c
+# %% ../nbs/02d_evaluate_job.ipynb #32fa70b8
 @dataclass(frozen=True)
 class EvaluateConfig(Settings):
     "evaluate: Editors on the counterfactual benchmark; sections 4.1 and 4.4."
@@ -23,13 +23,15 @@ class EvaluateConfig(Settings):
     run_id: str | None = None # folder below reports/runs; None: made of time and four hex digits
     resume_from: str | None = None # run folder to go on in; None: start anew
     # what is compared
-    editors: str = "copy-input,reconstruction,inversion,sdedit,ddim-inversion,edit-friendly-ddpm,prompt-to-prompt,flowedit,styleclip-mapper,styleclip-directions,styleclip-optimization" # names, each with options: sdedit:decoding=plain:steps=20
+    editors: str = "copy-input,reconstruction,inversion,sdedit,sdedit:decoding=plain,ddim-inversion,edit-friendly-ddpm,prompt-to-prompt,flowedit,flowedit:decoding=plain,styleclip-mapper,styleclip-mapper:decoding=plain,styleclip-directions,styleclip-optimization" # names, each with options: sdedit:decoding=plain:steps=20
     strengths: str = "0.25,0.5,0.75,1" # beside each Editor's own
     rows: int = 500 # of the benchmark, the first ones
+    sweep_rows: int = 300 # so many at the strengths beside each Editor's own
     slow: str = "styleclip-optimization" # Editors that get fewer
     slow_rows: int = 50 # so many
     loops: int = 100 # rows for an edit to nothing, and for there and back; 0: none
     prompts: str = "tags" # or english: captions as sentences
+    clip: str = "clip-judge" # a CLIP that no Editor optimised, for the CLIP scores: a packaged name, a folder or a hub name; none: no such scores
     # how it is run
     workers: int = 2 # Editors at a time
     chunk: int = 50 # rows between saves

@@ -63,6 +63,14 @@ def test_an_edit_does_not_depend_on_its_neighbours(name):
     assert torch.allclose(together, alone, atol=1e-4) and torch.allclose(together, backwards, atol=1e-4)
 
 
+@pytest.mark.parametrize("name, dials", [("ddim-inversion", (0.9, 2.0, "paired")), ("prompt-to-prompt", (0.9, 2.0, "paired")),
+                                         ("edit-friendly-ddpm", (0.6, 1.5, "residual")), ("flowedit", (0.6, 1.5, "residual"))])
+def test_the_default_dials_are_those_of_the_sweep(name, dials):
+    which, (strength, guidance, decoding) = make(name), dials
+    assert (which.strength, which.guidance, which.decoding) == dials
+    assert torch.equal(which.edit(IMAGES, SOURCE, TARGET), make(name, guidance=guidance, decoding=decoding).edit(IMAGES, SOURCE, TARGET, strength))
+
+
 @pytest.mark.parametrize("name, options, said", [
     ("ddim-inversion", {"correction": "target"}, "correction must be one of none, source, both, not 'target'"),
     ("ddim-inversion", {"iterations": 0}, "iterations must be 1 or more, not 0"), ("ddim-inversion", {"seed": 1}, "has no seed"),

@@ -185,6 +185,14 @@ def test_the_interval_is_clustered_seeded_and_near_the_known_one():
     assert score("x", x, statistic=np.median).value == np.median(x)
 
 
+def test_a_mean_has_the_interval_of_any_statistic_that_is_the_mean():
+    x, of = np.random.default_rng(1).normal(size=90), np.random.default_rng(2).integers(25, size=90)  # sources of unequal size
+    x[3] = np.nan
+    with pytest.warns(MetricWarning):
+        fast, slow = score("x", x, of, draws=300), score("x", x, of, lambda rows: np.mean(rows), draws=300)
+    assert (fast.low, fast.high) == pytest.approx((slow.low, slow.high)) and fast.high - fast.low > 0.1
+
+
 def test_failed_rows_are_counted_named_and_in_no_mean():
     with pytest.warns(MetricWarning, match="2 of 4 rows"):
         found = score("x", [1.0, np.nan, 3.0, np.inf])

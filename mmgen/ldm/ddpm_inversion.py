@@ -43,15 +43,15 @@ def ddpm_replay(model: Callable, # under the source's caption or another one
         x = posterior(x, predict(model, process, prediction, x, t, now)[0], now, then)[0] + noise
     return x
 
-# %% ../../nbs/32e3_ddpm_inversion.ipynb #56676354
+# %% ../../nbs/32e3_ddpm_inversion.ipynb #57315d6c
 class EditFriendlyDDPM(LatentEditor):
     "Read off the noises that lead to the source, use them under the target caption."
-    name, strength = "edit-friendly-ddpm", 0.75
+    name, strength = "edit-friendly-ddpm", 0.6
     decodings = ("residual", "plain")
 
     def __init__(self, model="ldm-portraits", device=None, decoding: str | None = None, batch_size: int = 32, # see `LatentEditor`
                  steps: int = 12,
-                 guidance: float = 2.0, # under the target caption; 1: off
+                 guidance: float = 1.5, # under the target caption; 1: off
                  source_guidance: float | None = None, # under the source's; None: the same
                  seed: int = 0):
         super().__init__(model, device, decoding, batch_size)

@@ -42,15 +42,15 @@ def flow_edit(source: Callable, target: Callable, # model(x, t) -> prediction, u
         z = z + ds * moved / averages
     return z
 
-# %% ../../nbs/32e5_flowedit.ipynb #988501d0
+# %% ../../nbs/32e5_flowedit.ipynb #a1b8b69e
 class FlowEdit(LatentEditor):
     "Move the latents by the difference of the velocities under both captions."
-    name, strength = "flowedit", 0.75
+    name, strength = "flowedit", 0.6
     decodings = ("residual", "plain")
 
     def __init__(self, model="ldm-portraits", device=None, decoding: str | None = None, batch_size: int = 32, # see `LatentEditor`
                  steps: int = 12,
-                 guidance: float = 2.0, # under the target caption; 1: off
+                 guidance: float = 1.5, # under the target caption; 1: off
                  source_guidance: float | None = None, # under the source's; None: the same
                  averages: int = 1, # noises for each step
                  seed: int = 0):

@@ -71,10 +71,10 @@ def two_branches(models: Sequence, # (source's, target's) network for each step
         if correction != "none": source = known
     return source, target
 
-# %% ../../nbs/32e2_inversion.ipynb #28bec9de
+# %% ../../nbs/32e2_inversion.ipynb #2f4dc2d4
 class DDIMInversion(LatentEditor):
     "Invert the latents up to `strength`, denoise them under the target caption."
-    name, strength = "ddim-inversion", 0.75
+    name, strength = "ddim-inversion", 0.9
     decodings = ("paired", "residual", "plain")
 
     def __init__(self, model="ldm-portraits", device=None, decoding: str | None = None, batch_size: int = 32, # see `LatentEditor`

@@ -72,11 +72,11 @@ def attending(model: Guided,
     changed.args = (text._replace(pairs=[(k, v, how) for k, v in text.pairs]),)
     return changed
 
-# %% ../../nbs/32e4_prompt_to_prompt.ipynb #d4bd19ad
+# %% ../../nbs/32e4_prompt_to_prompt.ipynb #d6c0a6c2
 # Hertz et al. 2023, algorithm 1, on the inversion of Ju et al. 2024
 class PromptToPrompt(DDIMInversion):
     "DDIM inversion whose target branch takes the source branch's cross-attention maps for the tokens that the captions share."
-    name, strength = "prompt-to-prompt", 0.75
+    name, strength = "prompt-to-prompt", 0.9
 
     def __init__(self, model="ldm-portraits", device=None,
                  share: float = 0.4, # of the steps, 0 … 1

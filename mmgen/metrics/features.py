@@ -7,6 +7,7 @@ __all__ = ['INCEPTION', 'as_images', 'trained_file', 'Extractor', 'extractor', '
 
 # %% ../../nbs/44a1_features.ipynb #d0285510
 import io
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +43,7 @@ def trained_file(
     "The file of trained weights; WeightsError says what goes missing without it and how to get it."
     path = Path(path or Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1])
     if not path.is_file():
-        raise WeightsError(f"{columns} will be missing: the trained weights are not at {path}. Get them with: curl -L --create-dirs -o '{path}' {url}")
+        raise WeightsError(f"{columns} will be missing: the trained weights are not at {path}. Get them with: curl -L --create-dirs -o {shlex.quote(str(path))} {url}")
     if not sha256(path).startswith(url[-12:-4]):
         raise WeightsError(f"{columns} will be missing: the SHA-256 of {path} does not begin with {url[-12:-4]}, so these are other weights or the file is damaged.")
     return path
