@@ -30,7 +30,7 @@ class PreliminaryConfig(Settings):
     reconstructions: int = 500 # of each style, for the autoencoders
     rows: int = 250 # edits of the benchmark
     slow_rows: int = 25 # of them, by latent optimisation
-    style_rows: int = 50 # edits of each kind in the styles that have no oracle
+    style_rows: int = 30 # edits of each kind in the styles that have no oracle
     columns: int = 8 # edits in a picture, at most 8
     workers: int = 2 # Editors at a time
 

@@ -1,14 +1,17 @@
 "The paper's preliminary experiments: styles and their distance, a foreign model that is missing, a record, and a report of nothing but the record."
-import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from mmgen.benchmark import preliminary as experiment
-from mmgen.benchmark.domains import STYLES, exact_scores, reading, reconstruction, style_distances, style_edits, style_images
+from mmgen.benchmark.domains import STYLES, drawn_as, exact_scores, reading, reconstruction, style_distances, style_edits, style_images
 from mmgen.benchmark.preliminary import COMMANDS, load_models, methods, preliminary
 from mmgen.benchmark.preliminary_report import cell, order, pick, read_record, text, write_report
 from mmgen.benchmark.sheets import sheet, wishes
@@ -44,6 +47,12 @@ def test_distances_have_known_answers():
     found = style_distances(two, {"a": images, "b": images, "brighter": images + 50})
     assert list(found) == [("a", "b"), ("a", "brighter"), ("b", "brighter")] and all(score.n == 40 for score in found.values())
     assert abs(found["a", "b"].value) < 1e-9 and found["a", "brighter"].value == pytest.approx(2 * (50 / 127.5) ** 2, rel=1e-4)  # each mean moves so
+
+
+def test_an_image_is_drawn_as_its_nearest_neighbour():
+    mean = Extractor("mean", lambda x: x.mean((2, 3)), "hash")
+    grey = lambda *levels: np.stack([np.full((8, 8, 3), level, np.uint8) for level in levels])
+    assert drawn_as(mean, grey(10, 200, 130), {"dark": grey(0, 20), "light": grey(255), "middle": grey(128)}).tolist() == ["dark", "light", "middle"]
 
 
 def test_an_autoencoder_that_adds_a_constant_has_its_psnr():
@@ -109,6 +118,7 @@ def test_a_sheet_has_every_image_in_its_place():
 
 def test_a_missing_foreign_model_names_the_commands_that_make_it(tmp_path, monkeypatch):
     monkeypatch.setenv("MMGEN_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     config = config_for("preliminary", device="cpu")
     with pytest.raises(WeightsError, match="The foreign model reports/runs/mixture-ldm/model cannot be loaded") as caught: load_models(config, "cpu")
     assert str(caught.value).endswith(COMMANDS)
@@ -126,7 +136,7 @@ def test_settings_that_cannot_be_meant(changes, said):
 def test_the_record_has_every_number_with_its_count(run):
     record, scores, pictures = read_record(run)
     rows = scores["rows"]
-    assert {row["table"] for row in rows} == {"distance", "reconstruction", "reading", "exact", "known words", "benchmark"} and all(row["n"] > 0 and "low" in row for row in rows)
+    assert {row["table"] for row in rows} == {"distance", "reconstruction", "reading", "exact", "known words", "benchmark", "drawn as"} and all(row["n"] > 0 and "low" in row for row in rows)
     assert len([row for row in rows if row["table"] == "distance"]) == 4 and len([row for row in rows if row["table"] == "reconstruction"]) == 6
     assert {what["file"] for what in pictures} == {"figure_6.jpg", "figure_7.jpg", "figure_8.jpg", "home.jpg"} == {entry["file"] for entry in record["figures"]}
     assert all(entry["bytes"] < 150_000 for entry in record["figures"])
@@ -143,6 +153,15 @@ def test_the_same_record_makes_the_same_report(run, tmp_path):
     words = first.read_text("utf-8")
     for link in re.findall(r"\]\(([^)]+)\)", words): assert (first.parent / link).is_file(), link
     assert len(re.findall(r"^!\[", words, re.M)) == 5 and "nan" not in words and "None" not in words and str(tmp_path) not in words
+
+
+@pytest.mark.notebooks
+def test_the_notebook_writes_the_report_of_a_record(run, tmp_path):
+    root = run.parents[2]
+    done = subprocess.run([str(Path(sys.executable).parent / "papermill"), str(repo_root() / "nbs" / "41_preliminary.ipynb"), str(tmp_path / "out.ipynb"), "--no-progress-bar",
+                           "-r", "run", "reports/runs/made"], env=os.environ | {"MMGEN_ROOT": str(root), "OMP_NUM_THREADS": "1"}, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (root / "reports" / "preliminary.md").read_bytes() == write_report(run, root / "again").read_bytes().replace(b"../reports/runs", b"runs")
 
 
 def test_the_report_says_what_the_numbers_say(run):
@@ -178,7 +197,7 @@ def test_a_picture_that_is_missing_makes_no_report(run, tmp_path):
 
 def test_the_committed_report_is_that_of_the_committed_record(tmp_path):
     reports = repo_root() / "reports"
-    if not (reports / "runs" / "preliminary" / "run.json").is_file(): pytest.skip("there is no record of the experiment here")
+    if not (reports / "preliminary.md").is_file(): pytest.skip("there is no report here")
     shutil.copytree(reports / "runs" / "preliminary", tmp_path / "runs" / "preliminary", ignore=shutil.ignore_patterns("parts"))
     assert write_report(tmp_path / "runs" / "preliminary", tmp_path).read_bytes() == (reports / "preliminary.md").read_bytes()
     assert (tmp_path / "figures" / "preliminary.jpg").read_bytes() == (reports / "figures" / "preliminary.jpg").read_bytes()

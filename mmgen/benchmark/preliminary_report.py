@@ -125,12 +125,14 @@ def edits(rows: list[dict]) -> str:
     other = list(dict.fromkeys((row["style"], row["kind"]) for row in rows if row["table"] == "exact"))
     exact = lambda style, kind, model, way: pick(rows, table="exact", style=style, kind=kind, model=model, method=way, name="skill")
     away = [[style, kind, str(exact(style, kind, *FOUR[0])["n"]), *(cell(exact(style, kind, model, way), digits=2) for model, way in FOUR)] for style, kind in other]
+    drawn = [[style, *(cell(pick(rows, table="drawn as", style=style, model=model, method=way), 100, 0) for model, way in FOUR)] for style in ("adventurer", "lorelei", "mixture")]
     words = list(dict.fromkeys(row["kind"] for row in rows if row["table"] == "known words"))
     cut = lambda kind, way, name: pick(rows, table="known words", kind=kind, method=way, name=name)
     plain = [[kind, str(cut(kind, WAYS[0], "reached")["n"]), *(cell(cut(kind, way, "reached"), 100) for way in WAYS), *(cell(cut(kind, way, "skill"), digits=2) for way in WAYS)] for kind in words]
     return ("**Adventurer**, wishes reached in per cent, judged by the oracle. *Words known*: the share of these wishes whose words the foreign model was trained with.\n\n"
             + table(["edit", "n", "words known, %", *heads], reached) + "\n\nAll edits; flips in per cent:\n\n" + table(["", *heads], spoilt)
-            + "\n\nThe foreign model asked only for what it has words for, with captions that say nothing else: what is left of its failure is not due to unknown words.\n\n"
+            + f"\n\nWhich style the first {pick(rows, table='drawn as', style='mixture', model='own', method=WAYS[0])['n']} edits are drawn in, in per cent (the style of the nearest image in EfficientNet-Lite0's features):\n\n"
+            + table(["drawn as", *heads], drawn) + "\n\nThe foreign model asked only for what it has words for, with captions that say nothing else: what is left of its failure is not due to unknown words.\n\n"
             + table(["edit", "n", "reached, plain, %", "reached, paired, %", "skill, plain", "skill, paired"], plain)
             + "\n\n**The other styles** have no oracle, but the renderer draws some exact answers; skill against them (0: a copy of the input, 1: the answer, below 0: further from it than the input was):\n\n"
             + table(["style", "edit", "n", *heads], away))
