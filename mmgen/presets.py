@@ -13,6 +13,7 @@ from types import NoneType
 from .evaluate_job import EvaluateConfig
 from .instruct_job import InstructConfig
 from .jobs import AutoencoderConfig, CLIPConfig, EditConfig, LDMConfig, OracleConfig
+from .preliminary_job import PreliminaryConfig
 from .style_jobs import DirectionsConfig, EncoderConfig, IdentityConfig, MapperConfig, StyleGAN2Config
 from .settings import Settings, closest, field_comments, plain_type
 
@@ -152,7 +153,9 @@ PRESETS = {
 
 JOBS = PRESETS | {"edit": {"small": EditConfig()}, "directions": {"small": DirectionsConfig()}, "evaluate": {
     "smoke": EvaluateConfig(preset="smoke", editors="copy-input,reconstruction", strengths="", rows=10, slow_rows=10, loops=5, workers=1, chunk=5),
-    "small": EvaluateConfig()}}  # what a notebook can ask for
+    "small": EvaluateConfig()}, "preliminary": {
+    "smoke": PreliminaryConfig(preset="smoke", foreign="ldm-portraits", images=32, reconstructions=8, rows=5, slow_rows=1, style_rows=2, columns=2, workers=1),
+    "small": PreliminaryConfig()}}  # what a notebook can ask for
 
 
 def _known(kind: str, name: str, valid) -> str:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mmgen
-from .files import atomic_write
+from .files import atomic_write, repo_root
 from .runs import to_json, without_folders
 
 # %% ../nbs/04_weights.ipynb #c9ae96fd
@@ -47,7 +47,8 @@ def resolve(
 ) -> Path:
     "The folder (or file) of weights; WeightsError names what there is where nothing is found."
     path, name = Path(name_or_path).expanduser(), str(name_or_path)
-    if name and path.exists(): return path
+    for place in (path, repo_root()/path) if name else ():
+        if place.exists(): return place
     known = packaged()
     if name in known: return known[name]
     there = f"Packaged weights: {', '.join(known) or 'none'}; a folder or a hub name (owner/model) also do."

@@ -18,8 +18,9 @@ pytestmark = pytest.mark.notebooks
 NOTEBOOKS = repo_root() / "nbs"
 EXPERIMENTS = {"train_autoencoder": "autoencoder", "train_clip": "clip", "train_oracle": "oracle", "train_ldm": "ldm", "train_instruct": "instruct", "edit": "edit",
                "train_stylegan2": "stylegan2", "train_identity": "identity", "train_encoder": "encoder", "train_mapper": "mapper",
-               "train_directions": "directions", "evaluate": "evaluate"}
-NEEDS = {"train_ldm": {"autoencoder-portraits", "clip-portraits"}, "train_instruct": {"autoencoder-portraits", "clip-portraits"}, "edit": {"ldm-portraits"}, "evaluate": {"ldm-portraits"}, "train_encoder": {"stylegan2-portraits"},
+               "train_directions": "directions", "evaluate": "evaluate", "preliminary": "preliminary"}
+NEEDS = {"train_ldm": {"autoencoder-portraits", "clip-portraits"}, "train_instruct": {"autoencoder-portraits", "clip-portraits"}, "edit": {"ldm-portraits"},
+         "evaluate": {"ldm-portraits"}, "preliminary": {"ldm-portraits", "mapper-portraits", "directions-portraits"}, "train_encoder": {"stylegan2-portraits"},
          "train_mapper": {"stylegan2-portraits", "encoder-portraits", "clip-portraits", "identity-portraits"},
          "train_directions": {"stylegan2-portraits", "clip-portraits"}}
 FEW = {"train_directions": {"images": 2, "samples": 50}}  # the others have a preset smoke

@@ -15,7 +15,7 @@ from mmgen.ldm.pipeline import LatentDiffusion, make_process, random_pipeline, s
 from mmgen.ldm.train import LDMTask, encode_all, fit, read_all, train_pipeline
 from mmgen.presets import config_for
 from mmgen.runs import Run
-from mmgen.weights import WeightsError
+from mmgen.weights import WeightsError, save_weights
 
 CAPTIONS = ["green hair, smile", "", "brown hair, blue eyes, glasses, round eyewear, eyewear, long hair", "smile"]
 CPU = torch.device("cpu")
@@ -162,3 +162,24 @@ def test_a_changed_picture_is_encoded_again(tmp_path, monkeypatch):
             train_pipeline(config, run, CPU)
         hashes.append(run.record["data"]["sha256"])
     assert len(counted) == 2 and hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_model_finds_its_frozen_networks_after_a_move(tmp_path, monkeypatch):
+    made = random_pipeline()
+    lay = lambda folder: (save_weights(folder / "vae", made.autoencoder.state_dict(), made.autoencoder.config, ""), made.text_encoder.save(folder / "clip", ""))
+    vae, text = lay(tmp_path / "reports" / "runs")
+    model = made.save(tmp_path / "reports" / "runs" / "ldm", vae, text, "")
+    assert str(tmp_path) not in (model / "config.json").read_text()
+    same = lambda again: torch.allclose(again.sample(["smile"], 2), made.sample(["smile"], 2), atol=0.02)
+    assert same(LatentDiffusion.load("reports/runs/ldm", "cpu"))  # from the repository's folder, not the working directory's
+
+    away = tmp_path / "away"
+    (tmp_path / "reports" / "runs" / "ldm").rename(away)
+    monkeypatch.setenv("MMGEN_ROOT", str(tmp_path / "nowhere"))
+    with pytest.raises(WeightsError, match=r"away needs its autoencoder, \./reports/runs/vae, which is not here: .*LatentDiffusion.load\(\.\.\., autoencoder=\.\.\.\)"):
+        LatentDiffusion.load(away, "cpu")
+    assert same(LatentDiffusion.load(away, "cpu", vae, text))
+    lay(away)
+    config = json.loads((away / "config.json").read_text())
+    (away / "config.json").write_text(json.dumps(config | {"autoencoder": "vae", "text_encoder": "clip"}))
+    assert same(LatentDiffusion.load(away, "cpu"))  # the names lead there from the model's own folder

@@ -17,7 +17,8 @@ from .autoencoder import AutoencoderKL
 from .diffusion import FlowMatching, make_schedule, noise_like, start
 from .samplers import DiffusersSampler, Guided, ddim, ddpm, euler, heun
 from .unet import UNet2DConditionModel
-from ..weights import load_into, load_state, resolve, save_weights
+from ..runs import without_folders
+from ..weights import WeightsError, load_into, load_state, resolve, save_weights
 
 # %% ../../nbs/32d_pipeline.ipynb #cacb54fe
 def sampler(
@@ -145,11 +146,18 @@ class LatentDiffusion:
 
     def save(self, folder: str | Path, autoencoder: str, text_encoder: str, card: str, run: dict | None = None) -> Path:
         "Writes the UNet and the names of the frozen networks; `load` opens it."
-        save_weights(folder, self.unet.state_dict(), self.config(autoencoder, text_encoder), card, run)
+        names = (without_folders(str(name)) for name in (autoencoder, text_encoder))  # they lead there on another machine, too
+        save_weights(folder, self.unet.state_dict(), self.config(*names), card, run)
         return Path(folder)
 
     @classmethod
-    def load(cls, name_or_path: str | Path = "ldm-portraits", device=None) -> "LatentDiffusion":
+    def load(
+        cls,
+        name_or_path: str | Path = "ldm-portraits",
+        device=None,
+        autoencoder: str | Path | None = None,  # where it lies now; None: what the model's config.json says
+        text_encoder: str | Path | None = None,  # likewise
+    ) -> "LatentDiffusion":
         "A packaged model, or one from a folder or a hub name."
         folder = resolve(name_or_path)
         if not (folder / "config.json").is_file():
@@ -160,7 +168,15 @@ class LatentDiffusion:
             raise ValueError(f"{name_or_path} is not a latent diffusion model of mmgen: its config.json lacks {', '.join(missing)}.")
         unet = UNet2DConditionModel.from_config(config["unet"])
         load_into(unet, load_state(folder / "model.safetensors"), where=str(name_or_path))
-        return cls(AutoencoderKL.load(config["autoencoder"]), CLIP.load(config["text_encoder"], device),
+        frozen = []
+        for key, given in (("autoencoder", autoencoder), ("text_encoder", text_encoder)):
+            name = given or config[key]
+            try:
+                frozen.append(resolve(folder / name if not given and (folder / name).exists() else name))
+            except WeightsError as error:
+                raise WeightsError(f"{name_or_path} needs its {key}, {name}, which is not here: put it there, or say where it "
+                                   f"is with LatentDiffusion.load(..., {key}=...). {error}") from error
+        return cls(AutoencoderKL.load(frozen[0]), CLIP.load(frozen[1], device),
                    unet.requires_grad_(False), config["latent_mean"], config["latent_std"], config["size"],
                    config["process"], device, config.get("tags", ()))
 
