@@ -31,7 +31,7 @@ class EvaluateConfig(Settings):
     slow_rows: int = 50 # so many
     loops: int = 100 # rows for an edit to nothing, and for there and back; 0: none
     prompts: str = "tags" # or english: captions as sentences
-    clip: str = "clip-judge" # a CLIP that no Editor optimised, for the CLIP scores: a packaged name, a folder or a hub name; none: no such scores
+    clip: str = "reports/runs/clip-judge/clip-portraits" # a CLIP that no Editor optimised, for the CLIP scores: a packaged name, a folder or a hub name; none: no such scores
     # how it is run
     workers: int = 2 # Editors at a time
     chunk: int = 50 # rows between saves

@@ -14,8 +14,10 @@ import numpy as np
 
 from .counterfactuals import counterfactuals
 from .domains import STYLE_KINDS, STYLES, drawn_as, exact_scores, reading, reconstruction, style_distances, style_edits, style_images
-from .evaluation import load_part, parse, parts, run_parts, table
+from .parts import load_part, parse, parts
 from .sheets import sheet, wishes
+from .tables import table
+from .workers import run_parts
 from ..core import pick_device, to_float, to_uint8
 from ..data.captions import as_tags, caption
 from ..data.edits import KINDS, as_batch
@@ -69,7 +71,7 @@ class Method(NamedTuple):
     "An Editor with one of the models."
     label: str
     model: str  # own or foreign
-    spec: str  # of `mmgen.benchmark.evaluation.parse`
+    spec: str  # of `mmgen.benchmark.parts.parse`
 
 
 def methods(
@@ -88,7 +90,7 @@ def settings(
     "The methods that edit, as `evaluate` is told."
     specs = dict.fromkeys(method.spec for method in methods(config) if method.label != "autoencoder alone")
     return EvaluateConfig(seed=config.seed, device=config.device, editors=",".join(specs), strengths="", rows=config.rows, slow_rows=min(config.slow_rows, config.rows),
-                          loops=0, workers=config.workers)
+                          loops=0, clip="none", workers=config.workers)
 
 
 def benchmark(
@@ -110,7 +112,7 @@ def benchmark(
                 found.append({"table": "benchmark", "method": method.label, "model": method.model, "kind": line["kind"], "known": known(line["kind"], models[method.model]),
                               "name": name, "value": value, "low": low, "high": high, "n": line["n"], "failed": line["failed"]})
         if method.label.startswith("SDEdit"):
-            images = np.concatenate([load_part(part.file(folder))[0]["image"] for part in parts(how)[method.spec]])[:100]
+            images = np.concatenate([load_part(part.file(folder))[0]["image"] for part in parts(how)[method.spec] if part.task == "edit"])[:100]
             seen = drawn_as(extractor("efficientnet", models["own"].device), images, sets, True)
             found += [{"table": "drawn as", "method": method.label, "model": method.model, "style": style,
                        **score("drawn as", (seen == style).astype(float), [row.seed for row in rows[:100]], seed=config.seed).record()} for style in sets]
