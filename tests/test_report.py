@@ -15,7 +15,8 @@ from mmgen.report.conclusion import best, conclusion, paper_claims, which_family
 from mmgen.report.figures import draw_curves
 from mmgen.report.records import ReportError, curve, evidence, example, select
 from mmgen.report.results import write_results
-from mmgen.report.sections import comparison, decoding, languages, training_seeds
+from mmgen.report.sections import comparison, decoding, languages
+from mmgen.report.seeds import training_seeds
 from mmgen.report.site import PAGES, build, write_index
 from mmgen.report.tables import Column, percent, ratio, table
 from mmgen.runs import Run, RunError, load_run, seal_of, verify_run
@@ -68,10 +69,20 @@ def test_the_first_record_given_answers_and_others_add(tmp_path):
     assert "| sdedit | 100 | 97.0" in languages(both) and "| sdedit | plain | 100 | 97.0" in decoding(both)
 
 
-def test_seeds_are_summed_up(tmp_path):
-    rows = [row(f"instruct-pix2pix:model=reports/runs/i{n}/model", scores={"reached": [v, v, v]}) for n, v in enumerate((0.8, 0.9, 1.0))]
-    make_run(tmp_path, rows=rows)
-    assert "| instruct-pix2pix | 3 | 90.0 ± 10.0 | – | – |" in training_seeds(evidence("tiny", tmp_path))
+def make_training(root, name, seed, reached, **config):
+    with Run("instruct", {"seed": seed, "lr": 1e-3} | config, root, name) as run:
+        for kind in ("hair color", "eye color"): run.metric(f"{kind}: target reached", reached, n=200)
+
+
+def test_seeds_are_summed_up_where_nothing_else_differs(tmp_path):
+    for seed, reached in enumerate((0.8, 0.9, 1.0)): make_training(tmp_path, f"i{seed}", seed, reached)
+    text = training_seeds("i0,i1,i2", tmp_path)
+    assert "| instruct-pix2pix | reached % ↑ | 90.0 ± 10.0 | 90.0 ± 10.0 | – | – | – |" in text and "3 models" in text and "200 test portraits" in text
+    make_training(tmp_path, "i3", 3, 0.9, lr=2e-3)
+    with pytest.raises(ReportError, match="i0 and i3 differ in lr"): training_seeds("i0,i3", tmp_path)
+    with pytest.raises(ReportError, match="There is no run 'i4'"): training_seeds("i0,i4", tmp_path)
+    make_run(tmp_path)
+    with pytest.raises(ReportError, match="Run tiny: a completed training of ldm, instruct, mapper was expected, this is evaluate"): training_seeds("tiny", tmp_path)
 
 
 def test_the_conclusion_follows_the_numbers(tmp_path):
@@ -175,15 +186,17 @@ def test_pictures_come_with_a_legend_and_only_from_the_record(tmp_path):
     with pytest.raises(ReportError, match="which is no picture of its record"): write_results(evidence("sly", tmp_path), tmp_path / "out")
 
 
-def committed_runs():
-    "The records that 44_results reads when nothing else is said."
+def committed():
+    "The records that 44_results reads when nothing else is said: of evaluations, of trainings."
     from papermill import inspect_notebook
-    return inspect_notebook(str(repo_root() / "nbs" / "44_results.ipynb"))["runs"]["default"].strip("'\"")
+    found = inspect_notebook(str(repo_root() / "nbs" / "44_results.ipynb"))
+    return [found[name]["default"].strip("'\"") for name in ("runs", "seeds")]
 
 
 def test_the_committed_reports_are_what_the_records_give(tmp_path):
     if (REPORTS / "preliminary.md").is_file(): shutil.copy(REPORTS / "preliminary.md", tmp_path)
-    build(committed_runs(), tmp_path)
+    runs, seeds = committed()
+    build(runs, tmp_path, seeds=seeds)
     made = {f.relative_to(tmp_path).as_posix(): f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
     assert {"results.md", "dataset.md", "settings.md", "index.html", "figures/results-curves.svg", "figures/dataset-sheet.jpg"} <= set(made)
     stale = [name for name, content in made.items() if not (REPORTS / name).is_file() or (REPORTS / name).read_bytes() != content]

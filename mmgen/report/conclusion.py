@@ -157,6 +157,9 @@ def at_what_cost(
         times = {part: training_seconds(name) for name, part in parts.items()}
         if all(times.values()):
             text.append(f"Training {stack} took {clock(sum(times.values()))} in all ({', '.join(f'{part} {clock(t)}' for part, t in times.items())}), on {machine([r for name in parts for r in training_runs(name)])}.")
+    pairs = best(found, "latent diffusion", ("exact pairs",))
+    if pairs and training_seconds("instruct-portraits"):
+        text.append(f"{label(pairs[0])} takes {clock(value(pairs[1], 'seconds') or 0)} per edit in a batch; its UNet was trained in {clock(training_seconds('instruct-portraits'))} on {machine(training_runs('instruct-portraits'))}.")
     return " ".join(text)
 
 # %% ../../nbs/44c4_report_conclusion.ipynb #e61ff39e

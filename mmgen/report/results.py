@@ -14,7 +14,8 @@ from ..files import atomic_write
 from .conclusion import conclusion, machine
 from .figures import named_grid
 from .records import Evidence, ReportError, label
-from .sections import attributes, ceilings, comparison, cost, decoding, languages, loops, trade_off, training_seeds, unseen
+from .sections import attributes, ceilings, comparison, cost, decoding, languages, loops, trade_off, unseen
+from .seeds import training_seeds
 from .tables import clock, markdown, percent
 
 # %% ../../nbs/44c6_report_results.ipynb #8f3a7e99
@@ -91,11 +92,12 @@ each edit has one right answer, which the renderer draws."""
 def write_results(
     found: Evidence,
     folder: str | Path,  # of the report
+    seeds: str = "",  # records of trainings, see `training_seeds`
 ) -> str:
     "Writes results.md and its figures; the text."
     folder = Path(folder)
     parts = [INTRO, conclusion(found, (folder / "preliminary.md").is_file()), comparison(found), trade_off(found, folder / "figures"), attributes(found), unseen(found),
-             languages(found), loops(found), decoding(found), training_seeds(found), ceilings(found), cost(found), pictures(found, folder), sources(found)]
+             languages(found), loops(found), decoding(found), training_seeds(seeds, found.folder), ceilings(found), cost(found), pictures(found, folder), sources(found)]
     text = "\n\n".join(filter(None, parts)) + "\n"
     atomic_write(folder / "results.md", text)
     return text

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'PAPER', 'ABOUT', 'COST', 'comparison', 'trade_off', 'lines_of', 'ceilings', 'cost', 'attributes', 'unseen',
-           'languages', 'loops', 'decoding_of', 'decoding', 'training_seeds']
+           'languages', 'loops', 'decoding_of', 'decoding']
 
 # %% ../../nbs/44c5_report_sections.ipynb #8b27b88a
 import json
@@ -199,19 +199,3 @@ def decoding(
     head = "## Residual against plain decoding\n\nResidual: source + decode(edit) − decode(source), which cancels what the decoder cannot draw; plain: decode(edit); paired: residual, with the source treated as the edit is.\n\n"
     if not rows: return head + f"""*No record here has one method in two decodings: {_how('-r editors "sdedit,sdedit:decoding=plain"')} measures that.*"""
     return head + markdown(["method", "decoding", "n", "reached % ↑", "flips % ↓", "skill ↑", "perceptual skill ↑"], rows, "llr")
-
-
-def training_seeds(
-    found: Evidence,
-) -> str:
-    "Mean and standard deviation over models of different training seeds."
-    own, rows = select(found), []
-    for (name, _), specs in _grouped(found, "model").items():
-        cells = []
-        for s in ("reached", "flips", "skill"):
-            values = [v for v in (value(own[spec], s) for spec in specs) if v is not None]
-            w = WRITE.get(s, ratio)
-            cells.append(f"{w(np.mean(values))} ± {w(np.std(values, ddof=1))}" if len(values) > 1 else "–")
-        rows.append([name, str(len(specs)), *cells])
-    if not rows: return ""
-    return ("## Training seeds\n\nThe same training with other seeds: mean ± standard deviation over models.\n\n" + markdown(["method", "models", "reached % ↑", "flips % ↓", "skill ↑"], rows, "lr"))

@@ -116,10 +116,11 @@ def build(
     runs: str,  # records of evaluations in reports/runs, separated by commas; the first ones count first
     out: str | Path | None = None,  # folder of the reports; None: reports in the repository
     root: str | Path | None = None,  # of the records; None: reports/runs in the repository
+    seeds: str = "",  # records of trainings that differ in their seed
 ) -> Path:
     "Writes results.md, dataset.md, settings.md, their figures, and index.html, which shows preliminary.md too where it is there; the page."
     folder = Path(out) if out is not None else repo_root() / "reports"
-    write_results(evidence(runs, root), folder)
+    write_results(evidence(runs, root), folder, seeds)
     write_dataset(folder)
     write_settings(folder)
     write_index(folder)
