@@ -169,9 +169,12 @@ def test_the_report_says_what_the_numbers_say(run):
     change = lambda method, low, high: [row.update(value=(low + high) / 2, low=low, high=high) for row in scores["rows"] if row["table"] == "benchmark" and row["kind"] == "all"
                                         and row["name"] == "reached" and row["method"] in method]
     styleclip = ("latent optimisation", "mapper", "global directions")
-    for mine, theirs, said in (((0.9, 0.95), (0.1, 0.2), "opposite of the paper's"), ((0.1, 0.2), (0.9, 0.95), "the paper's order holds"), ((0.1, 0.5), (0.4, 0.9), "neither is ahead")):
+    for mine, theirs, said in (((0.9, 0.95), (0.1, 0.2), "the opposite of the paper's; "), ((0.1, 0.2), (0.9, 0.95), "the paper's order holds"), ((0.1, 0.5), (0.4, 0.9), "neither is ahead in wishes reached; ")):
         change(("SDEdit, plain",), *mine), change(styleclip, *theirs)
         assert said in text(record, scores, pictures)
+    assert "No caption of the foreign model's training" not in text(record, scores, pictures)
+    for row in scores["rows"]: row.update(known=0.0) if row.get("kind") == "eye color" and row["table"] == "benchmark" else None
+    assert "No caption of the foreign model's training named the wishes of: eye color." in text(record, scores, pictures)
     assert cell({"value": 0.5, "low": "nan", "high": "nan"}, 100) == "50.0" and order({"low": 1, "high": 2}, {"low": 2, "high": 3}) == 0
 
 

@@ -97,7 +97,7 @@ def reading(
     found = [_share(f"caption found among {one['ways']}", one["image_to_caption"], one["n"], seed, chance=1 / one["ways"])]
     for attribute, row in zero_shot(clip, images, rows).items():
         if row["n"] and row["chance"] < 1:
-            found.append(_share(f"names {attribute.replace('_', ' ')}", row["accuracy"], row["n"], seed, chance=row["chance"]))
+            found.append(_share(f"names {attribute.replace('_', ' ').replace('eyes', 'eye')}", row["accuracy"], row["n"], seed, chance=row["chance"]))
     return found
 
 # %% ../../nbs/44d1_domains.ipynb #068eb8ab

@@ -59,12 +59,13 @@ def about(
     model: LatentDiffusion,
 ) -> dict:
     "What a model is, by its weights and by the record of its training."
-    file = resolve(name) / "run.json"
-    record = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    told, machine = record.get("config", {}), record.get("hardware", {})
+    records = [json.loads(file.read_text("utf-8")) for file in sorted(resolve(name).glob("run*.json"), reverse=True)]  # run.json, then those of earlier rounds
+    record = records[0] if records else {}
+    told, machine, training = record.get("config", {}), record.get("hardware", {}), [one.get("training", {}) for one in records]
+    total = lambda field: sum(one.get(field, 0) for one in training) or None
     return {"name": name, "unet": fingerprint(model.unet), "autoencoder": fingerprint(model.autoencoder), "clip": model.text_encoder.fingerprint(),
-            "data": told.get("data"), "images": told.get("images"), "steps": record.get("training", {}).get("steps"),
-            "seconds": record.get("training", {}).get("seconds"), "gpu": [gpu["name"] for gpu in machine.get("gpu", [])], "words": len(model.tags)}
+            "data": told.get("data"), "images": told.get("images"), "steps": total("steps"), "seconds": total("seconds"),
+            "gpu": [gpu["name"] for gpu in machine.get("gpu", [])], "words": len(model.tags)}
 
 # %% ../../nbs/44d_preliminary.ipynb #953efcd2
 class Method(NamedTuple):

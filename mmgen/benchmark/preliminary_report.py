@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'STYLECLIP', 'FOUR', 'read_record', 'pick', 'number', 'cell', 'order', 'table', 'figure_6', 'shift', 'edits',
-           'verdict', 'text', 'figure', 'write_report']
+           'unread', 'verdict', 'text', 'figure', 'write_report']
 
 # %% ../../nbs/44d3_preliminary_report.ipynb #99c17cf9
 import json
@@ -94,8 +94,10 @@ def figure_6(rows: list[dict]) -> str:
              cell(of(method, "IoU"), digits=2), cell(of(method, "direction"), digits=2)] for method in (*WAYS, *STYLECLIP)]
     best = max(STYLECLIP, key=lambda method: float(of(method, "reached")["value"]))
     mine, theirs = of("SDEdit, plain", "reached"), of(best, "reached")
-    said = {1: "So on equal data the order is the opposite of the paper's.", -1: "So the paper's order holds on equal data, too.",
-            0: "The intervals overlap: on equal data, neither is ahead in this."}[order(mine, theirs)]
+    said = {1: "In wishes reached, the order on equal data is the opposite of the paper's", -1: "In wishes reached, the paper's order holds on equal data, too",
+            0: "The intervals overlap: on equal data, neither is ahead in wishes reached"}[order(mine, theirs)]
+    said += {1: "; but plainly decoded, diffusion changes more of the rest.", -1: "; and diffusion changes less of the rest.",
+             0: "; in the rest that is changed, the intervals overlap."}[order(of("SDEdit, plain", "flips"), of(best, "flips"))]
     return (f"SDEdit as the paper used it, decoded plainly, reaches {cell(mine, 100)} % of the wishes; the best of StyleCLIP's three ways in this, *{best}*, {cell(theirs, 100)} %. Of the attributes that nobody asked to "
             f"change, they change {cell(of('SDEdit, plain', 'flips'), 100)} % and {cell(of(best, 'flips'), 100)} %. {said}\n\n"
             + table(["method", "n", "reached, %", "flips, %", "skill", "IoU", "direction"], body))
@@ -138,6 +140,12 @@ def edits(rows: list[dict]) -> str:
             + table(["style", "edit", "n", *heads], away))
 
 
+def unread(rows: list[dict]) -> str:
+    "What the foreign model never read a word of, where there is anything."
+    kinds = [row["kind"] for row in rows if row["table"] == "benchmark" and row["model"] == "foreign" and row["method"] == WAYS[0] and row["name"] == "reached" and not row["known"]]
+    return f"* No caption of the foreign model's training named the wishes of: {', '.join(kinds)}. There it fails at the text, too, where Stable Diffusion would have known the words.\n" if kinds else ""
+
+
 def verdict(rows: list[dict]) -> str:
     "Figures 7 and 8 in a sentence or two, as far as the numbers carry them."
     of = lambda model, way, kind="all": pick(rows, table="benchmark", model=model, method=way, kind=kind, name="reached")
@@ -145,8 +153,13 @@ def verdict(rows: list[dict]) -> str:
     for way in WAYS:
         said = {1: "more, by more than the intervals", -1: "fewer, by more than the intervals", 0: "and the intervals overlap"}[order(of("own", way), of("foreign", way))]
         parts.append(f"{way.split(', ')[1]} decoding: the foreign model reaches {cell(of('foreign', way), 100)} % of the wishes, the model of these portraits {cell(of('own', way), 100)} % ({said})")
+    skill = lambda table, way, **where: number(pick(rows, table=table, kind="hair color", method=way, name="skill", **where)["value"], 2)
+    two = lambda table, **where: f"{skill(table, WAYS[0], **where)} plainly and {skill(table, WAYS[1], **where)} in pairs"
+    home = (f"Skill at hair colour, decoded {two('exact', style='mixture', model='foreign')}, is what the foreign model has at home; {two('benchmark', model='foreign')} on adventurer. The own model has "
+            f"{two('benchmark', model='own')} on adventurer, its home, and {two('exact', style='mixture', model='own')} on the mixture. So compare each with itself, abroad and at home: they are not equally good there, for a "
+            "caption of the mixture's few tags leaves most of the picture open.")
     psnr = lambda model, style: number(pick(rows, table="reconstruction", model=model, style=style)["value"])
-    return (f"With {'; with '.join(parts)}.\n\nThe foreign autoencoder alone gives {psnr('foreign', 'mixture')} dB at home, {psnr('foreign', 'adventurer')} dB on adventurer and {psnr('foreign', 'lorelei')} dB on "
+    return (f"With {'; with '.join(parts)}.\n\n{home}\n\nThe foreign autoencoder alone gives {psnr('foreign', 'mixture')} dB at home, {psnr('foreign', 'adventurer')} dB on adventurer and {psnr('foreign', 'lorelei')} dB on "
             f"lorelei; the own one {psnr('own', 'adventurer')} dB on adventurer, where it is at home, {psnr('own', 'mixture')} dB on the mixture and {psnr('own', 'lorelei')} dB on lorelei. "
             "So *foreign* is a relation: where the model of figure 8 leaves its style, it is the foreign one.")
 
@@ -160,11 +173,11 @@ def text(
 ) -> str:
     "The report, as Markdown."
     rows, config, machine = scores["rows"], record["config"], record["hardware"]
-    shown = {what["file"]: f"Rows: {', '.join(what['rows'])}. Test seeds: {', '.join(str(column['seed']) for column in what['columns'])}." for what in pictures}
+    shown = {what["file"]: f"Rows: {'; '.join(what['rows'])}. Test seeds: {', '.join(str(column['seed']) for column in what['columns'])}." for what in pictures}
     picture = lambda name, title: f"![{title}]({where}/{name}.jpg)\n\n*{shown[name + '.jpg']}*"
-    of = lambda value: "not recorded" if value in (None, [], "") else ", ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
+    of = lambda value: "none" if value == [] else "not recorded" if value in (None, "") else ", ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
     made = [[what, *(of(scores["models"][key][field]) for key in ("own", "foreign"))] for what, field in (
-        ("trained on", "data"), ("images", "images"), ("UNet's steps", "steps"), ("UNet's seconds", "seconds"), ("graphics card", "gpu"), ("tags it was told", "words"))]
+        ("trained on", "data"), ("images", "images"), ("UNet's steps, all rounds", "steps"), ("UNet's seconds, all rounds", "seconds"), ("graphics card", "gpu"), ("tags it was told", "words"))]
     return f"""# Preliminary experiments
 
 Section 4.1 of the paper and figures 6, 7 and 8, on drawings. Made from the record of one run ([run.json]({where}/run.json), [scores.json]({where}/scores.json)) by `nbs/41_preliminary.ipynb`; the run is
@@ -217,7 +230,7 @@ The same images and prompts, with the model trained on adventurer. Lorelei is fo
 
 * It can say what a shift of drawing style does to each part (autoencoder, CLIP, diffusion) of one and the same architecture, with the answer known.
 * It cannot say how Stable Diffusion or StyleGAN2 do on manga. A shift from photographs is larger; but Stable Diffusion has read far more words, and seen far more kinds of pictures.
-* The foreign model has never read an eye colour or a length of hair: "blue eyes" fails it as a text, too, which Stable Diffusion knew. *Words known* tells such edits from the others.
+{unread(rows)}* *Words known* tells edits whose words the foreign model can read from the others.
 * Plain decoding is the paper's. Paired decoding adds the difference of two reconstructions to the source, so what the autoencoder loses comes back, and an edit that does nothing costs nothing.
 * The mapper learned from rendered pairs, optimisation and directions from CLIP alone, SDEdit from captioned images. The generator was trained without a graphics card; a better one would help all three.
 * Latent optimisation was asked for {pick(rows, table="benchmark", model="own", method="latent optimisation", kind="all", name="reached")["n"]} edits, the others for {config["rows"]}.
