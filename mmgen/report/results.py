@@ -14,7 +14,7 @@ from ..files import atomic_write
 from .conclusion import conclusion, machine
 from .figures import named_grid
 from .records import Evidence, ReportError, label
-from .sections import attributes, ceilings, comparison, cost, decoding, languages, loops, trade_off, unseen
+from .sections import attributes, ceilings, comparison, cost, decoding, languages, loops, one_text, trade_off, unseen
 from .seeds import training_seeds
 from .tables import clock, markdown, percent
 
@@ -97,7 +97,7 @@ def write_results(
     "Writes results.md and its figures; the text."
     folder = Path(folder)
     parts = [INTRO, conclusion(found, (folder / "preliminary.md").is_file()), comparison(found), trade_off(found, folder / "figures"), attributes(found), unseen(found),
-             languages(found), loops(found), decoding(found), training_seeds(seeds, found.folder), ceilings(found), cost(found), pictures(found, folder), sources(found)]
+             languages(found), loops(found), decoding(found), one_text(), training_seeds(seeds, found.folder), ceilings(found), cost(found), pictures(found, folder), sources(found)]
     text = "\n\n".join(filter(None, parts)) + "\n"
     atomic_write(folder / "results.md", text)
     return text

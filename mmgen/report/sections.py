@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXACT', 'PAPER', 'ABOUT', 'COST', 'comparison', 'trade_off', 'lines_of', 'ceilings', 'cost', 'attributes', 'unseen',
-           'languages', 'loops', 'decoding_of', 'decoding']
+           'languages', 'loops', 'decoding_of', 'decoding', 'one_text']
 
 # %% ../../nbs/44c5_report_sections.ipynb #8b27b88a
 import json
@@ -17,7 +17,7 @@ from ..editing import EDITORS, editor_class
 from ..files import repo_root
 from .conclusion import WRITE, machine
 from .figures import curves
-from .records import CEILINGS, Evidence, curve, editing, label, name_of, options_in, select, value
+from .records import CEILINGS, ONE_TEXT, Evidence, curve, editing, label, name_of, options_in, select, value
 from .tables import Column, absent, clock, expand, interval, levels, markdown, percent, plain, ratio, table
 
 # %% ../../nbs/44c5_report_sections.ipynb #9cef97be
@@ -199,3 +199,17 @@ def decoding(
     head = "## Residual against plain decoding\n\nResidual: source + decode(edit) − decode(source), which cancels what the decoder cannot draw; plain: decode(edit); paired: residual, with the source treated as the edit is.\n\n"
     if not rows: return head + f"""*No record here has one method in two decodings: {_how('-r editors "sdedit,sdedit:decoding=plain"')} measures that.*"""
     return head + markdown(["method", "decoding", "n", "reached % ↑", "flips % ↓", "skill ↑", "perceptual skill ↑"], rows, "llr")
+
+# %% ../../nbs/44c5_report_sections.ipynb #c5e0a002
+def one_text(
+    root: Path | None = None,  # of the .jsonl files; None: reports in the repository
+) -> str:
+    "The mappers that CLIP alone taught one edit, beside the one of all texts."
+    last = {(line["mapper"], line["wish"], line["strength"]): line for line in lines_of("style_edits", root)
+            if line["editor"] == "styleclip-mapper" and line["split"] == "test" and line["decoding"] == "residual" and line["wish"] in ("hair color", *(f"{m[7:].replace('-', ' ')}" for m in ONE_TEXT))}
+    rows = [[line["mapper"], line["wish"], f"{strength:g}", str(line["n"]), percent(line["reached"]), percent(line["kept"]), ratio(line["skill"]), clock(line["seconds per edit"])]
+            for (_, _, strength), line in sorted(last.items(), key=lambda item: (item[0][0] == "mapper-portraits", item[0]))]
+    if not rows: return ""
+    return ("## Mappers of one text\n\nThe published latent mapper knows one text, which CLIP alone taught it. Test portraits of another colour, not the rows of the comparison above; *kept* is the mean over attributes of how "
+            "often they are still read, *skill* here a median.\n\n" + markdown(["mapper", "wish", "strength", "n", "reached % ↑", "kept % ↑", "skill ↑", "each of a batch"], rows, "llr")
+            + "\n\n*`python benchmarks/style_edits.py --split test`; rows in [style_edits.jsonl](style_edits.jsonl).*")
