@@ -26,7 +26,7 @@ class EvaluateConfig(Settings):
     editors: str = "copy-input,reconstruction,inversion,sdedit,sdedit:decoding=plain,ddim-inversion,edit-friendly-ddpm,prompt-to-prompt,flowedit,flowedit:decoding=plain,instruct-pix2pix,styleclip-mapper,styleclip-mapper:decoding=plain,styleclip-directions,styleclip-optimization" # names, each with options: sdedit:decoding=plain:steps=20
     strengths: str = "0.25,0.5,0.75,1" # beside each Editor's own
     rows: int = 500 # of the benchmark, the first ones
-    sweep_rows: int = 300 # so many at the strengths beside each Editor's own
+    sweep_rows: int = 200 # so many at the strengths beside each Editor's own
     slow: str = "styleclip-optimization" # Editors that get fewer
     slow_rows: int = 50 # so many
     loops: int = 100 # rows for an edit to nothing, and for there and back; 0: none
