@@ -13,7 +13,7 @@ import torch
 from mmgen.benchmark import preliminary as experiment
 from mmgen.benchmark.domains import STYLES, drawn_as, exact_scores, reading, reconstruction, style_distances, style_edits, style_images
 from mmgen.benchmark.preliminary import COMMANDS, load_models, methods, preliminary
-from mmgen.benchmark.preliminary_report import cell, order, pick, read_record, text, write_report
+from mmgen.report.preliminary import cell, order, pick, read_record, text, write_report
 from mmgen.benchmark.sheets import sheet, wishes
 from mmgen.clip import CLIP
 from mmgen.data.edits import as_batch
@@ -179,23 +179,23 @@ def test_the_report_says_what_the_numbers_say(run):
 
 
 @pytest.mark.parametrize("file, old, new, said", [
-    ("scores.json", '"table": "distance"', '"table": "nearness"', "scores.json is not the file that the run wrote"),
-    ("pictures.json", "blue eyes", "red eyes", "pictures.json is not the file that the run wrote"),
-    ("run.json", '"name": "PSNR"', '"name": "PSNR!"', "run.json has other metrics than scores.json"),
-    ("run.json", '"status": "completed"', '"status": "failed"', "needs a completed run of nbs/preliminary.ipynb")])
+    ("scores.json", '"table": "distance"', '"table": "nearness"', "scores.json has the SHA-256 .* was changed by hand"),
+    ("pictures.json", "blue eyes", "red eyes", "pictures.json has the SHA-256"),
+    ("run.json", '"name": "PSNR"', '"name": "PSNR!"', "run.json was changed after the run wrote it"),
+    ("run.json", '"status": "completed"', '"status": "failed"', "run.json was changed after the run wrote it")])
 def test_a_record_that_was_edited_by_hand_makes_no_report(run, tmp_path, file, old, new, said):
-    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("parts"))
-    edited = (tmp_path / "run" / file).read_text("utf-8").replace(old, new, 1)
+    shutil.copytree(run, tmp_path / run.name, ignore=shutil.ignore_patterns("parts"))
+    edited = (tmp_path / run.name / file).read_text("utf-8").replace(old, new, 1)
     assert edited != (run / file).read_text("utf-8")
-    (tmp_path / "run" / file).write_text(edited, "utf-8")
-    with pytest.raises(RunError, match=said): write_report(tmp_path / "run", tmp_path / "out")
+    (tmp_path / run.name / file).write_text(edited, "utf-8")
+    with pytest.raises(RunError, match=said): write_report(tmp_path / run.name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_picture_that_is_missing_makes_no_report(run, tmp_path):
-    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("parts"))
-    (tmp_path / "run" / "home.jpg").unlink()
-    with pytest.raises(RunError, match="home.jpg is not the file"): read_record(tmp_path / "run")
+    shutil.copytree(run, tmp_path / run.name, ignore=shutil.ignore_patterns("parts"))
+    (tmp_path / run.name / "home.jpg").unlink()
+    with pytest.raises(RunError, match="home.jpg is missing"): read_record(tmp_path / run.name)
 
 
 def test_the_committed_report_is_that_of_the_committed_record(tmp_path):
