@@ -214,8 +214,8 @@ def test_a_run_keeps_what_a_report_needs(config, tmp_path):
     pictures = json.loads((run.path / "pictures.json").read_text())
     rows = counterfactuals(10)
     assert pictures["first"] == {"file": "first.jpg", "rows": ["source", "exact", "copy-input", "reconstruction"], "columns": [row.tag for row in rows]}
-    assert Image.open(run.path / "first.jpg").size == (10 * 66 - 2, 4 * 66 - 2) and Image.open(run.path / "failures.jpg").size == (12 * 66 - 2, 2 * 66 - 2)
-    assert [one["row"] for one in pictures["failures"]["editors"]["reconstruction"]] == [2, 3, 4, 7]
+    assert [Image.open(run.path / f"{name}.jpg").size[1] for name in ("first", "failures")] == [34 + 4 * 64, 34 + 2 * 64]
+    assert [one["row"] for one in pictures["failures"]["editors"]["reconstruction"]] == [2, 3, 4]
     assert pictures["failures"]["editors"]["copy-input"][1] == {"row": 1, "kind": rows[1].kind, "tag": rows[1].tag, "seed": rows[1].seed, "reached": False, "flips": 0}
     memory = next(metric for metric in record["metrics"] if metric["name"] == "memory")
     assert 200 < memory["value"] < 5000 and all(value > 0 for value in of(found, "copy-input")["scores"]["seconds, one"])
@@ -231,7 +231,7 @@ def test_an_editor_without_failures_has_blank_tiles(tmp_path, monkeypatch):
     config = config_for("evaluate", "smoke", device="cpu", clip="none", editors="copy-input")
     run_parts(config, tmp_path, say=lambda line: None)
     tiles, columns, about = failures(config, tmp_path)
-    assert about == {"editors": {"copy-input": []}} and columns == 12 and len(tiles) == 12 and (tiles == 255).all()
+    assert about == {"editors": {"copy-input": []}} and columns == 9 and len(tiles) == 9 and (tiles == 255).all()
     assert outcomes(config, tmp_path)["editors"]["copy-input"]["reached"] == [1] * 10
 
 

@@ -38,7 +38,7 @@ def evaluate(
     run_parts(config, folder)
     found = table(config, folder)
     for name, content in (("scores", found), ("rows", outcomes(config, folder))):
-        text = json.dumps(to_json(content), separators=(",", ":"), ensure_ascii=False) if name == "rows" else json.dumps(to_json(content), indent=0, ensure_ascii=False)
+        text = json.dumps(to_json(content), separators=(",", ":"), ensure_ascii=False) if name == "rows" else json.dumps(to_json(content), separators=(",", ":"), ensure_ascii=False).replace("},{\"editor\"", "},\n{\"editor\"")
         run.artifact(atomic_write(run.path / f"{name}.json", text + "\n"))
     save_pictures(config, run, folder)
     for row in found:

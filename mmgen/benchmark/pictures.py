@@ -16,13 +16,13 @@ from PIL import Image
 
 from .counterfactuals import counterfactuals
 from .tables import flipped, known_of, own_edits
-from ..core import image_grid
+from .sheets import sheet
 from ..evaluate_job import EvaluateConfig
 from ..files import atomic_write
 from ..runs import to_json
 
 # %% ../../nbs/44b6_pictures.ipynb #679062fb
-COLUMNS, GALLERY = 12, 4  # rows of the benchmark on `first`; failures of each Editor
+COLUMNS, GALLERY = 10, 3  # rows of the benchmark on `first`; failures of each Editor
 
 
 def _padded(images, n):
@@ -66,11 +66,13 @@ def save_pictures(
     folder: Path,  # of the parts
 ) -> dict:  # what is on them
     "first.jpg, failures.jpg and pictures.json, as artifacts of the run."
-    found = {}
+    found, broken = {}, lambda name: name.replace(":", "\n").replace("=", " ")
     for name, make in (("first", first), ("failures", failures)):
         tiles, columns, about = make(config, folder)
+        names = about["rows"] if name == "first" else list(about["editors"])
+        titles = ["\n".join(tag.rsplit(" ", 1)) for tag in about["columns"]] if name == "first" else ["source", "exact", "result"] * GALLERY
         buffer = io.BytesIO()
-        Image.fromarray(image_grid(tiles, columns)).save(buffer, "JPEG", quality=92)
+        Image.fromarray(sheet(dict(zip(map(broken, names), tiles.reshape(-1, columns, *tiles.shape[1:]))), titles, 64)).save(buffer, "JPEG", quality=85)
         run.artifact(atomic_write(run.path / f"{name}.jpg", buffer.getvalue()))
         found[name] = {"file": f"{name}.jpg"} | about
     run.artifact(atomic_write(run.path / "pictures.json", json.dumps(to_json(found), indent=1, ensure_ascii=False) + "\n"))

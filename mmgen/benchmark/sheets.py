@@ -47,14 +47,14 @@ def sheet(
     rows: dict[str, np.ndarray],  # label → uint8 (N, H, W, 3)
     columns: list[str],  # N labels, of one or two lines
     cell: int = 80,  # pixels of an image
-    margin: int = 118,  # pixels for the labels of the rows
 ) -> np.ndarray:  # uint8 (H, W, 3)
-    "Rows of images under and beside what they are."
+    "Rows of images under and beside what they are; a label may have two lines."
     font, top = ImageFont.load_default(12), 34
+    margin = 12 + int(max(font.getlength(line) for label in rows for line in label.split("\n")))
     page = Image.new("RGB", (margin + cell * len(columns), top + cell * len(rows)), "white")
     pen = ImageDraw.Draw(page)
     for x, text in enumerate(columns): pen.multiline_text((margin + (x + 0.5) * cell, top / 2), text, "black", font, "mm", 2, "center")
     for y, (label, images) in enumerate(rows.items()):
-        pen.text((margin - 6, top + (y + 0.5) * cell), label, "black", font, "rm")
+        pen.multiline_text((margin - 6, top + (y + 0.5) * cell), label, "black", font, "rm", 2, "right")
         for x, image in enumerate(images): page.paste(Image.fromarray(image).resize((cell, cell), Image.Resampling.LANCZOS), (margin + x * cell, top + y * cell))
     return np.asarray(page)

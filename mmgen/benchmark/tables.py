@@ -102,7 +102,7 @@ def table(
             values, about, failed = joined([part for part in some if (part.task, part.strength) == (task, strength)], folder)
             scores = {name: x for name, x in values.items() if x.ndim == 1 and name not in NOT_SCORES}
             own, n = strength is None, len(scores["flips"])
-            for kind, where in _groups(rows[:n], task).items():
+            for kind, where in _groups(rows[:n], task, own).items():
                 sources = [row.seed for row, chosen in zip(rows, where) if chosen]
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", MetricWarning)  # the table has a column for failed rows
@@ -122,10 +122,10 @@ def table(
     return found
 
 
-def _groups(rows, task):
-    "The rows of each kind that there are; loops are asked of all together."
+def _groups(rows, task, own):
+    "The rows of each kind that there are; loops and other strengths are asked of all together."
     groups = {"all": np.ones(len(rows), bool)}
-    if task == "edit":
+    if task == "edit" and own:
         groups |= {kind: np.array([row.kind == kind for row in rows]) for kind in KINDS}
         groups["unseen combination"] = np.array([is_held_out(row.source) for row in rows])
     return {kind: where for kind, where in groups.items() if where.any()}

@@ -8,11 +8,8 @@ __all__ = ['INTRO', 'picture_of', 'pictures', 'sources', 'write_results']
 # %% ../../nbs/44c6_report_results.ipynb #03ab693d
 from pathlib import Path
 
-from PIL import Image
-
 from ..files import atomic_write
 from .conclusion import conclusion, machine
-from .figures import named_grid
 from .records import Evidence, ReportError, label
 from .sections import attributes, ceilings, comparison, cost, decoding, languages, loops, one_text, trade_off, unseen
 from .seeds import training_seeds
@@ -39,6 +36,13 @@ def _failure(one):
     return f"{one['kind']} → {one['tag']} (row {one['row']}, seed {one['seed']}): {said}{flipped}"
 
 
+def _linked(found, run, name, folder):
+    "Where the report finds a picture of a record; beside other reports than the repository's it is put there."
+    there, picture = folder / "runs" / run / name, picture_of(found, run, name)
+    if not there.exists(): atomic_write(there, picture.read_bytes())
+    return f"runs/{run}/{name}"
+
+
 def pictures(
     found: Evidence,
     folder: Path,  # of the report
@@ -48,16 +52,11 @@ def pictures(
     for run, about in found.pictures.items():
         if "first" in about:
             rows, columns = list(map(label, about["first"]["rows"])), about["first"]["columns"]
-            named_grid(folder / "figures" / f"{run}-first.jpg", picture_of(found, run, about["first"]["file"]), rows, columns)
-            parts += [f"### The first rows, chosen by nobody ({run})", f"![Lines: {', '.join(rows)}; columns: {', '.join(columns)}](figures/{run}-first.jpg)",
+            parts += [f"### The first rows, chosen by nobody ({run})", f"![Lines: {', '.join(rows)}; columns: {', '.join(columns)}]({_linked(found, run, about['first']['file'], folder)})",
                       f"*The first {len(columns)} edits of the benchmark, each method at its own strength.*"]
         if "failures" in about:
-            editors = about["failures"]["editors"]
-            lines = [[label(spec), "; ".join(map(_failure, some)) or "none"] for spec, some in editors.items()]
-            picture = picture_of(found, run, about["failures"]["file"])
-            with Image.open(picture) as grid: threes = max(1, round(grid.width * len(lines) / grid.height / 3))  # tiles are square
-            named_grid(folder / "figures" / f"{run}-failures.jpg", picture, [name for name, _ in lines], ["source", "exact", "result"] * threes)
-            parts += [f"### Failures ({run})", f"![Source, exact answer and result of edits that went wrong, a line for each method](figures/{run}-failures.jpg)",
+            lines = [[label(spec), "; ".join(map(_failure, some)) or "none"] for spec, some in about["failures"]["editors"].items()]
+            parts += [f"### Failures ({run})", f"![Source, exact answer and result of edits that went wrong, a line for each method]({_linked(found, run, about['failures']['file'], folder)})",
                       "*Each method's first edits that were not reached or flipped too much else.*",
                       "<details><summary>What is seen on each line</summary>\n\n" + markdown(["method", "edits"], lines) + "\n\n</details>"]
     if not parts: parts = ["*These records bring no pictures: an evaluation leaves first.jpg, failures.jpg and pictures.json.*"]
