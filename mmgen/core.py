@@ -150,7 +150,7 @@ def show_grid(
 
 
 def jpeg_figures(
-    quality: int = 80, # JPEG quality, 1..95
+    quality: int = 65, # JPEG quality, 1..95
 ) -> None:
     "Store a notebook's figures as JPEG, so that the notebook stays small; does nothing outside IPython."
     from IPython import get_ipython
