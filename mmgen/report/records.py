@@ -115,7 +115,7 @@ def evidence(
         records.append(record)
         rows += [_checked(row, number, run) for number, row in enumerate(_json(folder / run / "scores.json", run))]
         if (folder / run / "pictures.json").is_file(): pictures[run] = _json(folder / run / "pictures.json", run)
-    if not records: raise ReportError("A report needs at least one run of evaluate, e.g. runs=\"evaluate-250\".")
+    if not records: raise ReportError("A report needs at least one run of evaluate, e.g. runs=\"evaluate-500\".")
     return Evidence(records, rows, pictures, folder)
 
 # %% ../../nbs/44c1_report_records.ipynb #192a89b4
