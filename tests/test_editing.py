@@ -84,7 +84,7 @@ def test_residual_decoding_is_the_formula():
 
 def test_editors_are_found_by_name():
     assert mmgen.editors() == ["copy-input", "reconstruction", "sdedit", "ddim-inversion", "edit-friendly-ddpm", "prompt-to-prompt", "flowedit",
-                               "inversion", "styleclip-optimization", "styleclip-mapper", "styleclip-directions"]
+                               "instruct-pix2pix", "inversion", "styleclip-optimization", "styleclip-mapper", "styleclip-directions"]
     assert options_of("sdedit")[:2] == ["model", "decoding"] and options_of("copy-input") == []
     assert {"generator", "encoder", "clip", "decoding", "inversion_steps", "alpha", "beta"} <= set(options_of("styleclip-directions"))
     assert "model" not in options_of("styleclip-optimization")

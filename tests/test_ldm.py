@@ -57,7 +57,8 @@ def test_caption_dropout_puts_the_empty_caption(clip, stored):
     empty, n = read_all(clip, [""])
     unet = torch.nn.Linear(1, 1)
     for dropout in (0.0, 1.0):
-        context, mask = LDMTask(unet, clip, make_process(), caption_dropout=dropout).context(batch)
+        context, mask, gone = LDMTask(unet, clip, make_process(), caption_dropout=dropout).context(batch, batch["latents"].device)
+        assert gone.tolist() == [dropout == 1] * 4
         assert mask.sum(1).tolist() == (lengths.tolist() if dropout == 0 else [int(n)] * 4)
         want = states[0, :lengths[0]] if dropout == 0 else empty[0, :n]
         assert torch.allclose(context[0, :len(want)], want.float(), atol=2e-2)
