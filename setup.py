@@ -15,6 +15,6 @@ setup(
     packages=find_packages(include=["mmgen", "mmgen.*"]),
     package_data={"mmgen": ["weights/**/*", "data/tables/*"]},
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={"dev": settings["dev_requirements"].split(), "spark": settings["spark_requirements"].split()},
     entry_points={"nbdev": ["mmgen=mmgen._modidx:d"]},
 )
