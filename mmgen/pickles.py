@@ -23,7 +23,7 @@ import torch
 class PickleError(ValueError):
     "A pickle that is damaged, or that asks for more than data."
 
-# %% ../nbs/04a_pickles.ipynb #bb638074
+# %% ../nbs/04a_pickles.ipynb #4c0373ed
 class Plain:
     "An object as data: `kind`, the name of its class; `args`; `state`, what its class would have restored."
     kind = ""
@@ -41,7 +41,12 @@ class Plain:
 
 
 class PlainDict(dict):
-    "A mapping of a foreign class."
+    "A mapping of a foreign class; its attributes (a state dict has some) are not kept."
+    def __setstate__(self, state): ...
+
+
+class _Namespace(PlainDict):
+    "argparse.Namespace: its attributes are what it holds."
     def __setstate__(self, state):
         if isinstance(state, dict): self.update(state)
 
@@ -124,7 +129,7 @@ def _persistent(meta, *_):
     found.kind, found.state = str(meta.get("class_name", "")), meta["state"]
     return found
 
-# %% ../nbs/04a_pickles.ipynb #2099da68
+# %% ../nbs/04a_pickles.ipynb #927f4f1f
 _DTYPES = {"DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64,
            "IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool}
 _TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()}
@@ -133,7 +138,7 @@ _INERT = ("dnnlib.", "torch_utils.", "training.", "pytorch_lightning.", "lightni
 
 def _named(kind):
     "Calls by name that make data."
-    known = {"collections.OrderedDict": PlainDict, "collections.defaultdict": lambda *_: PlainDict(), "argparse.Namespace": PlainDict, "dnnlib.util.EasyDict": PlainDict,
+    known = {"collections.OrderedDict": PlainDict, "collections.defaultdict": lambda *_: PlainDict(), "argparse.Namespace": _Namespace, "dnnlib.util.EasyDict": PlainDict,
              "torch._utils._rebuild_tensor_v2": _tensor, "torch._utils._rebuild_parameter": lambda tensor, *_: tensor, "torch.Size": tuple,
              "torch.device": lambda *where: ":".join(map(str, where)), "torch.storage._load_from_bytes": _nested, "_codecs.encode": _encoded,
              "numpy.ndarray": _Array, "numpy.dtype": _DType, "torch_utils.persistence._reconstruct_persistent_obj": _persistent,

@@ -9,7 +9,6 @@ __all__ = ['FILES', 'TORCH_FILES', 'WeightsError', 'packaged', 'resolve', 'load_
 # %% ../nbs/04_weights.ipynb #a88dfd92
 import hashlib
 import json
-import pickle
 import re
 import shutil
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from torch import nn
 
 import mmgen
 from .files import atomic_write, repo_root
+from .pickles import PickleError, read_pickle
 from .runs import to_json, without_folders
 
 # %% ../nbs/04_weights.ipynb #c9ae96fd
@@ -65,14 +65,10 @@ def resolve(
 # %% ../nbs/04_weights.ipynb #eb7aefb0
 def _unpickle(path: Path) -> dict:
     "The state dict in a torch file; nothing in it is executed."
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        if "Unsupported" in str(e):
-            raise WeightsError(f"{path.name} holds more than tensors: opening it would run code, so it was "
-                               "refused. Convert it to .safetensors where you trust its source.") from e
-        raise WeightsError(f"{path.name} is damaged or is not a torch file.") from e
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as e:
-        raise WeightsError(f"{path.name} is damaged, cut short or not a torch file.") from e
+    try: state = read_pickle(path)
+    except PickleError as e:
+        hint = " Convert it to .safetensors where you trust its source." if "asks for" in str(e) else ""
+        raise WeightsError(f"{e}{hint}") from e
     while isinstance(state, dict) and isinstance(state.get("state_dict"), dict): state = state["state_dict"]
     return state
 

@@ -38,11 +38,12 @@ def test_a_checkpoint_of_torch_in_both_forms(tmp_path, new, protocol):
     base = torch.randn(5, 6)
     content = {"state_dict": OrderedDict(a=base, b=base[1:, ::2], t=base.T, n=torch.tensor(3), h=torch.randn(2).half(), f=torch.randn(3).bfloat16(),
                                          i=torch.tensor([1, -2], dtype=torch.int8), e=torch.empty(0), p=torch.nn.Parameter(torch.ones(2))),
-               "opts": Namespace(lr=0.1, names=["a", "b"]), "step": 7, "size": base.shape, "latent_avg": torch.zeros(2, 3), "np": np.arange(6).reshape(2, 3), "s": np.float32(2.5)}
+               "module": torch.nn.Linear(2, 3).state_dict(), "opts": Namespace(lr=0.1, names=["a", "b"]), "step": 7, "size": base.shape, "latent_avg": torch.zeros(2, 3), "np": np.arange(6).reshape(2, 3), "s": np.float32(2.5)}
     torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=new, pickle_protocol=protocol)
     found = read_pickle(tmp_path / "a.pt")
     for name, value in content["state_dict"].items():
         assert found["state_dict"][name].dtype == value.dtype and torch.equal(found["state_dict"][name], value), name
+    assert list(found["module"]) == ["weight", "bias"]  # and not the attribute _metadata, which such a dict has
     assert found["opts"] == {"lr": 0.1, "names": ["a", "b"]} and found["step"] == 7 and found["size"] == (5, 6) and found["s"] == 2.5
     assert np.array_equal(found["np"], content["np"]) and type(found["state_dict"]["p"]) is torch.Tensor
 
