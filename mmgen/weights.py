@@ -95,6 +95,9 @@ def load_state(
         raise WeightsError(f"{path.name} is not weights: the name must end in one of {endings}.")
     if not (isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values())):
         raise WeightsError(f"{path.name} is not a state dict: names and tensors were expected.")
+    small = [k for k, v in state.items() if v.ndim > 1 and v.dtype.itemsize == 1 and v.dtype != torch.bool]
+    if small:
+        raise WeightsError(f"{path.name} holds 8-bit weights ({small[0]}, for example); take the float16 or float32 ones.")
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
