@@ -95,7 +95,7 @@ def load_state(
         raise WeightsError(f"{path.name} is not weights: the name must end in one of {endings}.")
     if not (isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values())):
         raise WeightsError(f"{path.name} is not a state dict: names and tensors were expected.")
-    small = [k for k, v in state.items() if v.ndim > 1 and v.dtype.itemsize == 1 and v.dtype != torch.bool]
+    small = [k for k, v in state.items() if v.is_floating_point() and v.dtype.itemsize == 1]
     if small:
         raise WeightsError(f"{path.name} holds 8-bit weights ({small[0]}, for example); take the float16 or float32 ones.")
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
@@ -110,7 +110,8 @@ def load_into(
     own = module.state_dict()
     wrong = {"missing": [k for k in own if k not in state], "unexpected": [k for k in state if k not in own],
              "of another shape": [f"{k}: {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own
-                                  if k in state and state[k].shape != own[k].shape]}
+                                  if k in state and state[k].shape != own[k].shape],
+             "no floating-point numbers, as of 8-bit weights": [k for k in own if k in state and own[k].is_floating_point() and not state[k].is_floating_point()]}
     if any(wrong.values()):
         lists = [f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
                  for what, names in wrong.items() if names]
