@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .folders import SourceError, read_folder
+from .folders import SourceError, read_folder, with_captions
 from ..files import atomic_write, repo_root
 
 # %% ../../nbs/42d_loading.ipynb #bb3c2c6c
@@ -79,6 +79,7 @@ SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val",
 def _checked(dataset, data: str):
     "The data set with its images as such, or what is missing"
     from datasets import Image as ImageFeature
+    dataset = with_captions(dataset, data)
     if "image" not in dataset.column_names or not {"tags", "text"} & set(dataset.column_names):
         raise SourceError(f"The data set {data} has the columns {', '.join(dataset.column_names)}; it needs "
                           "image, and tags or text (datasets.Dataset.rename_column renames).")
@@ -92,7 +93,7 @@ def _held_out(dataset, split: str, seed: int):
     order = np.random.default_rng(seed).permutation(n)
     return dataset.select({"train": order[2*k:], "validation": order[:k], "test": order[k:2*k]}[split])
 
-def load_source(data: str, # "portraits", "portraits:lorelei", a folder, a .parquet file or a name for `datasets.load_dataset`
+def load_source(data: str, # "portraits", "portraits:lorelei", a folder, its table of captions, a .parquet file or a name for `datasets.load_dataset`
                 split: str = "train", # "train", "validation" or "test"
                 size: int = 64, # side of the rendered portraits; others keep theirs until `to_arrays`
                 images: int | None = None, # how many; None: all (10 000 portraits)
@@ -114,6 +115,7 @@ def load_source(data: str, # "portraits", "portraits:lorelei", a folder, a .parq
             raise SourceError(f"The file {data} cannot be read as Parquet: {str(e).splitlines()[0]}.") from e
     elif (path/"dataset_dict.json").is_file(): found = load_from_disk(str(path))
     elif (path/"dataset_info.json").is_file(): found = {"train": load_from_disk(str(path))}
+    elif path.suffix in (".json", ".jsonl", ".csv") and path.is_file(): found = {"train": read_folder(path.parent, path)}
     elif path.is_dir():
         parts = {name: path/name for names in SPLIT_NAMES.values() for name in names if (path/name).is_dir()}
         found = {name: read_folder(p) for name, p in (parts or {"train": path}).items()}
@@ -127,6 +129,9 @@ def load_source(data: str, # "portraits", "portraits:lorelei", a folder, a .parq
     elif len(found) > 1:
         raise SourceError(f"The data set {data} has no {split} split; it has {', '.join(found)}.")
     if len(found) == 1: chosen = _held_out(_checked(next(iter(found.values())), data), split, seed)
+    if "repeats" in chosen.column_names:
+        rows, chosen = np.repeat(np.arange(len(chosen)), chosen["repeats"]), chosen.remove_columns("repeats")
+        if split == "train": chosen = chosen.select(np.random.default_rng(seed).permutation(rows))
     return chosen.select(range(min(images or len(chosen), len(chosen))))
 
 # %% ../../nbs/42d_loading.ipynb #d7ab7cc3
