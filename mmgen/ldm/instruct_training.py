@@ -11,8 +11,9 @@ import torch
 from ..clip import CLIP
 from ..core import pick_device, seed_everything
 from ..data import portraits
+from ..data.batches import Batches, cached
 from ..data.captions import known_tags
-from ..data.loading import Batches, cached, content_sha256
+from ..data.loading import content_sha256
 from ..data.pairs import load_pairs
 from ..files import sha256
 from ..instruct_job import InstructConfig
