@@ -16,5 +16,4 @@ setup(
     package_data={"mmgen": ["weights/**/*", "data/tables/*"]},
     install_requires=settings["requirements"].split(),
     extras_require={"dev": settings["dev_requirements"].split(), "spark": settings["spark_requirements"].split()},
-    entry_points={"console_scripts": ["mmgen=mmgen.cli:main"]},
 )

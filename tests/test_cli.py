@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ def me(tmp_path):
 
 
 def test_an_edit_from_the_shell_makes_a_picture_and_one_line_of_json(me):
-    done = subprocess.run([sys.executable, "-m", "mmgen.cli", "edit", str(me), "green hair", "--steps", "3", "--json"], capture_output=True, text=True,
+    mmgen = Path(sys.executable).parent / "mmgen"
+    done = subprocess.run([str(mmgen), "edit", str(me), "green hair", "--steps", "3", "--json"], capture_output=True, text=True,
                           env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=120)
     assert done.returncode == 0, done.stderr
     about = json.loads(done.stdout)
