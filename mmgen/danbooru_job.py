@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from .settings import Settings, closest, split_list
 
-# %% ../nbs/02g_danbooru_job.ipynb #ece54bd4
+# %% ../nbs/02g_danbooru_job.ipynb #0d4db22a
 @dataclass(frozen=True)
 class DanbooruConfig(Settings):
     "prepare_danbooru: a Danbooru dump → a training set; section 4.2."
@@ -31,12 +31,14 @@ class DanbooruConfig(Settings):
     keep: str = "" # posts that are taken all the same: deleted, banned, flagged, pending
     min_tag_count: int = 100 # posts that must have a tag; rarer tags are left out
     min_tags: int = 1 # tags that a post must have after that
+    relatives: bool = True # variants of a picture that is taken may stay
     # which images come out
     out: str = "data/danbooru" # folder of the training set
     size: int = 256 # height and width, pixels
     fit: str = "crop" # crop: the centre square; pad: all of the picture, on white
     encoding: str = "jpeg" # jpeg or png
-    near_duplicates: int = 0 # bits in which the hashes of two pictures may differ for the later one to be dropped; -1: none is
+    near_duplicates: int = 4 # bits, 0 to 10, in which the hashes of two nearly equal pictures may differ
+    drop_copies: bool = False # leave out the later one of two nearly equal pictures
     shard_mb: int = 500 # size of a shard, megabytes
     # how
     engine: str = "duckdb" # what reads the metadata: duckdb or spark
