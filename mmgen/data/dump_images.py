@@ -23,51 +23,65 @@ from .near_duplicates import signature
 # %% ../../nbs/42b2_dump_images.ipynb #764946d4
 _TOLERANCE = 12  # how far JPEG moves a value of a plain colour
 _RING = 16  # pixels: the block in which it moves them further
+_GRID = 64  # a first look is at so many pixels of each row and column, so thinner bars than 1/64 stay
 
 
-def _plain(image, box):
-    "The colour of a part of an image where it has one, else None."
-    if box[0] >= box[2] or box[1] >= box[3]: return None
-    values = np.array(image.crop(box).getextrema())
-    return values.mean(1) if (values[:, 1] - values[:, 0]).max() <= 2*_TOLERANCE else None
+def _colour(values):
+    "The one colour of pixels (..., 3), else None."
+    values = values.reshape(-1, 3)
+    low, high = values.min(0).astype(float), values.max(0)
+    return (low + high)/2 if (high - low).max() <= 2*_TOLERANCE else None
 
 
 def _alike(a, b): return a is not None and b is not None and np.abs(a - b).max() <= _TOLERANCE
 
 
-def _known(image, original):
+def _known(image, grid, original):
     "The box that the original fills when it is scaled to fit the image, where the rest is plain."
-    (width, height), scale = image.size, min(image.width/original[0], image.height/original[1])
-    w, h = max(1, round(original[0]*scale)), max(1, round(original[1]*scale))
-    x, y = (width - w)//2, (height - h)//2
-    if max(width - w, height - h) < 2: return None
-    inner = lambda bar: bar - min(_RING, bar//2)
-    if width - w >= 2: bars = (0, 0, inner(x), height), (x + w + x - inner(x), 0, width, height)
-    else: bars = (0, 0, width, inner(y)), (0, y + h + y - inner(y), width, height)
-    if not _alike(*(_plain(image, bar) for bar in bars)): return None
-    box = (x + 1, 0, x + w - 1, height) if width - w >= 2 else (0, y + 1, width, y + h - 1)
-    return box if box[0] < box[2] and box[1] < box[3] else None
+    scale = min(image.width/original[0], image.height/original[1])
+    bars = [side - max(1, round(whole*scale)) for side, whole in zip(image.size, original)]
+    axis = 0 if bars[0] > bars[1] else 1
+    side, bar = image.size[axis], bars[axis]
+    start, stop = bar//2, bar//2 + side - bar
+    if bar < 2 or stop - start < 4: return None
+    near = min(_RING, start//2)
+    first, last = (start - near)*_GRID//side, -(-(stop + near)*_GRID//side)  # lines of the grid that lie in the bars
+    if not 0 < first <= last < _GRID: grid, first, last = np.asarray(image), 1, side - 1  # too thin: the outermost lines
+    if axis == 0: grid = grid.transpose(1, 0, 2)
+    if not _alike(_colour(grid[:first]), _colour(grid[last:])): return None
+    return (start + 1, 0, stop - 1, image.height) if axis == 0 else (0, start + 1, image.width, stop - 1)
 
 
-def _seen(image, box, across):
-    "The box without a pair of bars, left and right (across) or above and below."
-    x0, y0, x1, y1 = box
-    edges = ((x0, y0, x0 + 1, y1), (x1 - 1, y0, x1, y1)) if across else ((x0, y0, x1, y0 + 1), (x0, y1 - 1, x1, y1))
-    colours = [_plain(image, edge) for edge in edges]
+def _ends(profile, reach):
+    "Where a bar ends, by the share of each line (the nearest first) that is not of its colour; and how much of the lines there is not."
+    start = int(np.argmax(profile > 0.02))
+    line = profile[start:start + reach]
+    return start + int(np.argmax(line >= 0.5)), line.max()
+
+
+def _seen(image, grid, box, axis):
+    "The box without a pair of bars, left and right (axis 0) or above and below (1)."
+    low, high = ([-(-at*_GRID//side) for at, side in zip(corner, image.size)] for corner in (box[:2], box[2:]))
+    grid = grid[low[1]:high[1], low[0]:high[0]]
+    if min(grid.shape) < 2: return box
+    if _colour(grid[::len(grid) - 1, ::len(grid[0]) - 1]) is None: return box  # the corners: most pictures go no further
+    colours = [_colour(grid[:, end] if axis == 0 else grid[end]) for end in (0, -1)]
     if not _alike(*colours): return box
-    # means of 8 pixels along the bar: little noise, little work
-    part = np.asarray(image.crop(box).reduce((1, 8) if across else (8, 1)), np.int16)
-    differs = (np.abs(part - np.mean(colours, 0)).max(2) > _TOLERANCE).mean(0 if across else 1)
-    if not differs.any(): return box
-    bars, straight = [], []
-    for profile in (differs, differs[::-1]):
-        start = int(np.argmax(profile > 0.02))
-        line = profile[start:start + 3]
-        bars.append(start + int(np.argmax(line >= 0.5)))
-        straight.append(line.max())
-    if min(bars) < 2 or abs(bars[0] - bars[1]) > 2 or max(straight) < 0.5 or min(straight) < 0.2: return box
-    first, last = bars[0] + 1, bars[1] + 1
-    return (x0 + first, y0, x1 - last, y1) if across else (x0, y0 + first, x1, y1 - last)
+
+    low, high = ((sum(colours)/2 + add).clip(0, 255).astype(np.uint8) for add in (-_TOLERANCE, _TOLERANCE))
+
+    def found(part, reach):
+        differs = (part < low) | (part > high)
+        differs = (differs[..., 0] | differs[..., 1] | differs[..., 2]).mean(axis)
+        (first, one), (last, other) = _ends(differs, reach), _ends(differs[::-1], reach)
+        return (first, last) if max(one, other) >= 0.5 and min(one, other) >= 0.2 and abs(first - last) <= 2 else None
+
+    if not found(grid, 2): return box
+    # means of 8 pixels along the bar: little noise
+    bars = found(np.asarray(image.crop(box).reduce((1, 8) if axis == 0 else (8, 1))), 3)
+    if not bars or min(bars) < 2: return box
+    start, stop = box[axis] + int(bars[0]) + 1, box[axis + 2] - int(bars[1]) - 1
+    return (start, box[1], stop, box[3]) if axis == 0 else (box[0], start, box[2], stop)
 
 
 def content_box(
@@ -75,8 +89,10 @@ def content_box(
     original: tuple[int, int] | None = None,  # width and height of the picture that the image shows, of the metadata
 ) -> tuple[int, int, int, int]:  # left, top, right, bottom in pixels
     "The part of the image between letterbox bars; all of it where there are none."
-    box = original and min(original) > 0 and _known(image, original) or (0, 0, *image.size)
-    for across in (False, True): box = _seen(image, box, across)
+    if min(image.size) < _GRID: return (0, 0, *image.size)
+    grid = np.asarray(image.resize((_GRID, _GRID), Image.Resampling.NEAREST))
+    box = original and min(original) > 0 and _known(image, grid, original) or (0, 0, *image.size)
+    for axis in (1, 0): box = _seen(image, grid, box, axis)
     return box
 
 # %% ../../nbs/42b2_dump_images.ipynb #17323489
@@ -124,10 +140,20 @@ def dump_image(
         image = read_image(path)
         box = content_box(image, original)
     image = _fitted(image, box, size, fit)
-    file = io.BytesIO()
-    if format == "jpeg": image.save(file, "JPEG", quality=quality, subsampling=0)
-    else: image.save(file, "PNG", compress_level=1)
-    return DumpImage(file.getvalue(), *signature(image))
+    options = {"quality": quality, "subsampling": 0} if format == "jpeg" else {"compress_level": 1}
+    return DumpImage(_encoded(image, format, options), *signature(image))
+
+
+def _encoded(image, format, options):
+    "The bytes of an image file."
+    if not hasattr(os, "memfd_create"):
+        file = io.BytesIO()
+        image.save(file, format, **options)
+        return file.getvalue()
+    with open(os.memfd_create("image"), "w+b", buffering=0) as file:  # into a real file Pillow encodes without holding Python's lock
+        image.save(file, format, **options)
+        file.seek(0)
+        return file.read()
 
 
 def _head(source):

@@ -38,7 +38,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image)
         image = white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 def _square(image: Image.Image, size: int) -> Image.Image:
     "The centre square, resized with antialiasing"
@@ -61,7 +61,9 @@ def read_image(source, # a path, bytes, an open file, a PIL image or a uint8 arr
         if image.width*image.height > max_pixels:
             raise ImageError(f"{name} has {image.width} × {image.height} pixels; {limit}.")
         if least: image.draft(None, (least, least))
-        return _rgb(ImageOps.exif_transpose(image))
+        if image is source: image = ImageOps.exif_transpose(image)
+        else: ImageOps.exif_transpose(image, in_place=True) # no copy
+        return _rgb(image)
     except ImageError: raise
     except Image.DecompressionBombError as e:
         raise ImageError(f"{name} is far too large; {limit}.") from e

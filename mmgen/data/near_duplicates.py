@@ -12,19 +12,20 @@ from itertools import combinations
 import numpy as np
 from PIL import Image
 
-# %% ../../nbs/42b2a_near_duplicates.ipynb #d6a56616
+# %% ../../nbs/42b2a_near_duplicates.ipynb #5a09d65c
 _SIDE = 8
+_WAVES = np.cos(np.pi*np.outer(np.arange(_SIDE), 2*np.arange(4*_SIDE) + 1)/(8*_SIDE))
 
 
 def signature(
     image: Image.Image,  # RGB
 ) -> tuple[int, bytes]:  # 64 bits; 8 × 8 × 3 values
     "What near-duplicates have in common"
-    small = image.resize((4*_SIDE, 4*_SIDE), Image.Resampling.BOX)
-    waves = np.cos(np.pi*np.outer(np.arange(_SIDE), 2*np.arange(4*_SIDE) + 1)/(8*_SIDE))
+    factor, rest = divmod(min(image.size), 4*_SIDE)
+    small = image.reduce(factor) if image.width == image.height and not rest else image.resize((4*_SIDE, 4*_SIDE), Image.Resampling.BOX)
     # whole numbers: what rounding leaves in a picture of one colour would be noise
-    frequencies = np.rint(waves @ np.asarray(small.convert("L"), float) @ waves.T)
-    bits = np.packbits(frequencies > np.median(frequencies))
+    frequencies = np.rint(_WAVES @ np.asarray(small.convert("L"), float) @ _WAVES.T).ravel()
+    bits = np.packbits(frequencies > np.sort(frequencies)[31:33].mean())
     return int.from_bytes(bits.tobytes(), "big"), small.reduce(4).tobytes()
 
 # %% ../../nbs/42b2a_near_duplicates.ipynb #d1a6f8aa
@@ -46,8 +47,9 @@ def near_duplicates(
     h, t = hashes[rows], None if thumbs is None else np.asarray(thumbs)[rows]
     bit = np.arange(64) % (distance + 2)  # the part that each bit belongs to
     masks = [np.bitwise_or.reduce(np.uint64(1) << np.flatnonzero(bit == part).astype(np.uint64)) for part in range(distance + 2)]
-    for one, other in combinations(masks, 2):
-        key = h & (one | other)
+    parts = [one | other for one, other in combinations(masks, 2)]
+    for number, part in enumerate(parts):
+        key = h & part
         order = np.argsort(key)
         key, at, step = key[order], np.arange(len(h)), 0
         while len(at):
@@ -55,14 +57,16 @@ def near_duplicates(
             at = at[at < len(h) - step]
             at = at[key[at] == key[at + step]]
             a, b = order[at], order[at + step]
-            bits = np.bitwise_count(h[a] ^ h[b])
-            near = bits <= distance
-            a, b, bits = a[near], b[near], bits[near]
+            differ = h[a] ^ h[b]
+            near = np.bitwise_count(differ) <= distance
+            for earlier in parts[:number]: near &= (differ & earlier) != 0  # else it was found there
+            a, b, bits = a[near], b[near], np.bitwise_count(differ[near])
             if t is not None:
                 alike = _alike(t, a, b, tolerance)
                 a, b, bits = a[alike], b[alike], bits[alike]
             if len(a): found.append(np.stack([rows[np.minimum(a, b)], rows[np.maximum(a, b)], bits], 1).astype(np.int64))
-    return np.unique(np.concatenate(found), axis=0).reshape(-1, 3)
+    pairs = np.concatenate(found)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
 def _distinct(hashes, thumbs):
