@@ -11,7 +11,8 @@ from record import record
 
 from mmgen.core import psnr, to_float
 from mmgen.data import portraits
-from mmgen.data.loading import Batches, load_source, to_arrays
+from mmgen.data.batches import Batches
+from mmgen.data.loading import load_source, to_arrays
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.autoencoder_training import AutoencoderTask, reconstruct
 from mmgen.metrics.oracle import Oracle, accuracy, classes, labels

@@ -26,7 +26,7 @@ from record import record
 
 import mmgen.stylegan.generator as rooms
 from mmgen.core import fast_bf16, seed_everything, to_float
-from mmgen.data.loading import Batches
+from mmgen.data.batches import Batches
 from mmgen.presets import config_for
 from mmgen.stylegan.discriminator import Discriminator
 from mmgen.stylegan.layers import blur

@@ -43,9 +43,10 @@ from mmgen.clip import CLIP
 from mmgen.core import fast_bf16, pick_device, seed_everything
 from mmgen.data import portraits
 from mmgen.data.captions import caption
-from mmgen.data.loading import Batches
+from mmgen.data.batches import Batches
 from mmgen.ldm.diffusion import diffusion_loss, make_schedule
-from mmgen.ldm.train import LDMTask, build_unet, read_all
+from mmgen.ldm.columns import read_all
+from mmgen.ldm.train import LDMTask, build_unet
 from mmgen.presets import config_for
 from mmgen.training import train
 

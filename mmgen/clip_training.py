@@ -70,10 +70,10 @@ class ClaimBatches:
         dropout: float = 0.1,  # chance that a tag is left out of a caption, 0..1
         shuffle: bool = True,  # put a caption's tags in random order
     ):
-        from mmgen.data.loading import Batches
-        self.tags, self.tokenizer = [as_tags(row) for row in tags], tokenizer
+        from mmgen.data.batches import Batches
+        self.tags, self.tokenizer = tags, tokenizer
         self.seed, self.length, self.how = seed, length, {"dropout": dropout, "shuffle": shuffle}
-        known = {tag for row in self.tags for tag in row}
+        known = {tag for row in tags for tag in as_tags(row)}
         self.absences = {phrase: tag for phrase, tag in ABSENCES.items() if tag in known}
         self.batches = Batches({"image": images}, batch_size, seed)
 
@@ -87,7 +87,7 @@ class ClaimBatches:
     def claims(self, step: int, rows: Sequence[int]) -> list[list]:
         "A full and a short claim for each row."
         rng = random.Random(f"{self.seed}:{step}")
-        facts = [(self.tags[row], absent(self.tags[row], self.absences)) for row in rows]
+        facts = [(tags, absent(tags, self.absences)) for tags in (as_tags(self.tags[row]) for row in rows)]
         return [[full_claim(found, rng, missing, **self.how) for found, missing in facts],
                 [short_claim(found, rng, missing) for found, missing in facts]]
 
@@ -95,7 +95,7 @@ class ClaimBatches:
         "image uint8, index, token ids (B, T) of `full` and `short`, and which is true of which image (B, B)."
         batch = self.batches.batch(step)
         rows = batch["index"].tolist()
-        shown = [set(self.tags[row]) | set(absent(self.tags[row], self.absences)) for row in rows]
+        shown = [{*tags, *absent(tags, self.absences)} for tags in (as_tags(self.tags[row]) for row in rows)]
         for kind, claims in zip(("full", "short"), self.claims(step, rows)):
             batch[kind] = self.tokenizer([claim.text for claim in claims], padding=True, truncation=True,
                                          max_length=self.length, return_tensors="pt").input_ids
@@ -164,16 +164,12 @@ def fit(
     run,  # a `Run`
 ) -> tuple[CLIP, dict[str, float]]:  # the averaged model, its results
     "Trains a small CLIP as `config` says and writes it to the run's folder `clip-portraits`."
-    from mmgen.data.loading import ImageColumn, content_sha256, load_source, to_arrays
+    from mmgen.data.loading import content_sha256, load_source, to_arrays
     from mmgen.training import train
     from mmgen.weights import load_into, model_card
     source = load_source(config.data, "train", config.size, config.images, config.seed)
     held = load_source(config.data, "validation", config.size, config.held_out, config.seed)
-    if len(source) * config.size ** 2 * 3 < 2 ** 31:
-        images, tags = to_arrays(source, config.size)
-    else:
-        images = ImageColumn(source, config.size)
-        tags = list(source["tags" if "tags" in source.column_names else "text"])
+    images, tags = to_arrays(source, config.size)
     held_images, held_tags = to_arrays(held, config.size)
     start = CLIP.load(config.init_from, "cpu") if config.init_from else None
     tokenizer = start.tokenizer if start else train_tokenizer(tokenizer_texts(tags, config.seed), config.vocabulary, config.text_length)

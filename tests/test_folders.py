@@ -166,6 +166,20 @@ def test_tables_that_do_not_fit(write):
         with pytest.raises(SourceError, match=message): read_folder(folder)
 
 
+def test_tables_that_cannot_be_read(write):
+    folder = write({"metadata.parquet": b"PAR1 nonsense"})
+    with pytest.raises(SourceError, match="metadata.parquet cannot be read as parquet"): read_folder(folder)
+    (folder/"metadata.csv").write_text('file_name,text\n00.png,"' + "x"*200_000 + '"\n')
+    with pytest.raises(SourceError, match="metadata.csv cannot be read as csv: field larger than field limit"): read_folder(folder)
+
+
+def test_captions_with_line_breaks_in_tables(write):
+    folder = write({"metadata.csv": 'file_name,text\r\n00.png,"One line.\nAnother line."\r\n'}, images=1)
+    assert quiet(folder) == ["One line. Another line."]
+    (folder/"metadata.jsonl").write_text('{"file_name": "00.png", "text": "One line.\u2028Another line."}\r\n')
+    assert quiet(folder) == ["One line. Another line."]
+
+
 def test_no_file_outside_is_read(write, tmp_path):
     (tmp_path/"secret.png").write_bytes(stored(200))
     folder = write({"metadata.jsonl": "".join(json.dumps({"file_name": name, "text": "a, b"}) + "\n"
@@ -210,6 +224,15 @@ def test_several_captions_for_an_image(tmp_path, monkeypatch):
         path = as_parquet(tmp_path/f"{name}.parquet", image=[stored(n) for n in range(6)], **{name: [[f"number {n}", "another"] for n in range(5)] + [[]]})
         with pytest.warns(SourceNotice, match=f"up to 2 texts for an image in {name}; the first is taken"): data = load_source(path)
         assert set(data["text"]) <= {f"number {n}" for n in range(5)} | {""}
+
+
+def test_rows_without_a_caption(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    for name, values, wanted in (("text", ["a dog"]*5 + [None], {"a dog", ""}), ("caption", ["a dog"]*5 + [None], {"a dog", ""}),
+                                 ("tags", [["a", "b"]]*5 + [None], {("a", "b"), ()})):
+        path = as_parquet(tmp_path/f"{name}.parquet", image=[stored(n) for n in range(6)], **{name: values})
+        with pytest.warns(SourceNotice, match=f"1 rows of .* have no {name}"): parts = [load_source(path, split) for split in ("train", "validation", "test")]
+        assert {tuple(v) if name == "tags" else v for part in parts for v in part["tags" if name == "tags" else "text"]} == wanted
 
 
 def test_tags_in_a_string(tmp_path, monkeypatch):

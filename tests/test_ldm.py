@@ -12,7 +12,8 @@ from mmgen.data import portraits
 from mmgen.data.captions import CutWarning, caption
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.pipeline import LatentDiffusion, make_process, random_pipeline, sampler
-from mmgen.ldm.train import LDMTask, encode_all, fit, read_all, train_pipeline
+from mmgen.ldm.columns import encode_all, read_all
+from mmgen.ldm.train import LDMTask, fit, train_pipeline
 from mmgen.presets import config_for
 from mmgen.runs import Run
 from mmgen.weights import WeightsError, save_weights
@@ -152,7 +153,7 @@ def test_a_changed_picture_is_encoded_again(tmp_path, monkeypatch):
         Image.fromarray(np.full((64, 64, 3), 60 * k, np.uint8)).save(folder / f"{k}.png")
         (folder / f"{k}.txt").write_text("night")
     counted = []
-    monkeypatch.setattr("mmgen.ldm.train.encode_all", lambda *given: counted.append(1) or encode_all(*given))
+    monkeypatch.setattr("mmgen.ldm.columns.encode_all", lambda *given: counted.append(1) or encode_all(*given))
     hashes = []
     for name in ("a", "b", "c"):
         if name == "c":

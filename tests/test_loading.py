@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from mmgen.data import portraits
-from mmgen.data.loading import Batches, ImageColumn, ImageError, SourceError, cached, load_source, open_image, to_arrays
+from mmgen.data.batches import Batches, cached
+from mmgen.data.loading import ImageColumn, ImageError, SourceError, load_source, open_image, to_arrays
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 

@@ -12,7 +12,7 @@ import torch
 
 from mmgen.clip import CLIP, build_clip, train_tokenizer
 from mmgen.clip_training import CLIPTask, ClaimBatches
-from mmgen.data.loading import Batches
+from mmgen.data.batches import Batches
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.autoencoder_training import AutoencoderTask
 from mmgen.ldm.pipeline import make_process

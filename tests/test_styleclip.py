@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmgen.checkpoints import CheckpointError
 from mmgen.clip import CLIP
 from mmgen.core import seed_everything
-from mmgen.data.loading import Batches
+from mmgen.data.batches import Batches
 from mmgen.editing import EditError, Editor
 from mmgen.guards import TrainingDiverged
 from mmgen.optimizers import build

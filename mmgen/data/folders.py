@@ -6,8 +6,9 @@
 __all__ = ['IMAGE_SUFFIXES', 'CAPTION_SUFFIXES', 'TEXT_COLUMNS', 'SourceError', 'SourceNotice', 'spaced', 'read_folder',
            'with_captions']
 
-# %% ../../nbs/42d1_folders.ipynb #4cb4ab2c
+# %% ../../nbs/42d1_folders.ipynb #10dc3052
 import csv
+import io
 import json
 import math
 import re
@@ -97,20 +98,26 @@ def _class(image: Path, folder: Path) -> tuple[int, str]:
     found = re.fullmatch(r"([1-9]\d{0,2})_(.+)", inner[0] if inner else folder.name)
     return (int(found[1]), found[2].strip()) if found else (1, "")
 
-# %% ../../nbs/42d1_folders.ipynb #8325ca2b
+# %% ../../nbs/42d1_folders.ipynb #a95eafac
+def _rows(path: Path):
+    "What a table holds; SourceError where it cannot be read."
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+            return pq.read_table(path).to_pylist()
+        text = _read(path)
+        if path.suffix == ".csv": return list(csv.DictReader(io.StringIO(text, newline="")))
+    except UnicodeDecodeError as e: raise SourceError(f"{path.name} is not in UTF-8; please save it so.") from e
+    except (csv.Error, OSError, ValueError) as e: # pyarrow's errors are of the last two
+        raise SourceError(f"{path.name} cannot be read as {path.suffix[1:]}: {str(e).splitlines()[0].rstrip('.')}.") from e
+    if path.suffix != ".jsonl": return _json(path, text)
+    return [_json(path, line, f", line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
+
+
 def _entries(path: Path) -> list[tuple[str, dict]]:
     "What a table says of each image: its name and all else."
-    try: text = "" if path.suffix == ".parquet" else _read(path)
-    except UnicodeDecodeError as e: raise SourceError(f"{path.name} is not in UTF-8; please save it so.") from e
-    if path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-        rows = pq.read_table(path).to_pylist()
-    elif path.suffix == ".csv": rows = list(csv.DictReader(text.splitlines()))
-    elif path.suffix == ".jsonl":
-        rows = [_json(path, line, f", line {n}") for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-    else:
-        rows = _json(path, text)
-        if isinstance(rows, dict): return [(name, said) for name, said in rows.items() if isinstance(said, dict)]
+    rows = _rows(path)
+    if isinstance(rows, dict): return [(name, said) for name, said in rows.items() if isinstance(said, dict)]
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows): return []
     key = next((key for key in ("file_name", "image_path", "image_file_name", "image", "file") if rows and isinstance(rows[0].get(key), str)), None)
     if rows and not key:
@@ -232,17 +239,14 @@ def with_captions(
     from datasets import List, Value
     name = next((name for name in ("tags", *TEXT_COLUMNS) if name in dataset.column_names), None)
     if name is None: return dataset
-    is_list = not isinstance(dataset.features[name], Value)
-    if is_list == (name == "tags") and name in ("tags", "text"): return dataset
-    if name == "tags": return _replaced(dataset, name, "tags", [_tags(value) for value in dataset[name]], List(Value("string")))
-    if not is_list:
-        _notice(f"The data set {data} has no tags or text; its {name} is taken for the text.")
-        return dataset.rename_column(name, "text")
+    new, is_list = "tags" if name == "tags" else "text", not isinstance(dataset.features[name], Value)
+    none = dataset.data.column(name).null_count
+    if none: _notice(f"{none} rows of the data set {data} have no {name}; these images are learned without a text.")
+    elif name != new: _notice(f"The data set {data} has no tags or text; its {name} is taken for the text.")
+    if not none and is_list == (new == "tags"): return dataset if name == new else dataset.rename_column(name, new)
     values = dataset[name]
-    _notice(f"The data set {data} has up to {max(map(len, values), default=0)} texts for an image in {name}; the first is taken.")
-    return _replaced(dataset, name, "text", [str(value[0]) if value else "" for value in values], Value("string"))
-
-
-def _replaced(dataset, name, new, values, feature):
-    "The data set with a column in another's place."
-    return dataset.add_column("new column", values, feature=feature).remove_columns(name).rename_column("new column", new)
+    if new == "tags": values, kind = [_tags(value) for value in values], List(Value("string"))
+    else:
+        if is_list: _notice(f"The data set {data} has up to {max(len(value or ()) for value in values)} texts for an image in {name}; the first is taken.")
+        values, kind = [str(value[0] if is_list else value) if value else "" for value in values], Value("string")
+    return dataset.add_column("new column", values, feature=kind).remove_columns(name).rename_column("new column", new)

@@ -9,6 +9,7 @@ __all__ = ['LINE_DAMAGE', 'FILE_DAMAGE', 'LOST', 'IMAGE_EXTENSIONS', 'SyntheticD
 import gzip
 import hashlib
 import io
+import json
 import os
 import shutil
 import tarfile
@@ -21,7 +22,7 @@ from PIL import Image
 
 from .portrait_sets import in_parallel
 from .portraits import png, sample
-from .synthetic_posts import BLOCK, RATINGS, WIDTH, PostBlock, columns, face_tags, first_face
+from .synthetic_posts import BLOCK, RATINGS, WIDTH, PostBlock, columns, first_face, quoted
 from ..files import atomic_write
 
 # %% ../../nbs/42b4_synthetic_dump.ipynb #87fc688b
@@ -35,7 +36,7 @@ LOST = LINE_DAMAGE[:5]  # of these posts nothing is to be had, so they have no f
 IMAGE_EXTENSIONS = ("jpg", "png", "gif")
 
 # %% ../../nbs/42b4_synthetic_dump.ipynb #5f916840
-_ENTITIES = ("salt_&amp;_pepper", "cat&#039;s_cradle", "&lt;3", "say_&quot;hello&quot;", "salt_\\u0026amp;_sugar", "it\\u0026#39;s_raining")
+_ENTITIES = ("salt_&amp;_pepper", "cat&#039;s_cradle", "&lt;3", "say_&quot;hello&quot;", "it&#39;s_raining")
 _SENTENCES = ("503 Service Temporarily Unavailable", "<html><body>Try again later.</body></html>", "{'id': '12', 'tags': []}")
 
 
@@ -43,7 +44,8 @@ def _damaged(block, i, damage, nth, file):
     "The line of a post with a damage; a byte that is not UTF-8 is a lone surrogate."
     if damage in ("overlong tag", "HTML entity"):
         extra = "long_" + "x"*(999_995 if nth == 0 else 295) if damage == "overlong tag" else _ENTITIES[nth % len(_ENTITIES)]
-        return block.line(i, file=file, extra=extra)
+        line = block.line(i, file=file, extra=extra)
+        return line if nth % 2 else line.replace(quoted(extra), json.dumps(extra)).replace(quoted(extra)[1:], json.dumps(extra)[1:])
     line = block.line(i, file=file, tagged=damage != "no tags")
     if damage == "truncated line":
         cut = line[:len(line)*(2 + nth % 7)//9]
@@ -122,7 +124,7 @@ def _picture(job):
         data[f"512px/{post % 1000:04d}/{post}.jpg"] = _stored(square, "JPEG", 88)
     for name, content in data.items():
         if name.partition("/")[0] not in kinds or damage == "no file": continue
-        content = {"damaged image": content[:len(content)//2], "not an image": _NO_IMAGE[nth % 2]}.get(damage, content)
+        content = {"damaged image": content[:len(content)*7//8], "not an image": _NO_IMAGE[nth % 2]}.get(damage, content)
         (Path(folder)/name).parent.mkdir(parents=True, exist_ok=True)
         (Path(folder)/name).write_bytes(content)
     return hashlib.md5(made).hexdigest(), len(made)

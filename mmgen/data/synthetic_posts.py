@@ -146,7 +146,7 @@ def _tags_new(words, numbers, extra=None):
     if extra: by[0].append(extra)
     counts = "".join([f'"tag_count_{kind}":"{len(by[c])}",' for kind, c in CATEGORIES.items()])
     strings = ",".join([f'"tag_string_{kind}":{quoted(" ".join(by[c]))}' for kind, c in CATEGORIES.items()])
-    return len(numbers), counts, quoted(" ".join([names[i] for i in numbers] + ([extra] if extra else []))), strings
+    return len(numbers) + bool(extra), counts, quoted(" ".join([names[i] for i in numbers] + ([extra] if extra else []))), strings
 
 # %% ../../nbs/42b4a_synthetic_posts.ipynb #c5b3bd35
 class PostBlock:
@@ -178,7 +178,7 @@ class PostBlock:
         return ('""', '"https://twitter.com/example/status/%d"' % self.uploader[i], '"同人誌 「空の色」"')[i % 3]
 
     def line(self, i, id=None, file=None, extra=None, tagged=True):
-        "The line of a post, as a str; `file` is its md5 and size, `extra` one more tag, as it stands between the quotes."
+        "The line of a post, as a str; `file` is its md5 and size, `extra` one more tag."
         draw, flag = self.draw, lambda name: "true" if self.draw[name][i] else "false"
         numbers = self.tags[i] if tagged else []
         md5, size = file or (self.md5[32*i:32*i + 32], self.bytes[i])
@@ -186,7 +186,7 @@ class PostBlock:
         if self.form == "2017":
             if self.repeats[i] and numbers: numbers = sorted([*numbers, numbers[i % len(numbers)]])
             text = _tags_old(self.words, numbers)
-            if extra: text += f',{{"id":"3","name":"{extra}","category":"0"}}'
+            if extra: text += f'{"," if text else ""}{{"id":"3","name":{quoted(extra)},"category":"0"}}'
             return _OLD % (id, self.made[i], self.uploader[i], score, self.source(i), md5, self.commented[i] or "1970-01-01 00:00:00 UTC",
                            draw["rating"][i], draw["width"][i], draw["height"][i], draw["ext"][i], self.parent[i], self.approver[i], size,
                            self.up[i], self.down[i], flag("pending"), flag("flagged"), flag("deleted"), self.changed[i], flag("banned"),

@@ -12,7 +12,8 @@ from torch.func import functional_call
 
 from ..core import image_grid, pick_device, psnr, seed_everything, to_float
 from ..data.edits import neighbours
-from ..data.loading import Batches, ImageColumn, content_sha256, load_source, to_arrays
+from ..data.batches import Batches
+from ..data.loading import content_sha256, load_source, to_arrays
 from ..jobs import AutoencoderConfig
 from .autoencoder import AutoencoderKL
 from .autoencoder_loss import PatchDiscriminator, adaptive_weight, edit_gain, hinge_loss, perceptual_distance, reconstruction_nll
@@ -191,8 +192,7 @@ def load_columns(
     if config.edit_weight and config.data != "portraits":
         raise ValueError(f"edit_weight needs data 'portraits', whose edits can be drawn; {config.data!r} wants edit_weight 0.")
     dataset = load_source(config.data, "train", config.size, config.images, config.seed)
-    large = 3 * len(dataset) * config.size**2 > 2e9
-    columns = {"image": ImageColumn(dataset, config.size) if large else to_arrays(dataset, config.size)[0]}
+    columns = {"image": to_arrays(dataset, config.size)[0]}
     if config.edit_weight:
         columns["changed"] = neighbours(dataset["seed"], config.size)
     validation = load_source(config.data, "validation", config.size, config.held_out, config.seed)

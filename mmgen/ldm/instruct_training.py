@@ -11,16 +11,19 @@ import torch
 from ..clip import CLIP
 from ..core import pick_device, seed_everything
 from ..data import portraits
+from ..data.batches import Batches, cached
 from ..data.captions import known_tags
-from ..data.loading import Batches, cached, content_sha256
+from ..data.loading import content_sha256
 from ..data.pairs import load_pairs
+from ..feeding import shared_rows
 from ..files import sha256
 from ..instruct_job import InstructConfig
 from .autoencoder import AutoencoderKL
 from .diffusion import diffusion_loss
 from .instruct import InstructEditor, InstructPix2Pix
 from .pipeline import make_process
-from .train import LDMTask, build_unet, encode_all, process_config, read_all, show_edits
+from .columns import encode_all, read_all
+from .train import LDMTask, build_unet, process_config, show_edits
 from ..runs import Run
 from ..training import train
 from ..weights import model_card, resolve
@@ -39,9 +42,9 @@ class InstructTask(LDMTask):
         source, target = batch["source"], batch["target"]
         states, mask, gone = self.context(batch, source.device)
         target = torch.where(gone[:, None, None, None], source, target)
-        source = source * (torch.rand(len(source), 1, 1, 1, device=source.device) >= self.image_dropout)
+        source = source * (shared_rows(lambda n: torch.rand(n, 1, 1, 1, device=source.device), len(source)) >= self.image_dropout)
         model = lambda x, t: self.model(torch.cat([x, source], 1), t, states, mask)
-        return diffusion_loss(model, target, self.process, self.prediction), {}
+        return diffusion_loss(model, target, self.process, self.prediction, **self.draws(target)), {}
 
 # %% ../../nbs/32g1_instruct_training.ipynb #f584c84c
 def fit(

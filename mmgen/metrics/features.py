@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from ..core import pick_device, to_float, to_uint8
-from ..data.loading import cached, content_sha256
+from ..data.batches import cached
+from ..data.loading import content_sha256
 from ..efficientnet import EfficientNetLite0
 from ..files import sha256
 from ..weights import WeightsError, fingerprint, load_state

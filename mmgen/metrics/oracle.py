@@ -17,7 +17,8 @@ from torch import nn
 from ..core import pick_device, psnr, seed_everything, to_float
 from ..data import portraits
 from ..data.edits import Edit, as_batch
-from ..data.loading import Batches, content_sha256, load_source, to_arrays
+from ..data.batches import Batches
+from ..data.loading import content_sha256, load_source, to_arrays
 from ..optimizers import build
 from ..jobs import OracleConfig
 from ..runs import Run

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from ..core import pick_device, seed_everything, to_float
 from ..data.edits import disguise, impostor, neighbours
-from ..data.loading import Batches, content_sha256, load_source, to_arrays
+from ..data.batches import Batches
+from ..data.loading import content_sha256, load_source, to_arrays
 from ..optimizers import build
 from ..runs import Run
 from ..style_jobs import IdentityConfig

@@ -15,7 +15,8 @@ from ..clip import CLIP
 from ..core import pick_device, seed_everything, to_float
 from ..data.captions import as_tags, caption, known_tags
 from ..data.edits import KINDS, Edit, as_batch, edits
-from ..data.loading import Batches, content_sha256, load_source, to_arrays
+from ..data.batches import Batches
+from ..data.loading import content_sha256, load_source, to_arrays
 from ..data.portraits import PortraitError, SPLITS, change, sample
 from ..data.wishes import edited_caption
 from ..metrics.oracle import Oracle, score_editor

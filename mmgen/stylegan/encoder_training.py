@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import image_grid, pick_device, psnr, seed_everything, to_float
-from ..data.loading import Batches, content_sha256, load_source
+from ..data.batches import Batches
+from ..data.loading import content_sha256, load_source
 from ..data.edits import edits
 from ..data.portraits import sample
 from ..ldm.autoencoder_training import load_columns

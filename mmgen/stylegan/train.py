@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import image_grid, pick_device, psnr, seed_everything, to_float
-from ..data.loading import Batches, content_sha256
+from ..data.batches import Batches
+from ..data.loading import content_sha256
 from ..efficientnet import EfficientNetLite0
 from ..ldm.autoencoder_loss import edit_gain, perceptual_distance, reconstruction_nll
 from ..ldm.autoencoder_training import load_columns
