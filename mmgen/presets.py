@@ -10,6 +10,7 @@ import json
 from dataclasses import fields, replace
 from types import NoneType
 
+from .danbooru_job import DanbooruConfig
 from .evaluate_job import EvaluateConfig
 from .instruct_job import InstructConfig
 from .jobs import AutoencoderConfig, CLIPConfig, EditConfig, LDMConfig, OracleConfig
@@ -155,7 +156,8 @@ JOBS = PRESETS | {"edit": {"small": EditConfig()}, "directions": {"small": Direc
     "smoke": EvaluateConfig(preset="smoke", editors="copy-input,reconstruction", strengths="", rows=10, slow_rows=10, loops=5, workers=1, chunk=5),
     "small": EvaluateConfig()}, "preliminary": {
     "smoke": PreliminaryConfig(preset="smoke", foreign="ldm-portraits", images=32, reconstructions=8, rows=5, slow_rows=1, style_rows=2, columns=2, workers=1),
-    "small": PreliminaryConfig()}}  # what a notebook can ask for
+    "small": PreliminaryConfig()}, "prepare_danbooru": {
+    "smoke": DanbooruConfig(preset="smoke", posts=120, size=32, min_tag_count=2, out="data/danbooru-smoke"), "small": DanbooruConfig()}}  # what a notebook can ask for
 
 
 def _known(kind: str, name: str, valid) -> str:

@@ -21,6 +21,7 @@ from ..data.portraits import MIXTURE, SPLITS, held_out, is_held_out, members, re
 from ..files import atomic_write, repo_root
 from ..presets import PRESETS, preset_table
 from .conclusion import training_runs
+from .dumps import dump_section
 from .figures import save_bars
 from .tables import clock, markdown, percent
 from ..weights import packaged
@@ -43,6 +44,7 @@ def _sheet(path, columns=12):
 
 def write_dataset(
     folder: str | Path,  # of the report
+    dump: str | Path | None = None,  # folder of a run of prepare_danbooru; None: the one in the repository, of a synthetic dump
 ) -> str:
     "Writes dataset.md and its figures; the text."
     folder = Path(folder)
@@ -72,7 +74,8 @@ def write_dataset(
         "## Styles", markdown(["style", "parts", "variants", "named colours", "used as"], styles, "lrrll"),
         "Artists and licences are in [data/README.md](../data/README.md).",
         "## The benchmark", f"Version {VERSION}, SHA-256 `{SHA256[:16]}…`: {_number(len(KINDS) * (ROWS + UNSEEN))} edits of test portraits.",
-        markdown(["kind of edit", "rows", "unseen combinations", "wishes"], kinds, "lrrl")]) + "\n"
+        markdown(["kind of edit", "rows", "unseen combinations", "wishes"], kinds, "lrrl"),
+        *dump_section(dump or repo_root() / "reports" / "runs" / "danbooru-synthetic", folder)]) + "\n"
     atomic_write(folder / "dataset.md", text)
     return text
 
