@@ -200,10 +200,10 @@ class Run:
         "Save a picture as JPEG in the run's folder and record it."
         path, buffer = self.path/f"{name}.jpg", BytesIO()
         if hasattr(picture, "savefig"):
-            picture.savefig(buffer, format="jpeg", dpi=110, pil_kwargs={"quality": 85})
+            picture.savefig(buffer, format="jpeg", dpi=110, pil_kwargs={"quality": 75})
         else:
             if not isinstance(picture, Image.Image): picture = Image.fromarray(np.asarray(picture))
-            picture.convert("RGB").save(buffer, "JPEG", quality=90)
+            picture.convert("RGB").save(buffer, "JPEG", quality=80)
         atomic_write(path, buffer.getvalue())
         self.artifact(path, "figures")
         return path

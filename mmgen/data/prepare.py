@@ -103,7 +103,7 @@ def prepare(
     run.metric("tags of an image", choice["tags"] / choice["chosen"], n=choice["chosen"])
     return found | {"folder": out}
 
-# %% ../../nbs/42b5_prepare.ipynb #d1f105cc
+# %% ../../nbs/42b5_prepare.ipynb #50b248c0
 def facts(
     folder: str | Path,  # of the training set
 ) -> dict:  # tags: (tag, category, count); ratings; sizes: (width, height); per_image: tags of an image; examples: uint8 (n, size, size, 3)
@@ -127,23 +127,23 @@ def overview(
 ):
     "A figure: the commonest tags by category, ratings of all posts, sizes of the chosen ones, tags of an image."
     from matplotlib.figure import Figure
-    figure = Figure(figsize=(9.5, 5.2), layout="constrained")
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
     tags, *others = figure.subplot_mosaic([["tags", "ratings"], ["tags", "sizes"], ["tags", "each"]], width_ratios=[1.5, 1]).values()
     shown = found["tags"][:top][::-1]
     tags.barh([tag.replace("_", " ") for tag, *_ in shown], [count for *_, count in shown], color=[_COLOURS[category] for _, category, _ in shown])
-    tags.tick_params(labelsize=6.5)
-    tags.set_title(f"posts with a tag (the first {len(shown)} of {len(found['tags']):,})", fontsize=8)
+    tags.tick_params(labelsize=5.5)
+    tags.set_title(f"posts with a tag (the first {len(shown)} of {len(found['tags']):,})", fontsize=7)
     for category in dict.fromkeys(category for _, category, _ in shown): tags.barh([], [], color=_COLOURS[category], label=category)
     tags.legend(fontsize=7, loc="lower right")
     ratings, sizes, each = others
     order = [name for name in ("general", "sensitive", "questionable", "explicit", "unknown") if name in found["ratings"]]
     ratings.barh(order[::-1], [found["ratings"][name] for name in order][::-1], color="#1f77d0")
-    ratings.set_title("ratings, all posts", fontsize=8)
+    ratings.set_title("ratings, all posts", fontsize=7)
     sizes.scatter(*found["sizes"][:5_000].T, s=2, alpha=0.4, color="#1f77d0", linewidths=0)
-    sizes.set_title("width and height of the originals, pixels", fontsize=8)
+    sizes.set_title("width and height of the originals, pixels", fontsize=7)
     each.hist(found["per_image"], bins=np.arange(0, np.percentile(found["per_image"], 99.5) + 2), color="#1f77d0")
-    each.set_title(f"tags of an image (mean {np.mean(found['per_image']):.1f})", fontsize=8)
-    for axes in others: axes.tick_params(labelsize=7)
+    each.set_title(f"tags of an image (mean {np.mean(found['per_image']):.1f})", fontsize=7)
+    for axes in others: axes.tick_params(labelsize=6)
     return figure
 
 

@@ -1,0 +1,100 @@
+"From a dump to a training set and a training: counts equal the damage planted, a stopped run goes on, nothing is done twice."
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mmgen.danbooru_job import DanbooruConfig
+from mmgen.data.loading import load_source
+from mmgen.data.prepare import WHY, facts, overview, prepare, samples
+from mmgen.data.shards import Shards
+from mmgen.data.synthetic_dump import FILE_DAMAGE, LINE_DAMAGE, write_dump
+from mmgen.launch import main
+from mmgen.runs import Run
+
+
+def run(root, **given):
+    config = DanbooruConfig(**{"preset": "smoke", "size": 32, "min_tag_count": 2, "out": str(root / "set")} | given)
+    with Run("prepare_danbooru", config, root=root / "runs", run_id=f"run-{time.monotonic_ns()}") as record: found = prepare(config, record)
+    return found, {row["what"]: row["n"] for row in record.record["dropped"]}, record
+
+
+@pytest.fixture(scope="module", params=["2017", "2021"])
+def prepared(request, tmp_path_factory):
+    "A dump with 5 % of damage of twelve kinds, and what became of it."
+    root = tmp_path_factory.mktemp(request.param)
+    planted = write_dump(root / "dump", 480, form=request.param, damage=0.05, size=96, originals=False, files=2)
+    return root, planted, *run(root, source=str(root / "dump"))
+
+
+def test_the_counts_are_the_damage_planted(prepared):
+    _, planted, found, dropped, _ = prepared
+    assert set(planted["damage"]) == {*LINE_DAMAGE, *FILE_DAMAGE} and all(count >= 2 for count in planted["damage"].values())
+    assert {name: dropped.get(name, 0) for name in planted["damage"]} == planted["damage"]
+    assert found["metadata"]["posts"] == planted["posts"] and found["metadata"]["lines"] == planted["lines"]
+
+
+def test_every_post_is_either_there_or_has_a_reason(prepared):
+    _, planted, found, dropped, record = prepared
+    gone = sum(n for what, n in dropped.items() if WHY[what][0] in ("choice", "images"))
+    assert found["images"]["images"] + gone == planted["posts"] and sum(found["kept"].values()) == found["images"]["images"]
+    assert all(row["why"] and row["n"] > 0 for row in record.record["dropped"]) and record.record["data"]["rows"] == found["images"]["images"]
+
+
+def test_the_set_trains(prepared, monkeypatch):
+    root, _, found, *_ = prepared
+    monkeypatch.setenv("MMGEN_ROOT", str(root))
+    rows = load_source(str(root / "set"), "train", images=5)
+    assert len(rows) == 5 and {"image", "tags"} <= set(rows.column_names)
+    main(["ldm", "preset=smoke", f"data={root / 'set'}", "size=32", "images=50", "held_out=0", "run_id=trained", "device=cpu", "edit_images=2"])
+    record = json.loads((root / "reports" / "runs" / "trained" / "run.json").read_text())
+    assert record["status"] == "completed" and record["data"]["rows"] == 50
+
+
+def test_a_second_run_does_nothing_again(prepared):
+    root, _, found, dropped, _ = prepared
+    before = {p: p.stat().st_mtime_ns for p in (root / "set").rglob("*.parquet") if p.name.startswith(("train", "part"))}
+    again, same, _ = run(root, source=str(root / "dump"))
+    assert again["images"] == found["images"] and same == dropped
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_what_the_notebook_shows(prepared):
+    root, *_ = prepared
+    seen = facts(root / "set")
+    assert seen["tags"][0][2] >= seen["tags"][-1][2] >= 2 and seen["ratings"]["general"] > 100 and seen["per_image"].min() >= 1
+    assert len(overview(seen).axes) == 4
+    images, tags = samples(root / "set", 6)
+    assert images.shape == (6, 32, 32, 3) and len(tags) == 6 and all(tags)
+
+
+def test_a_killed_run_goes_on_to_the_same_shards(tmp_path):
+    write_dump(tmp_path / "dump", 300, damage=0.02, size=96, originals=False)
+    code = ("import sys; from mmgen.danbooru_job import DanbooruConfig; from mmgen.data.prepare import prepare; from mmgen.runs import Run\n"
+            "config = DanbooruConfig(source=sys.argv[1], out=sys.argv[2], size=32, min_tag_count=2)\n"
+            "with Run('prepare_danbooru', config, root=sys.argv[2] + '-runs') as run: prepare(config, run)\n")
+    command = [sys.executable, "-c", code, str(tmp_path / "dump")]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    cut = subprocess.Popen([*command, str(tmp_path / "cut")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "cut" / "metadata" / "selection.parquet").exists() and cut.poll() is None and time.monotonic() < deadline: time.sleep(0.01)
+    cut.send_signal(signal.SIGKILL)
+    cut.wait()
+    subprocess.run([*command, str(tmp_path / "cut")], check=True, capture_output=True)
+    a, b = Shards(tmp_path / "whole"), Shards(tmp_path / "cut")
+    assert a.manifest == b.manifest
+    a.verify(), b.verify()
+
+
+@pytest.mark.parametrize("given, said", [
+    ({"source": "/nowhere/danbooru"}, "There is no dump at /nowhere/danbooru"), ({"posts": 30, "source": "synthetic", "rating": "sensitive"}, "No post is left: .* dropped for 'rating not wanted'")])
+def test_mistakes_are_one_sentence(tmp_path, given, said):
+    with pytest.raises(ValueError, match=said): run(tmp_path, **given)
+
+
+def test_other_settings_in_the_same_folder_are_refused(prepared):
+    root, *_ = prepared
+    with pytest.raises(ValueError, match="size 32, now 48"): run(root, source=str(root / "dump"), size=48)
