@@ -81,6 +81,14 @@ def test_samples_weights_and_data(tmp_path, capsys):
     assert about["rows"] == 5 and len(about["first"]) == 3 and "image" in about["columns"]
 
 
+def test_a_dump_is_prepared_from_the_shell(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MMGEN_ROOT", str(tmp_path))
+    assert main(["data", "prepare", "--preset", "smoke", "--posts", "60", "--run-id", "mine", "--json"]) == 0
+    about = json.loads(capsys.readouterr().out)
+    assert about["dropped"]["no tags"] == 1 and sum(about["images"].values()) > 10 and (tmp_path / "data" / "danbooru-smoke" / "manifest.json").is_file()
+    assert main(["data", "show", "data/danbooru-smoke", "--json"]) == 0
+
+
 def test_training_from_the_shell_is_the_notebooks_job(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MMGEN_ROOT", str(tmp_path))
     assert main(["train", "oracle", "--preset", "smoke", "--images", "48", "--run-id", "mine", "--device", "cpu", "--json"]) == 0
