@@ -52,11 +52,13 @@ def _known(image, grid, original):
     return (start + 1, 0, stop - 1, image.height) if axis == 0 else (0, start + 1, image.width, stop - 1)
 
 
-def _ends(profile, reach):
-    "Where a bar ends, by the share of each line (the nearest first) that is not of its colour; and how much of the lines there is not."
-    start = int(np.argmax(profile > 0.02))
-    line = profile[start:start + reach]
-    return start + int(np.argmax(line >= 0.5)), line.max()
+def _end(share, ring, width):
+    "Where a bar ends: the first line, counted from outside, that is largely not of its colour. And how much: 0.5, 0.2; 0 where it does not end straight."
+    for level in (0.5, 0.2):
+        end = int(np.argmax(share >= level))
+        before, near = share[:max(0, end - ring)], share[:max(0, end - width)]
+        if end and share[end] >= level and (not len(before) or before.max() <= 0.02) and (not len(near) or near.max() <= 0.6*level): return end, level
+    return 0, 0
 
 
 def _seen(image, grid, box, axis):
@@ -70,16 +72,16 @@ def _seen(image, grid, box, axis):
 
     low, high = ((sum(colours)/2 + add).clip(0, 255).astype(np.uint8) for add in (-_TOLERANCE, _TOLERANCE))
 
-    def found(part, reach):
+    def found(part, ring, width):
         differs = (part < low) | (part > high)
         differs = (differs[..., 0] | differs[..., 1] | differs[..., 2]).mean(axis)
-        (first, one), (last, other) = _ends(differs, reach), _ends(differs[::-1], reach)
-        return (first, last) if max(one, other) >= 0.5 and min(one, other) >= 0.2 and abs(first - last) <= 2 else None
+        (first, one), (last, other) = _end(differs, ring, width), _end(differs[::-1], ring, width)
+        return (first, last) if min(one, other) > 0 and max(one, other) == 0.5 and abs(first - last) <= width else None
 
-    if not found(grid, 2): return box
+    if not found(grid, 2, 2): return box
     # means of 8 pixels along the bar: little noise
-    bars = found(np.asarray(image.crop(box).reduce((1, 8) if axis == 0 else (8, 1))), 3)
-    if not bars or min(bars) < 2: return box
+    bars = found(np.asarray(image.crop(box).reduce((1, 8) if axis == 0 else (8, 1))), _RING, 3)
+    if not bars: return box
     start, stop = box[axis] + int(bars[0]) + 1, box[axis + 2] - int(bars[1]) - 1
     return (start, box[1], stop, box[3]) if axis == 0 else (box[0], start, box[2], stop)
 

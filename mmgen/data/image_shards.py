@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['DAMAGE', 'write_image_shards']
 
-# %% ../../nbs/42b3_image_shards.ipynb #b2e696f3
+# %% ../../nbs/42b3_image_shards.ipynb #512da8ab
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -16,7 +15,6 @@ from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -28,76 +26,13 @@ from tqdm.auto import tqdm
 from .dump_images import DumpImage, dump_image
 from .loading import ImageError
 from .near_duplicates import duplicate_counts, near_duplicates
+from .shard_jobs import SIGNATURES, Record, plan_shards, read_records, settle, write_record
 from .shards import ShardError, ShardWriter, shard_schema, write_manifest
-from ..files import atomic_write, locked, sha256
+from ..files import atomic_write, locked
 from ..guards import wants_bar
 
 # %% ../../nbs/42b3_image_shards.ipynb #3a8ac950
 DAMAGE = ("no file", "damaged image", "not an image")
-_SPLITS = ("train", "validation", "test")
-_COLUMNS = {"id": pa.int64(), "split": pa.string(), "rating": pa.string(), "score": pa.int32(), "width": pa.int32(), "height": pa.int32(),
-            "tags": pa.list_(pa.string())}
-
-
-class _Plan(NamedTuple):
-    posts: pa.Table  # `_COLUMNS` of the selection, in its order
-    paths: np.ndarray  # of each post's file, "" where it has none
-    splits: dict[str, np.ndarray]  # rows of each split
-    digest: str
-
-
-class _Sink:
-    "A file that keeps no more of what is written than its hash"
-    def __init__(self): self.hash, self.closed = hashlib.sha256(), False
-
-    def write(self, data): self.hash.update(data)
-
-    def flush(self): pass
-
-    def close(self): self.closed = True
-
-
-def _plan(selection, files):
-    "Who comes where; ShardError where the selection lacks something."
-    if isinstance(selection, (str, os.PathLike)):
-        try: selection = pq.read_table(selection)
-        except (OSError, pa.ArrowException) as e: raise ShardError(f"The selection {selection} cannot be read as Parquet: {str(e).splitlines()[0]}.") from e
-    missing = [name for name in _COLUMNS if name not in selection.column_names]
-    if missing: raise ShardError(f"The selection has the columns {', '.join(selection.column_names)}; it lacks {', '.join(missing)}.")
-    try: posts = selection.select(list(_COLUMNS)).cast(pa.schema(list(_COLUMNS.items()))).combine_chunks()
-    except pa.ArrowException as e: raise ShardError(f"The selection's columns are not of the types needed: {str(e).splitlines()[0]}.") from e
-    ids, split = posts["id"].to_numpy(), posts["split"].to_numpy(zero_copy_only=False)
-    strange = sorted({str(name) for name in set(split)} - set(_SPLITS))
-    if strange: raise ShardError(f"The selection has the split {strange[0]!r}; there are {', '.join(_SPLITS)}.")
-    if len(np.unique(ids)) < len(ids): raise ShardError("The selection has an id twice.")
-    known = files["id"].to_numpy()
-    at = np.searchsorted(known, ids)
-    found = at < len(known)
-    found[found] = known[at[found]] == ids[found]
-    paths = np.full(len(ids), "", object)
-    paths[found] = files["path"].take(pa.array(at[found])).to_numpy(zero_copy_only=False)
-    sink = _Sink()
-    with pa.ipc.new_stream(pa.PythonFile(sink, "w"), posts.schema) as stream: stream.write_table(posts)
-    sink.write("\n".join(paths).encode())
-    sink.write(files["bytes"].take(pa.array(at[found])).to_numpy().tobytes())
-    return _Plan(posts, paths, {name: np.flatnonzero(split == name) for name in _SPLITS if (split == name).any()}, sink.hash.hexdigest())
-
-
-def _settle(folder, settings):
-    "Write the settings into a new folder, or compare them with those of an earlier run."
-    path = folder/"records"/"settings.json"
-    if path.is_file():
-        try: old = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as e: raise ShardError(f"{path} is damaged, so nobody knows how its shards were made; choose another folder.") from e
-        for name, value in settings.items():
-            if old.get(name) == value: continue
-            what = "other posts or files" if name == "posts" else f"{name} {old.get(name)}, now {value} is asked"
-            raise ShardError(f"{folder} holds shards made with {what}; choose another folder, or remove this one.")
-    elif any(folder.glob("*.parquet")) or (folder/"manifest.json").exists():
-        raise ShardError(f"{folder} holds shards or a manifest of something else; choose another folder.")
-    else: atomic_write(path, json.dumps(settings, indent=1))
-
-# %% ../../nbs/42b3_image_shards.ipynb #f094e0a7
 _JOB, _GROUP = 16, 256  # files of a job, rows of a row group
 _DISK = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENODEV, errno.ENXIO}
 
@@ -133,42 +68,7 @@ def _images(plan, rows, source, options, pool, ahead):
     finally:
         for _, future in waiting: future.cancel()
 
-# %% ../../nbs/42b3_image_shards.ipynb #725d7fcd
-_SIGNATURES = pa.schema({"id": pa.int64(), "hash": pa.uint64(), "thumb": pa.binary(192)})
-
-
-class _Record(NamedTuple):
-    shard: dict | None  # its entry in the manifest; None: all its rows were dropped
-    start: int  # its rows: from here, in the order of the split
-    stop: int  # to here
-    bad: list  # [id, path, damage, sentence] of each file that is not in it
-    dropped: list  # ids of near-duplicates that were in it
-    signatures: pa.Table | None
-
-
-def _record_path(folder, split, number): return folder/"records"/f"{split}-{number:05d}.parquet"
-
-
-def _write_record(folder, split, number, record):
-    facts = {name: json.dumps(getattr(record, name)) for name in ("shard", "start", "stop", "bad", "dropped")}
-    table = record.signatures.replace_schema_metadata(facts)
-    atomic_write(_record_path(folder, split, number), lambda temporary: pq.write_table(table, temporary, compression="ZSTD"))
-
-
-def _read_record(folder, split, number):
-    "The record of a shard that is there as it was written, else None."
-    path = _record_path(folder, split, number)
-    if not path.is_file(): return None
-    try:
-        table = pq.read_table(path)
-        facts = {name: json.loads(table.schema.metadata[name.encode()]) for name in ("shard", "start", "stop", "bad", "dropped")}
-        record, shard = _Record(**facts, signatures=table.replace_schema_metadata(None)), facts["shard"]
-        if shard is None: return record
-        file = folder/shard["file"]
-        return record if file.stat().st_size == shard["bytes"] and sha256(file) == shard["sha256"] else None
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException): return None
-
-# %% ../../nbs/42b3_image_shards.ipynb #e3f5ac11
+# %% ../../nbs/42b3_image_shards.ipynb #1a7108f6
 def _columns(plan, group):
     "What `ShardWriter.add` takes, of the rows and images of a row group."
     posts = plan.posts.take(pa.array([row for row, _ in group])).drop_columns("split")
@@ -200,19 +100,19 @@ def _write_split(folder, split, plan, records, images_of, shard_bytes, bar):
                     group = []
                     if place == len(rows): writer.close_shard()
                     if not writer.entries: continue
-                    table = pa.table([pa.array(column, field.type) for column, field in zip(zip(*signatures), _SIGNATURES)], schema=_SIGNATURES)
-                    done.append(_Record(writer.entries.pop(), at, place, bad, [], table))
-                    _write_record(folder, split, len(done) - 1, done[-1])
+                    table = pa.table([pa.array(column, field.type) for column, field in zip(zip(*signatures), SIGNATURES)], schema=SIGNATURES)
+                    done.append(Record(writer.entries.pop(), at, place, bad, [], table))
+                    write_record(folder, split, len(done) - 1, done[-1])
                     at, signatures, bad = place, [], []
                     if len(done) in records: break  # of an earlier run
             else: break
     return done, bad
 
-# %% ../../nbs/42b3_image_shards.ipynb #33ccd8d9
+# %% ../../nbs/42b3_image_shards.ipynb #60ccd3b8
 def _pairs(done, near):
     "Pairs of near-duplicates over all splits, by id: first, second, their splits, bits."
     tables = [r.signatures.append_column("split", pa.array([split]*len(r.signatures), pa.string())) for split, records in done.items() for r in records]
-    if not tables: tables = [_SIGNATURES.append(pa.field("split", pa.string())).empty_table()]
+    if not tables: tables = [SIGNATURES.append(pa.field("split", pa.string())).empty_table()]
     signs = pa.concat_tables(tables).sort_by("id").combine_chunks()
     thumbs = np.frombuffer(b"".join(chunk.buffers()[1] for chunk in signs["thumb"].chunks if len(chunk)), np.uint8).reshape(-1, 192)
     pairs = near_duplicates(signs["hash"].to_numpy(), thumbs, near)
@@ -234,10 +134,10 @@ def _without(folder, split, number, record, later):
             writer.add({name: kept[name] for name in kept.column_names})
     if not writer.entries: path.unlink()  # all rows were copies
     record = record._replace(shard=writer.entries[0] if writer.entries else None, dropped=gone)
-    _write_record(folder, split, number, record)
+    write_record(folder, split, number, record)
     return record
 
-# %% ../../nbs/42b3_image_shards.ipynb #294e9390
+# %% ../../nbs/42b3_image_shards.ipynb #4e64fcb6
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -256,7 +156,7 @@ def _room(folder, plan, images_of, left):
     try: yield
     except (OSError, ShardError) as e:
         if not {getattr(e, "errno", None), getattr(e.__cause__, "errno", None)} & _FULL: raise
-        missing = max(0, total*each - sum(file.stat().st_size for file in folder.glob("*.parquet")))
+        missing = max(0, total*each - sum(file.stat().st_size for file in folder.glob("*-?????.parquet")))
         raise ShardError(f"The disk of {folder} is full: about {missing/1e9:.2f} GB are still needed, {shutil.disk_usage(folder).free/1e9:.2f} GB "
                          f"are free (or the size of files is limited); {said}.") from e
 
@@ -284,15 +184,15 @@ def write_image_shards(
     if drop_near and near is None: raise ShardError("drop_near needs near, the number of bits.")
     folder, source = Path(out), os.fspath(source)
     if not os.path.isdir(source): raise ShardError(f"The dump {source} is not a folder.")
-    plan, options = _plan(selection, getattr(inventory, "files", inventory)), {"size": size, "fit": fit, "trim": trim, "format": format, "quality": quality}
+    plan, options = plan_shards(selection, getattr(inventory, "files", inventory)), {"size": size, "fit": fit, "trim": trim, "format": format, "quality": quality}
     if not plan.splits: raise ShardError("The selection is empty.")
     workers = workers or (os.cpu_count() or 1) + 1
     settings = {**options, "near": near, "drop_near": drop_near, "shard_bytes": int(shard_bytes), "posts": plan.digest}
     with locked(folder), ThreadPoolExecutor(workers) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, on files that it reads all the same
-        for old in [*folder.glob(".*.tmp*"), *(folder/"records").glob(".*.tmp*")]: old.unlink()  # of a run that was killed
-        _settle(folder, settings)
-        records = {split: {number: record for number in range(_records(folder, split)) if (record := _read_record(folder, split, number))} for split in plan.splits}
+        for old in [*folder.glob(".*.tmp*"), *(folder/".records").glob(".*.tmp*")]: old.unlink()  # of a run that was killed
+        settle(folder, settings)
+        records = {split: read_records(folder, split) for split in plan.splits}
         total = len(plan.posts)
         left = total - sum(record.stop - record.start for parts in records.values() for record in parts.values())
         images_of = lambda rows: _images(plan, rows, source, options, pool, 64 + 2*workers)
@@ -316,6 +216,3 @@ def write_image_shards(
             counts["images"] = sum(entry["rows"] for parts in entries.values() for entry in parts)
             write_manifest(folder, entries, shard_schema().names, {**settings, "pillow": PIL.__version__}, counts)
     return counts
-
-
-def _records(folder, split): return max((int(path.stem[-5:]) + 1 for path in (folder/"records").glob(f"{split}-*.parquet")), default=0)
