@@ -88,7 +88,7 @@ def _encoded(images, encode, rows, group_rows):
         pixels = images[some]
         if at + group_rows < len(rows): images.ahead(rows[at + group_rows:at + 3*group_rows])
         exact = encode(pixels).float().cpu().numpy()
-        half = exact.astype(np.float16)
+        with np.errstate(over="ignore"): half = exact.astype(np.float16)
         if not np.isfinite(half).all():
             raise ShardError(f"Latents of the rows {some[0]} to {some[-1]} are not finite in float16: the autoencoder's values reach {np.abs(exact).max():g}.")
         yield images.rows[some], exact, half
