@@ -31,7 +31,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image)
         image = white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 def _square(image: Image.Image, size: int) -> Image.Image:
     "The centre square, resized with antialiasing"
@@ -42,7 +42,8 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 
 def open_image(source, # a path, bytes, an open file, a PIL image or a uint8 array (H, W, 3)
                size: int | None = None, # None: as it is; else the centre square, resized to size × size
-               max_pixels: float = 64e6 # larger images are refused before they are decoded
+               max_pixels: float = 64e6, # larger images are refused before they are decoded
+               out: np.ndarray | None = None # uint8 (size, size, 3) to write to; None: a new array
                ) -> np.ndarray: # uint8 (H, W, 3)
     "Read an image, whatever its format; `ImageError` says in a sentence what is wrong with it"
     name = f"The image {Path(source).name}" if isinstance(source, (str, Path)) else "The image"
@@ -55,7 +56,9 @@ def open_image(source, # a path, bytes, an open file, a PIL image or a uint8 arr
             else: image = source if isinstance(source, Image.Image) else Image.open(source)
             if image.width*image.height > max_pixels:
                 raise ImageError(f"{name} has {image.width} × {image.height} pixels; {limit}.")
-            image = _rgb(ImageOps.exif_transpose(image))
+            if image is source: image = ImageOps.exif_transpose(image)
+            else: ImageOps.exif_transpose(image, in_place=True) # a copy less
+            image = _rgb(image)
     except ImageError: raise
     except Image.DecompressionBombError as e:
         raise ImageError(f"{name} is far too large; {limit}.") from e
@@ -66,7 +69,10 @@ def open_image(source, # a path, bytes, an open file, a PIL image or a uint8 arr
         raise ImageError(f"{name} is not in an image format that Pillow reads.") from e
     except Exception as e: # decoders raise OSError, SyntaxError, ValueError, ... on damaged files
         raise ImageError(f"{name} is damaged or truncated: {str(e).rstrip('.')}.") from e
-    return np.array(_square(image, size) if size else image)
+    image = _square(image, size) if size else image
+    if out is None: return np.array(image)
+    out[:] = np.asarray(image)
+    return out
 
 # %% ../../nbs/42d_loading.ipynb #48158476
 class SourceError(ValueError):
