@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_shards import portrait_shards
 
 from mmgen.files import repo_root
 from mmgen.launch import FITS, main
@@ -72,13 +73,29 @@ def test_a_killed_ldm_resumes_to_the_same_weights(tmp_path):
     assert len(b["resumed"]) == 1 and a["data"]["sha256"] == b["data"]["sha256"]
 
 
-@pytest.mark.parametrize("job", ["ldm", "autoencoder"])
-def test_two_processes_make_one_run(job, tmp_path):
+def port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]),
-                  "ACCELERATE_USE_CPU": "1"}
-    both = [start(tmp_path, job, "preset=smoke", "run_id=both", **shared, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+        return str(free.getsockname()[1])
+
+
+def start_two(root, *arguments):
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port(), "ACCELERATE_USE_CPU": "1"}
+    return [start(root, *arguments, **shared, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+
+
+def curve(root, run_id, name="loss"):
+    lines = (root / "reports" / "runs" / run_id / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)[name] for line in lines]
+
+
+def weights(root, run_id):
+    return load_file(root / "reports" / "runs" / run_id / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("job", ["ldm", "autoencoder"])
+def test_two_processes_make_one_run(job, tmp_path):
+    both = start_two(tmp_path, job, "preset=smoke", "run_id=both")
     said = [finish(process) for process in both]
     assert "step 6/6" in said[0] and "step 6/6" not in said[1]
     assert [p.name for p in (tmp_path / "reports" / "runs").iterdir()] == ["both"]
@@ -86,6 +103,61 @@ def test_two_processes_make_one_run(job, tmp_path):
     assert record["status"] == "completed"
     facts = json.loads(next((tmp_path / "reports" / "runs" / "both" / "checkpoints").glob("*/*.json")).read_text())
     assert facts["processes"] == 2 and facts["step"] == 6
+
+
+SHARDS = ("preset=smoke", "data=shards", "images=96", "held_out=0", "edit_tags=green hair", "sample_images=4", "edit_images=2", "log_every=1")
+
+
+def launched(root, launcher, *arguments):
+    "What two processes say that accelerate or torchrun starts, without a GPU."
+    command = [str(Path(sys.executable).parent / launcher[0]), *launcher[1:], port(), "-m", "mmgen.launch", *arguments, "device=cpu", "mixed_precision=no"]
+    done = subprocess.run(command, env=environment(root), cwd=root, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+ACCELERATE = ("accelerate", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--dynamo_backend", "no", "--mixed_precision", "no",
+              "--main_process_port")  # --multi_gpu: by torchrun; with --cpu it would start one process, or MPI's
+
+
+def test_accelerates_two_processes_do_what_one_does_with_the_double_batch(tmp_path):
+    portrait_shards(tmp_path / "shards")
+    job = ("ldm", *SHARDS, "steps=20", "caption_dropout=0.3", "sample_every=7", "optimizer=adamw", "lr=1e-3")
+    said = launched(tmp_path, ACCELERATE, *job, "batch_size=6", "run_id=two")  # this makes the latents
+    finish(start(tmp_path, *job, "batch_size=12", "run_id=one"))
+    assert said.count("step 20/20") == 1 and sorted(p.name for p in (tmp_path / "reports" / "runs").iterdir()) == ["one", "two"]
+    for name, most in (("loss", 1e-5), ("grad_norm", 1e-4)):
+        one, two = (curve(tmp_path, run, name) for run in ("one", "two"))
+        assert len(one) == len(two) == 20 and max(abs(a / b - 1) for a, b in zip(one, two)) < most
+        assert max(abs(a / b - 1) for a, b in zip(one, two[1:])) > 100 * most  # steps differ by far more than that
+    a, b = weights(tmp_path, "one"), weights(tmp_path, "two")
+    assert all((a[k].float() - b[k].float()).abs().max() < 2e-3 for k in a)
+    facts = json.loads(next((tmp_path / "reports" / "runs" / "two" / "checkpoints").glob("checkpoint-20/*.json")).read_text())
+    assert facts["processes"] == 2
+
+
+@pytest.mark.slow
+def test_torchrun_too(tmp_path):
+    portrait_shards(tmp_path / "shards", train=48)
+    said = launched(tmp_path, ("torchrun", "--nproc-per-node", "2", "--master-port"), "ldm", *SHARDS, "images=48", "steps=3", "batch_size=4")
+    assert said.count("step 3/3") == 1 and len(list((tmp_path / "reports" / "runs").iterdir())) == 1
+
+
+def test_a_job_on_shards_killed_in_mid_epoch_resumes_to_the_same_weights(tmp_path):
+    portrait_shards(tmp_path / "shards")
+    job = ("ldm", *SHARDS, "steps=40", "checkpoint_every=3", "batch_size=8")
+    whole, cut = start(tmp_path, *job, "run_id=whole"), start(tmp_path, *job, "run_id=cut")  # one of them makes the latents
+    checkpoints = tmp_path / "reports" / "runs" / "cut" / "checkpoints"
+    wait_for(lambda: list(checkpoints.glob("checkpoint-*")), cut)
+    cut.kill()
+    cut.communicate()
+    finish(whole)
+    finish(start(tmp_path, *job, "run_id=cut", "resume_from=reports/runs/cut"))
+    a, b = weights(tmp_path, "whole"), weights(tmp_path, "cut")
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    record = json.loads((tmp_path / "reports" / "runs" / "cut" / "run.json").read_text())
+    assert record["status"] == "completed" and record["data"]["rows"] == 96 and 0 < record["data"]["latent_rounding"] < 5e-4
+    assert len(list((tmp_path / "data" / "cache").glob("latents-*/manifest.json"))) == 1
 
 
 def test_ctrl_c_under_papermill_leaves_a_checkpoint_and_a_record(tmp_path):

@@ -45,7 +45,7 @@ class Batches:
         if batch_size < 1: raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
         if window < 1: raise ValueError(f"window is {window}; it must be at least 1.")
         self.columns, self.batch_size, self.seed, self.transform, self.window = columns, batch_size, seed, transform, window
-        self.rows, self._orders = next(iter(lengths.values())), {}
+        self.rows, self._orders, self._told = next(iter(lengths.values())), {}, None
         self.shards = [column for column in columns.values() if hasattr(column, "groups")]
         for column in self.shards: column.keep(2*window + 8)
 
@@ -79,10 +79,16 @@ class Batches:
         for name, column in self.columns.items():
             values = [column[i] for i in ids] if isinstance(column, Sequence) else column[ids]
             batch[name] = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
-        if self.shards:
-            coming = self._stream(first, self.batch_size + min(self.rows, int(self.shards[0].groups[:self.window].sum()))//2)
-            for column in self.shards: column.ahead(coming)
+        if self.shards: self._read_ahead(first)
         return self.transform(batch, random.Random(f"{self.seed} {step}")) if self.transform else batch
+
+    def _read_ahead(self, position: int):
+        "Have the row groups read that half a window of rows needs; looked after four times in a window"
+        rows = min(self.rows, int(self.shards[0].groups[:self.window].sum()))
+        if self._told == position//max(1, rows//4): return
+        self._told = position//max(1, rows//4)
+        coming = self._stream(position, self.batch_size + rows//4 + rows//2)
+        for column in self.shards: column.ahead(coming)
 
     __getitem__ = batch # for the workers of a `DataLoader`
 

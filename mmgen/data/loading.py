@@ -75,13 +75,17 @@ def read_image(source, # a path, bytes, an open file, a PIL image or a uint8 arr
 
 def open_image(source, # a path, bytes, an open file, a PIL image or a uint8 array (H, W, 3)
                size: int | None = None, # None: as it is; else the centre square, resized to size × size
-               max_pixels: float = 64e6 # larger images are refused before they are decoded
+               max_pixels: float = 64e6, # larger images are refused before they are decoded
+               out: np.ndarray | None = None # uint8 (size, size, 3) to write to; None: a new array
                ) -> np.ndarray: # uint8 (H, W, 3)
     "`read_image` as an array"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning) # max_pixels is stricter
         image = read_image(source, max_pixels)
-    return np.array(_square(image, size) if size else image)
+    image = _square(image, size) if size else image
+    if out is None: return np.array(image)
+    out[:] = np.asarray(image)
+    return out
 
 # %% ../../nbs/42d_loading.ipynb #48158476
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}

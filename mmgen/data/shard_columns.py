@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GroupCache', 'ShardColumn', 'ShardImages', 'TagColumn', 'ShardRows']
 
-# %% ../../nbs/42d2b_shard_columns.ipynb #6dc38c2d
+# %% ../../nbs/42d2b_shard_columns.ipynb #9d0a175a
 import hashlib
 import json
 import os
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from .loading import ImageError, Threads, open_image
 from .shards import Shards, ShardError
 
-# %% ../../nbs/42d2b_shard_columns.ipynb #d6cdcaab
+# %% ../../nbs/42d2b_shard_columns.ipynb #0557ba22
 class GroupCache:
     "One column's row groups; the last few are kept, the next can be read ahead by another thread"
 
@@ -47,7 +47,7 @@ class GroupCache:
         name = self.shards.entries[k]["file"]
         if k not in files:
             if len(files) >= 8: files.pop(next(iter(files))).close(force=True)
-            files[k] = pq.ParquetFile(self.shards.folder/name, metadata=self.shards.files[k], page_checksum_verification=True)
+            files[k] = pq.ParquetFile(self.shards.folder/name, metadata=self.shards.files[k], page_checksum_verification=True, pre_buffer=False)
         try: array = files[k].read_row_group(at, columns=[self.column], use_threads=False).column(0).combine_chunks()
         except (OSError, pa.ArrowException) as e: raise self.shards._damaged(name, e) from e
         return array.field(0) if pa.types.is_struct(array.type) else array
@@ -70,7 +70,7 @@ class GroupCache:
     def __getitem__(self, group: int) -> pa.Array:
         return self.ahead([group])[0].result()
 
-# %% ../../nbs/42d2b_shard_columns.ipynb #00480eee
+# %% ../../nbs/42d2b_shard_columns.ipynb #559e4828
 class ShardColumn:
     "A column of shards as an array that is read when indexed; a subclass says what a value is"
 
@@ -105,23 +105,17 @@ class ShardColumn:
         self.cache.ahead(np.unique(self.of[np.asarray(rows)]).tolist())
 
     def __getitem__(self, rows):
-        "What `decode` makes of the rows' values, in the order of the rows."
-        rows = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows)
-        parts = {}
-        for group in np.unique(self.of[rows]).tolist():
-            places = np.flatnonzero(self.of[rows] == group)
-            parts[group] = places, self.cache[group].take(pa.array(self.at[rows[places]]))
-        return self.decode(rows, parts)
+        "The values of rows, in their order."
+        return self.decode(np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows))
 
     def decode(
         self,
         rows: np.ndarray,  # numbers into this column
-        parts: dict,  # row group → (which of these rows are in it, their values)
     ):
         "An array of len(rows) values."
         raise NotImplementedError
 
-# %% ../../nbs/42d2b_shard_columns.ipynb #e10be9d5
+# %% ../../nbs/42d2b_shard_columns.ipynb #0a057275
 class ShardImages(ShardColumn):
     "The images of shards, decoded when indexed: uint8 (rows, size, size, 3)"
 
@@ -136,17 +130,19 @@ class ShardImages(ShardColumn):
         facts = [self.size, which, [(entry["rows"], entry["sha256"]) for entry in self.cache.shards.entries]]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
-    def decode(self, rows, parts):
+    def decode(self, rows):
         out = np.empty((len(rows), self.size, self.size, 3), np.uint8)
-        jobs = [(place, value) for places, values in parts.values() for place, value in zip(places.tolist(), values)]
+        of, at = self.of[rows].tolist(), self.at[rows].tolist()
+        groups = {group: self.cache[group] for group in dict.fromkeys(of)}
 
         def some(start):
-            for place, value in jobs[start:start + 8]:
+            for place in range(start, min(start + 4, len(of))):
+                value = groups[of[place]][at[place]]
                 try:
                     if not value.is_valid: raise ImageError("There is no image.")
-                    out[place] = open_image(value.as_py(), self.size)
+                    open_image(value.as_py(), self.size, out=out[place])
                 except ImageError as e: raise ImageError(self._where(rows[place]) + str(e)) from e
-        self.threads.map(some, range(0, len(jobs), 8))
+        self.threads.map(some, range(0, len(rows), 4))
         return out
 
     def _where(self, row):
@@ -154,7 +150,7 @@ class ShardImages(ShardColumn):
         shard = self.cache.shards.entries[self.cache.shards.where[group][0]]["file"]
         return f"Row {self.rows[row]} of the split {self.cache.shards.split}, in {shard}: "
 
-# %% ../../nbs/42d2b_shard_columns.ipynb #8a06723d
+# %% ../../nbs/42d2b_shard_columns.ipynb #196fc3fe
 class TagColumn(Sequence):
     "Lists of tags, or texts, as numbers into a vocabulary"
 

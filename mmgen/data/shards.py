@@ -113,6 +113,7 @@ class ShardWriter:
             if fcntl: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(file.fileno()).st_ino != path.stat().st_ino: raise FileNotFoundError
             file.truncate(0)
+            file.seek(0)
         except (BlockingIOError, FileNotFoundError) as e:  # FileNotFoundError: it got its name just now
             file.close()
             raise ShardBusy(f"Another process is writing {self._name()} in {self.folder}; let it finish, or choose another folder.") from e
