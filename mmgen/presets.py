@@ -14,6 +14,7 @@ from .evaluate_job import EvaluateConfig
 from .instruct_job import InstructConfig
 from .jobs import AutoencoderConfig, CLIPConfig, EditConfig, LDMConfig, OracleConfig
 from .preliminary_job import PreliminaryConfig
+from .pretrained_job import PretrainedConfig
 from .style_jobs import DirectionsConfig, EncoderConfig, IdentityConfig, MapperConfig, StyleGAN2Config
 from .settings import Settings, closest, field_comments, plain_type
 
@@ -155,7 +156,9 @@ JOBS = PRESETS | {"edit": {"small": EditConfig()}, "directions": {"small": Direc
     "smoke": EvaluateConfig(preset="smoke", editors="copy-input,reconstruction", strengths="", rows=10, slow_rows=10, loops=5, workers=1, chunk=5),
     "small": EvaluateConfig()}, "preliminary": {
     "smoke": PreliminaryConfig(preset="smoke", foreign="ldm-portraits", images=32, reconstructions=8, rows=5, slow_rows=1, style_rows=2, columns=2, workers=1),
-    "small": PreliminaryConfig()}}  # what a notebook can ask for
+    "small": PreliminaryConfig()}, "pretrained": {
+    "smoke": PretrainedConfig(preset="smoke", model="random", generator="random", encoder="random", clip="random", prompts="green hair,glasses", strengths="0.5,1", steps=4, style_steps=2),
+    "small": PretrainedConfig()}}  # what a notebook can ask for
 
 
 def _known(kind: str, name: str, valid) -> str:
