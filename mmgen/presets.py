@@ -15,6 +15,7 @@ from .evaluate_job import EvaluateConfig
 from .instruct_job import InstructConfig
 from .jobs import AutoencoderConfig, CLIPConfig, EditConfig, LDMConfig, OracleConfig
 from .preliminary_job import PreliminaryConfig
+from .pretrained_job import PretrainedConfig
 from .style_jobs import DirectionsConfig, EncoderConfig, IdentityConfig, MapperConfig, StyleGAN2Config
 from .settings import Settings, closest, field_comments, plain_type
 
@@ -157,7 +158,9 @@ JOBS = PRESETS | {"edit": {"small": EditConfig()}, "directions": {"small": Direc
     "small": EvaluateConfig()}, "preliminary": {
     "smoke": PreliminaryConfig(preset="smoke", foreign="ldm-portraits", images=32, reconstructions=8, rows=5, slow_rows=1, style_rows=2, columns=2, workers=1),
     "small": PreliminaryConfig()}, "prepare_danbooru": {
-    "smoke": DanbooruConfig(preset="smoke", posts=120, size=32, min_tag_count=2, out="data/danbooru-smoke"), "small": DanbooruConfig()}}  # what a notebook can ask for
+    "smoke": DanbooruConfig(preset="smoke", posts=120, size=32, min_tag_count=2, out="data/danbooru-smoke"), "small": DanbooruConfig()}, "pretrained": {
+    "smoke": PretrainedConfig(preset="smoke", model="random", generator="random", encoder="random", clip="random", prompts="green hair,glasses", strengths="0.5,1", steps=4, style_steps=2),
+    "small": PretrainedConfig()}}  # what a notebook can ask for
 
 
 def _known(kind: str, name: str, valid) -> str:

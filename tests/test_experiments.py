@@ -18,7 +18,7 @@ pytestmark = pytest.mark.notebooks
 NOTEBOOKS = repo_root() / "nbs"
 EXPERIMENTS = {"train_autoencoder": "autoencoder", "train_clip": "clip", "train_oracle": "oracle", "train_ldm": "ldm", "train_instruct": "instruct", "edit": "edit",
                "train_stylegan2": "stylegan2", "train_identity": "identity", "train_encoder": "encoder", "train_mapper": "mapper",
-               "train_directions": "directions", "evaluate": "evaluate", "preliminary": "preliminary", "prepare_danbooru": "prepare_danbooru"}
+               "train_directions": "directions", "evaluate": "evaluate", "preliminary": "preliminary", "prepare_danbooru": "prepare_danbooru", "pretrained": "pretrained"}
 NEEDS = {"train_ldm": {"autoencoder-portraits", "clip-portraits"}, "train_instruct": {"autoencoder-portraits", "clip-portraits"}, "edit": {"ldm-portraits"},
          "evaluate": {"ldm-portraits"}, "preliminary": {"ldm-portraits", "mapper-portraits", "directions-portraits"}, "train_encoder": {"stylegan2-portraits"},
          "train_mapper": {"stylegan2-portraits", "encoder-portraits", "clip-portraits", "identity-portraits"},

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import get_worker_info
 
 from .folders import SourceError, read_folder, with_captions
+from ..files import repo_root
 
 # %% ../../nbs/42d_loading.ipynb #bb3c2c6c
 class ImageError(ValueError):
@@ -129,6 +130,7 @@ def load_source(data: str, # "portraits", "portraits:lorelei", a folder (of imag
     if split not in SPLIT_NAMES:
         raise SourceError(f"There is no split {split!r}; choose from {', '.join(SPLIT_NAMES)}.")
     path = Path(data).expanduser()
+    if not path.exists() and (repo_root()/path).exists(): path = repo_root()/path # from wherever the notebook runs
     if _holds_shards(path):
         from mmgen.data.shard_columns import ShardRows
         from mmgen.data.shards import Shards

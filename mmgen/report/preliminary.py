@@ -16,6 +16,7 @@ from pathlib import Path
 from ..data.edits import KINDS
 from ..benchmark.preliminary import COLUMNS
 from ..files import atomic_write
+from .pretrained import section
 from .tables import markdown
 from ..runs import RunError, verify_run
 
@@ -260,4 +261,5 @@ def write_report(
     run, folder = Path(run).resolve(), Path(folder).resolve()
     record, scores, pictures = read_record(run)
     atomic_write(folder / "figures" / "preliminary.jpg", figure(scores["rows"]))
-    return atomic_write(folder / "preliminary.md", text(record, scores, pictures, Path(os.path.relpath(run, folder)).as_posix()))
+    words = text(record, scores, pictures, Path(os.path.relpath(run, folder)).as_posix()) + section(run.parent / "pretrained", folder)
+    return atomic_write(folder / "preliminary.md", words)
