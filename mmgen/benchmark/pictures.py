@@ -72,7 +72,7 @@ def save_pictures(
         names = about["rows"] if name == "first" else list(about["editors"])
         titles = ["\n".join(tag.rsplit(" ", 1)) for tag in about["columns"]] if name == "first" else ["source", "exact", "result"] * GALLERY
         buffer = io.BytesIO()
-        Image.fromarray(sheet(dict(zip(map(broken, names), tiles.reshape(-1, columns, *tiles.shape[1:]))), titles, 64)).save(buffer, "JPEG", quality=85)
+        Image.fromarray(sheet(dict(zip(map(broken, names), tiles.reshape(-1, columns, *tiles.shape[1:]))), titles, 64)).save(buffer, "JPEG", quality=65)
         run.artifact(atomic_write(run.path / f"{name}.jpg", buffer.getvalue()))
         found[name] = {"file": f"{name}.jpg"} | about
     run.artifact(atomic_write(run.path / "pictures.json", json.dumps(to_json(found), indent=1, ensure_ascii=False) + "\n"))

@@ -38,7 +38,7 @@ def _sheet(path, columns=12):
     rows = [render(sample(seed, style), 64) for style in ("adventurer", "adventurer", "lorelei", MIXTURE) for seed in seeds(columns, "train")]
     rows[columns:2 * columns] = [render(sample(seed), 64) for seed in seeds(columns, "train", start=columns)]
     buffer = BytesIO()
-    Image.fromarray(image_grid(np.stack(rows), columns)).save(buffer, "JPEG", quality=88)
+    Image.fromarray(image_grid(np.stack(rows), columns)).save(buffer, "JPEG", quality=70)
     atomic_write(path, buffer.getvalue())
 
 

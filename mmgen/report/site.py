@@ -104,7 +104,8 @@ def write_index(
     titles = {page: text.splitlines()[0].lstrip("# ") for page, text in texts.items()}
     links = [f'<a href="#{page}">{html.escape(title)}</a>' for page, title in titles.items()]
     if "## Conclusion" in texts.get("results", ""): links.insert(1, '<a href="#results-conclusion">Conclusion</a>')
-    articles = [f'<article>\n{to_html(text, page)}<p><a href="{page}.md">This part as Markdown</a></p>\n</article>' for page, text in texts.items()]
+    lean = lambda text: re.sub(r"</(td|th|tr)>\n?", "", text)  # HTML needs no end tags in tables, and there are thousands of cells
+    articles = [f'<article>\n{lean(to_html(text, page))}<p><a href="{page}.md">This part as Markdown</a></p>\n</article>' for page, text in texts.items()]
     made = ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             '<title>mmgen: latent diffusion and StyleCLIP on the same edits</title>\n<link rel="icon" href="data:,">\n'
             f"<style>{STYLE}</style>\n</head>\n<body>\n<nav><div>{''.join(links)}</div></nav>\n<main>\n" + "\n".join(articles) + "\n</main>\n</body>\n</html>\n")
