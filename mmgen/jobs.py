@@ -27,6 +27,7 @@ class Job(Settings):
     images: int = 20_000 # training images
     held_out: int = 200 # validation images that the results are measured on
     size: int = 64 # height and width of the images, pixels
+    workers: int = 0 # processes that read and decode batches; 0: none (data in memory)
     # training
     steps: int = 1_000 # optimiser steps
     max_seconds: float | None = None # time limit of the training loop, seconds; inf: none
@@ -52,7 +53,7 @@ class Job(Settings):
     def loop(self) -> dict:
         "Arguments of `mmgen.training.train`."
         names = ("steps", "max_seconds", "batch_size", "lr", "lr_batch", "warmup", "weight_decay", "grad_clip", "ema_decay",
-                 "mixed_precision", "checkpoint_every", "log_every", "sample_every", "seed", "resume_from", "tensorboard", "device")
+                 "mixed_precision", "checkpoint_every", "log_every", "sample_every", "seed", "resume_from", "tensorboard", "device", "workers")
         return {name: getattr(self, name) for name in names} | {"schedule": self.lr_schedule}
 
 # %% ../nbs/02b_jobs.ipynb #412c1526

@@ -56,7 +56,7 @@ class Settings:
     origin: ClassVar[str] = sys._getframe().f_code.co_filename # where the comments are
     choices: ClassVar[dict] = {} # fields that take one of a few names
     zero_ok: ClassVar[tuple] = ( # integers that may be 0; the others start at 1
-        "seed", "held_out", "lr_batch", "warmup", "sample_every", "sample_images", "edit_images",
+        "seed", "held_out", "workers", "lr_batch", "warmup", "sample_every", "sample_images", "edit_images",
         "disc_start")
     fractions: ClassVar[tuple] = ( # numbers from 0 to 1; the others end nowhere
         "ema_decay", "caption_dropout", "tag_dropout", "strength", "edit_strength", "beta_start", "beta_end")
