@@ -15,6 +15,5 @@ setup(
     packages=find_packages(include=["mmgen", "mmgen.*"]),
     package_data={"mmgen": ["weights/**/*", "data/tables/*"]},
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
-    entry_points={"nbdev": ["mmgen=mmgen._modidx:d"]},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "spark", "onnx", "demo")},
 )

@@ -39,7 +39,7 @@ def describe(
 ) -> str:  # "" where the Editor has no CLIP
     "What an Editor's CLIP sees in a picture, in the words that its model knows."
     clip, tags = getattr(which, "clip", None), tags_of(which)
-    if clip is None:
+    if not hasattr(clip, "images"):  # none, or a text tower alone
         return ""
     seen = open_image(picture, clip.size)
     return describe_image(clip, seen) if tags == list(portraits.vocabulary()) else choose_tags(clip, seen, tags)

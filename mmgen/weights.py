@@ -9,7 +9,6 @@ __all__ = ['FILES', 'TORCH_FILES', 'WeightsError', 'packaged', 'resolve', 'load_
 # %% ../nbs/04_weights.ipynb #a88dfd92
 import hashlib
 import json
-import pickle
 import re
 import shutil
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from torch import nn
 
 import mmgen
 from .files import atomic_write, repo_root
+from .pickles import PickleError, read_pickle
 from .runs import to_json, without_folders
 
 # %% ../nbs/04_weights.ipynb #c9ae96fd
@@ -65,14 +65,10 @@ def resolve(
 # %% ../nbs/04_weights.ipynb #eb7aefb0
 def _unpickle(path: Path) -> dict:
     "The state dict in a torch file; nothing in it is executed."
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as e:
-        if "Unsupported" in str(e):
-            raise WeightsError(f"{path.name} holds more than tensors: opening it would run code, so it was "
-                               "refused. Convert it to .safetensors where you trust its source.") from e
-        raise WeightsError(f"{path.name} is damaged or is not a torch file.") from e
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError) as e:
-        raise WeightsError(f"{path.name} is damaged, cut short or not a torch file.") from e
+    try: state = read_pickle(path)
+    except PickleError as e:
+        hint = " Convert it to .safetensors where you trust its source." if "asks for" in str(e) else ""
+        raise WeightsError(f"{e}{hint}") from e
     while isinstance(state, dict) and isinstance(state.get("state_dict"), dict): state = state["state_dict"]
     return state
 
@@ -99,6 +95,9 @@ def load_state(
         raise WeightsError(f"{path.name} is not weights: the name must end in one of {endings}.")
     if not (isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values())):
         raise WeightsError(f"{path.name} is not a state dict: names and tensors were expected.")
+    small = [k for k, v in state.items() if v.is_floating_point() and v.dtype.itemsize == 1]
+    if small:
+        raise WeightsError(f"{path.name} holds 8-bit weights ({small[0]}, for example); take the float16 or float32 ones.")
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
@@ -111,7 +110,8 @@ def load_into(
     own = module.state_dict()
     wrong = {"missing": [k for k in own if k not in state], "unexpected": [k for k in state if k not in own],
              "of another shape": [f"{k}: {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own
-                                  if k in state and state[k].shape != own[k].shape]}
+                                  if k in state and state[k].shape != own[k].shape],
+             "no floating-point numbers, as of 8-bit weights": [k for k in own if k in state and own[k].is_floating_point() and not state[k].is_floating_point()]}
     if any(wrong.values()):
         lists = [f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
                  for what, names in wrong.items() if names]

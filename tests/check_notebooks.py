@@ -11,7 +11,7 @@ WATCHED = ("mmgen", "nbs")
 
 def files(root: Path) -> dict[str, bytes]:
     return {str(p.relative_to(root)): p.read_bytes() for folder in WATCHED for p in sorted((root / folder).rglob("*"))
-            if p.suffix in (".py", ".ipynb") and ".ipynb_checkpoints" not in p.parts}
+            if p.suffix in (".py", ".ipynb") and p.name != "_modidx.py" and ".ipynb_checkpoints" not in p.parts}
 
 
 def main() -> int:

@@ -28,6 +28,9 @@ CONFIGS = [
     dict(block_out_channels=(8, 8, 16), norm_num_groups=2, use_quant_conv=False, use_post_quant_conv=False),
     dict(block_out_channels=(32, 64), layers_per_block=2, mid_block_add_attention=False, in_channels=5,
          out_channels=2),
+    dict(block_out_channels=(8, 8, 16), norm_num_groups=4, layers_per_block=2,  # attention in levels, as in kl-f16 and kl-f32
+         down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+         up_block_types=("AttnUpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D")),
 ]
 
 
@@ -35,8 +38,8 @@ def theirs(config, seed):
     "diffusers' model with random weights of visible size, biases and norms included."
     torch.manual_seed(seed)
     levels = len(config["block_out_channels"])
-    model = diffusers.AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * levels,
-                                    up_block_types=("UpDecoderBlock2D",) * levels, **config).eval()
+    plain = dict(down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels)
+    model = diffusers.AutoencoderKL(**plain | config).eval()
     for p in model.parameters(): p.data.add_(0.1 * torch.randn_like(p))
     return model
 
@@ -106,7 +109,7 @@ def test_posterior_sample_and_kl():
 @pytest.mark.parametrize("bad, words", [
     (dict(block_out_channels=(8, 12), norm_num_groups=8), "norm_num_groups=8"),
     (dict(block_out_channels=(8,), norm_num_groups=8, patch_size=2), "needs 12"),
-    (dict(block_out_channels=(8,), norm_num_groups=8, down_block_types=("AttnDownEncoderBlock2D",)),
+    (dict(block_out_channels=(8,), norm_num_groups=8, down_block_types=("CrossAttnDownBlock2D",)),
      "down_block_types"),
     (dict(block_out_channels=(8,), norm_num_groups=8, act_fn="relu"), "act_fn"),
     (dict(block_out_channel=(8,)), "block_out_channel"),

@@ -103,7 +103,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused_and_nothing_runs(tmp_path, n
     if kind == "legacy": torch.save(burglar, file, _use_new_zipfile_serialization=False)
     if kind == "nested": torch.save({"state_dict": {"w": torch.ones(1), "x": burglar}}, file)
     if kind == "pickle": file.write_bytes(pickle.dumps({"w": burglar}))
-    with pytest.raises(WeightsError, match=f"{name} holds more than tensors: opening it would run code, so it was refused"):
+    with pytest.raises(WeightsError, match=f"{name} was not opened: it asks for .*, which is no data"):
         load_state(file)
     assert not trace.exists()
     torch.load(file, weights_only=False) if kind == "zip" else None
@@ -117,11 +117,11 @@ def test_truncated_files_are_refused(tmp_path, name, part):
     save({"w": torch.randn(500), "v": torch.randn(50)}, tmp_path/name)
     whole = (tmp_path/name).read_bytes()
     (tmp_path/name).write_bytes(whole[:int(part * len(whole))])
-    with pytest.raises(WeightsError, match=f"{name} is damaged"): load_state(tmp_path/name)
+    with pytest.raises(WeightsError, match=f"{name} (is damaged|was not opened: it is)"): load_state(tmp_path/name)
 
 
 @pytest.mark.parametrize("name, content, says", [
-    ("a.safetensors", b"hello, this is text", "a.safetensors is damaged"), ("a.pt", b"hello", "a.pt is damaged"),
+    ("a.safetensors", b"hello, this is text", "a.safetensors is damaged"), ("a.pt", b"hello", "a.pt was not opened: it is damaged, cut short or no pickle"),
     ("a.txt", b"hello", "must end in one of .safetensors"), ("a.onnx", b"", "must end in one of .safetensors")])
 def test_what_is_no_weights_is_refused(tmp_path, name, content, says):
     (tmp_path/name).write_bytes(content)

@@ -24,14 +24,15 @@ from ..files import atomic_write, repo_root, sha256
 def in_parallel(
     function,  # of a module, called with one job
     jobs: list,
-    workers: int | None = None,  # processes; default: the cores, but none for fewer than 250 jobs
+    workers: int | None = None,  # processes; default: the cores
+    least: int = 250,  # a process is started for so many jobs, not for fewer
 ) -> list:
     "What `function` makes of each job, in the order of the jobs."
-    workers = min(workers or os.cpu_count() or 1, max(1, len(jobs) // 250))
+    workers = min(workers or os.cpu_count() or 1, max(1, len(jobs) // least))
     if workers == 1:
         return [function(job) for job in jobs]
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool, _hidden_main():
-        return list(pool.map(function, jobs, chunksize=128))
+        return list(pool.map(function, jobs, chunksize=min(128, -(-len(jobs) // (4 * workers)))))
 
 
 @contextmanager

@@ -51,13 +51,14 @@ class Encoder(nn.Module):
                  layers: int,          # residual blocks per level
                  groups: int,          # of each GroupNorm
                  attention: bool,      # in the middle
+                 levels: list[bool],   # attention in each level
                  ):
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         ins = [widths[0], *widths[:-1]]
         self.down_blocks = nn.ModuleList(
-            DownEncoderBlock2D(a, b, layers, groups, downsample=i < len(widths) - 1)
-            for i, (a, b) in enumerate(zip(ins, widths)))
+            DownEncoderBlock2D(a, b, layers, groups, downsample=i < len(widths) - 1, attention=attends)
+            for i, (a, b, attends) in enumerate(zip(ins, widths, levels)))
         self.mid_block = MidBlock2D(widths[-1], groups, attention)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], 2 * latent_channels, 3, padding=1)
@@ -78,14 +79,15 @@ class Decoder(nn.Module):
                  layers: int,          # residual blocks per level, less one
                  groups: int,          # of each GroupNorm
                  attention: bool,      # in the middle
+                 levels: list[bool],   # attention in each level, coarsest first
                  ):
         super().__init__()
         widths = list(reversed(widths))
         self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
         ins = [widths[0], *widths[:-1]]
         self.up_blocks = nn.ModuleList(
-            UpDecoderBlock2D(a, b, layers + 1, groups, upsample=i < len(widths) - 1)
-            for i, (a, b) in enumerate(zip(ins, widths)))
+            UpDecoderBlock2D(a, b, layers + 1, groups, upsample=i < len(widths) - 1, attention=attends)
+            for i, (a, b, attends) in enumerate(zip(ins, widths, levels)))
         self.mid_block = MidBlock2D(widths[0], groups, attention)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
@@ -100,9 +102,9 @@ def check_config(config: dict):
     "Raises ValueError in one sentence where a config does not describe a model of this class."
     widths, groups, patch = config["block_out_channels"], config["norm_num_groups"], config["patch_size"]
     for field, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        if list(config[field]) != [kind] * len(widths):
-            raise ValueError(f"AutoencoderKL: {field} must be {kind} once per entry of block_out_channels "
-                             f"({len(widths)}), not {list(config[field])}")
+        if len(config[field]) != len(widths) or not set(config[field]) <= {kind, f"Attn{kind}"}:
+            raise ValueError(f"AutoencoderKL: {field} must be {kind} or Attn{kind} once per entry of "
+                             f"block_out_channels ({len(widths)}), not {list(config[field])}")
     if config["act_fn"] not in ("silu", "swish"):
         raise ValueError(f"AutoencoderKL: act_fn must be 'silu', not {config['act_fn']!r}")
     if any(width % groups for width in widths):
@@ -120,8 +122,8 @@ class AutoencoderKL(nn.Module):
     def __init__(self,
                  in_channels: int = 3,               # 3 * patch_size² for RGB
                  out_channels: int = 3,              # 3 * patch_size² for RGB
-                 down_block_types: tuple = None,     # None: DownEncoderBlock2D at each level
-                 up_block_types: tuple = None,       # None: UpDecoderBlock2D at each level
+                 down_block_types: tuple = None,     # None: DownEncoderBlock2D at each level; AttnDownEncoderBlock2D attends
+                 up_block_types: tuple = None,       # None: UpDecoderBlock2D at each level; AttnUpDecoderBlock2D attends
                  block_out_channels: tuple = (64,),  # width of each level
                  layers_per_block: int = 1,          # residual blocks per level (decoder: one more)
                  act_fn: str = "silu",               # only silu
@@ -147,8 +149,9 @@ class AutoencoderKL(nn.Module):
         check_config(config)
         self.config = config
         shape = (latent_channels, widths, layers_per_block, norm_num_groups, mid_block_add_attention)
-        self.encoder = Encoder(in_channels, *shape)
-        self.decoder = Decoder(out_channels, *shape)
+        levels = [[kind.startswith("Attn") for kind in config[field]] for field in ("down_block_types", "up_block_types")]
+        self.encoder = Encoder(in_channels, *shape, levels[0])
+        self.decoder = Decoder(out_channels, *shape, levels[1])
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1) if use_quant_conv else None
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1) if use_post_quant_conv else None
 

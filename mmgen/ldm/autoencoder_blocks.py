@@ -81,28 +81,36 @@ class Upsample2D(nn.Module):
 
 # %% ../../nbs/32a1_autoencoder_blocks.ipynb #0fb91507
 class DownEncoderBlock2D(nn.Module):
-    "`layers` residual blocks, then downsampling unless it is the last level."
-    def __init__(self, c_in, c_out, layers, groups, downsample):
+    "`layers` residual blocks, each with attention where asked for, then downsampling unless it is the last level."
+    def __init__(self, c_in, c_out, layers, groups, downsample, attention=False):
         super().__init__()
         ins = [c_in] + [c_out] * (layers - 1)
         self.resnets = nn.ModuleList(ResnetBlock2D(c, c_out, groups) for c in ins)
+        self.attentions = nn.ModuleList(Attention(c_out, groups) for _ in ins if attention)
         self.downsamplers = nn.ModuleList([Downsample2D(c_out)] if downsample else [])
 
     def forward(self, x):
-        for layer in [*self.resnets, *self.downsamplers]: x = layer(x)
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x)
+            if self.attentions: x = self.attentions[i](x)
+        for layer in self.downsamplers: x = layer(x)
         return x
 
 # %% ../../nbs/32a1_autoencoder_blocks.ipynb #404042af
 class UpDecoderBlock2D(nn.Module):
-    "`layers` residual blocks, then upsampling unless it is the last level."
-    def __init__(self, c_in, c_out, layers, groups, upsample):
+    "`layers` residual blocks, each with attention where asked for, then upsampling unless it is the last level."
+    def __init__(self, c_in, c_out, layers, groups, upsample, attention=False):
         super().__init__()
         ins = [c_in] + [c_out] * (layers - 1)
         self.resnets = nn.ModuleList(ResnetBlock2D(c, c_out, groups) for c in ins)
+        self.attentions = nn.ModuleList(Attention(c_out, groups) for _ in ins if attention)
         self.upsamplers = nn.ModuleList([Upsample2D(c_out)] if upsample else [])
 
     def forward(self, x):
-        for layer in [*self.resnets, *self.upsamplers]: x = layer(x)
+        for i, resnet in enumerate(self.resnets):
+            x = resnet(x)
+            if self.attentions: x = self.attentions[i](x)
+        for layer in self.upsamplers: x = layer(x)
         return x
 
 # %% ../../nbs/32a1_autoencoder_blocks.ipynb #772d5721

@@ -64,13 +64,14 @@ class LatentDiffusion:
         process: dict | None = None,  # arguments of `make_process`
         device=None,
         tags: list[str] = (),  # what the training captions were made of, commonest first
+        masked: bool = True,  # the UNet does not see a caption's padding; Stable Diffusion's does
     ):
         self.device = pick_device(device)
         autoencoder.to(self.device, memory_format=torch.channels_last).eval()
         unet.to(self.device).eval()
         self.autoencoder, self.text_encoder, self.unet = autoencoder, text_encoder, unet
         self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32, device=self.device).reshape(-1, 1, 1) for v in (mean, std))
-        self.size, self.tags = size, list(tags)
+        self.size, self.tags, self.masked = size, list(tags), masked
         self.process_config = process or {"prediction": "flow"}
         self.prediction, self.process = self.process_config["prediction"], make_process(**self.process_config)
         if unet.config["in_channels"] != self.reads * autoencoder.config["latent_channels"]:
@@ -92,8 +93,10 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def context(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        "Token states (B, T, D) and mask (B, T) of captions, cut to the longest one."
+        "Token states (B, T, D) and mask (B, T) of captions, cut to the longest one where padding is masked."
         mask = self.text_encoder.tokenize(captions)[1]
+        if not self.masked:
+            mask = torch.ones_like(mask)
         longest = int(mask.sum(1).max())
         return self.text_encoder.states(captions)[:, :longest].to(self.device), mask[:, :longest].to(self.device)
 
@@ -142,7 +145,7 @@ class LatentDiffusion:
         "What `load` needs beside the UNet's weights; the two names are those of the frozen networks."
         return {"autoencoder": autoencoder, "text_encoder": text_encoder, "latent_mean": self.mean.flatten().tolist(),
                 "latent_std": self.std.flatten().tolist(), "size": self.size, "process": self.process_config, "tags": self.tags,
-                "unet": self.unet.config}
+                "unet": self.unet.config} | ({} if self.masked else {"masked": False})
 
     def save(self, folder: str | Path, autoencoder: str, text_encoder: str, card: str, run: dict | None = None) -> Path:
         "Writes the UNet and the names of the frozen networks; `load` opens it."
@@ -158,8 +161,11 @@ class LatentDiffusion:
         autoencoder: str | Path | None = None,  # where it lies now; None: what the model's config.json says
         text_encoder: str | Path | None = None,  # likewise
     ) -> "LatentDiffusion":
-        "A packaged model, or one from a folder or a hub name."
+        "A packaged model, or one from a folder or a hub name; Stable Diffusion too (32h)."
         folder = resolve(name_or_path)
+        if folder.is_file() or (folder / "model_index.json").is_file():
+            from mmgen.ldm.pretrained import stable_diffusion
+            return stable_diffusion(folder, device=device)
         if not (folder / "config.json").is_file():
             raise ValueError(f"{name_or_path} is not a latent diffusion model of mmgen: it has no config.json.")
         config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -178,7 +184,7 @@ class LatentDiffusion:
                                    f"is with LatentDiffusion.load(..., {key}=...). {error}") from error
         return cls(AutoencoderKL.load(frozen[0]), CLIP.load(frozen[1], device),
                    unet.requires_grad_(False), config["latent_mean"], config["latent_std"], config["size"],
-                   config["process"], device, config.get("tags", ()))
+                   config["process"], device, config.get("tags", ()), config.get("masked", True))
 
 # %% ../../nbs/32d_pipeline.ipynb #92311e15
 def random_pipeline(

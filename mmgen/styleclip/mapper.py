@@ -74,7 +74,7 @@ class Mapper(nn.Module):
         if texts is None:
             for level, network in self.levels.items(): change[:, slices[level]] = network(x[:, slices[level]])
             return self.scale * self.std * change
-        if texts.shape != (len(ws), 2, self.condition):
+        if texts.shape[1:] != (2, self.condition) or texts.shape[0] != ws.shape[0]:
             raise ValueError(f"This mapper reads texts ({len(ws)}, 2, {self.condition}); got {tuple(texts.shape)}.")
         texts = ((texts - self.text_mean) @ self.text_whitening)[:, :, None].expand(-1, -1, self.num_ws, -1)
         x = torch.cat([x[:, None].expand(-1, 2, -1, -1), texts], 3) # (B, 2, num_ws, w_dim + condition)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .generator import Generator, channels_at
 from .layers import EqualLinear
-from ..weights import load_model
+from ..weights import load_model, resolve
 
 # %% ../../nbs/33b1_encoder.ipynb #1cff4db3
 LEVELS = ("coarse", "medium", "fine")
@@ -97,9 +97,13 @@ class Encoder(nn.Module):
                              "load the generator that it was trained for.")
 
     @classmethod
-    def load(cls, name_or_path: str | Path = "encoder-portraits", # folder or packaged name
-             device=None) -> "Encoder":
+    def load(cls, name_or_path: str | Path = "encoder-portraits", # folder or packaged name; a checkpoint of e4e (33f)
+             device=None) -> nn.Module:
         "With weights, in evaluation mode"
+        path = resolve(name_or_path)
+        if path.is_file():
+            from mmgen.stylegan.pretrained import e4e_of, open_file
+            return e4e_of(open_file(path), path.name).to(device)
         return load_model(cls, name_or_path, device).to(memory_format=torch.channels_last)
 
 # %% ../../nbs/33b1_encoder.ipynb #d62016e2

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import EqualLinear, adain, at_least_float32, binomial_filter, lrelu, modulated_conv2d, up_conv, upsample
-from ..weights import fingerprint, load_model
+from ..weights import fingerprint, load_model, resolve
 
 # %% ../../nbs/33a_stylegan2.ipynb #55a2797e
 # Karras et al. 2019, section 2; truncation: appendix B
@@ -210,7 +210,11 @@ class Generator(nn.Module):
         return fingerprint(self)
 
     @classmethod
-    def load(cls, name_or_path: str | Path = "stylegan2-portraits", # folder or packaged name
+    def load(cls, name_or_path: str | Path = "stylegan2-portraits", # folder or packaged name; a published .pkl or .pt (33f)
              device=None) -> "Generator":
         "With weights, in evaluation mode"
+        path = resolve(name_or_path)
+        if path.is_file():
+            from mmgen.stylegan.pretrained import generator_of, open_file
+            return generator_of(open_file(path), path.name).to(device).to(memory_format=torch.channels_last)
         return load_model(cls, name_or_path, device).to(memory_format=torch.channels_last)

@@ -128,7 +128,7 @@ class Inverter:
         if device is None and isinstance(generator, Generator): device = generator.mapping.w_avg.device
         device = pick_device(device)
         self.generator = (generator if isinstance(generator, Generator) else Generator.load(generator)).to(device)
-        self.encoder = (encoder if isinstance(encoder, Encoder) else Encoder.load(encoder)).to(device)
+        self.encoder = (encoder if isinstance(encoder, torch.nn.Module) else Encoder.load(encoder)).to(device)
         self.encoder.fits(self.generator)
         self.steps, self.lr, self.distance = steps, lr, EfficientNetDistance().to(device) if steps else None
 

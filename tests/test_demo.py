@@ -1,0 +1,114 @@
+"The demo page: what it does without a browser, and a click-through in headless Chromium."
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmgen.data import portraits
+from mmgen.demo import MAX_BYTES, Workbench, exact, examples, serve
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+def test_examples_know_their_exact_answers():
+    for picture, source, wish, seed in examples(5):
+        assert np.array_equal(picture, portraits.render(portraits.sample(seed), 64)) and portraits.tags(portraits.sample(seed))[0] in source
+        assert exact(seed, f" {wish} ").shape == (64, 64, 3)
+
+
+def test_two_users_at_once_get_each_their_own_picture():
+    bench, found = Workbench("cpu"), {}
+    rows = examples(2)
+
+    def user(i): found[i] = bench.edit(rows[i][0], rows[i][1], "green hair", "styleclip-mapper", 0.6)
+
+    users = [threading.Thread(target=user, args=(i,)) for i in range(2)]
+    for one in users: one.start()
+    for one in users: one.join()
+    alone = Workbench("cpu")
+    for i, (result, wanted) in found.items():
+        again, _ = alone.edit(rows[i][0], rows[i][1], "green hair", "styleclip-mapper", 0.6)
+        assert np.array_equal(result, again) and "green hair" in wanted
+
+
+def test_a_port_in_use_is_said():
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        with pytest.raises(ValueError, match=f"The port {busy.getsockname()[1]} on 127.0.0.1 cannot be used .*--port"):
+            serve(busy.getsockname()[1])
+
+
+@pytest.fixture
+def address():
+    "The page as `mmgen demo` serves it."
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "mmgen"), "demo", "--port", str(port), "--no-browser", "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(240):
+                assert server.poll() is None
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=2)
+                    break
+                except OSError:
+                    time.sleep(0.25)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+
+
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromedriver")
+def test_click_through(address, tmp_path):
+    from selenium import webdriver
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+                 "--disable-component-update", "--disable-sync", "--window-size=1400,1400", f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    find = lambda css: browser.find_elements(By.CSS_SELECTOR, css)
+    picture_of = lambda name: [e.get_attribute("src") for e in find(f"#{name} img")]
+    text_of = lambda name: find(f"#{name} textarea, #{name} input")[0].get_attribute("value")
+    wait = WebDriverWait(browser, 60)
+    try:
+        browser.get(address)
+        wait.until(lambda b: len(find("#gallery img")) == 10 and picture_of("picture-result"))
+        first = text_of("source")
+        find("#gallery button.thumbnail-item, #gallery .thumbnail-item")[3].click()
+        wait.until(lambda b: text_of("source") != first)
+        wish = text_of("prompt")
+        assert wish == examples(10)[3][2]
+        find("button#edit")[0].click()
+        wait.until(lambda b: picture_of("left-result") and picture_of("right-result") and picture_of("exact-result"))
+        assert all(wish in line for line in find("#said")[0].text.split("\n") if line.strip()) and "sdedit:" in find("#said")[0].text
+
+        Image.fromarray(portraits.render(portraits.sample(11), 200)).save(tmp_path / "me.png")
+        find("#upload input[type=file]")[0].send_keys(str(tmp_path / "me.png"))
+        wait.until(lambda b: "A picture of your own" in find("#said")[0].text)
+        assert "hair" in text_of("source") and not picture_of("left-result")
+        find("button#edit")[0].click()
+        wait.until(lambda b: picture_of("left-result") and picture_of("right-result"))
+        assert not picture_of("exact-result"), "nobody knows the exact answer of a picture of one's own"
+        browser.save_screenshot(str(tmp_path / "page.png"))
+
+        (tmp_path / "no.png").write_bytes(b"no picture")
+        find("#upload button[aria-label='Clear'], #upload button[aria-label*='emove']")[0].click()
+        wait.until(lambda b: find("#upload input[type=file]"))
+        find("#upload input[type=file]")[0].send_keys(str(tmp_path / "no.png"))
+        wait.until(lambda b: "not in an image format" in find("#said")[0].text)
+        assert MAX_BYTES == 8 * 2**20
+    finally:
+        browser.quit()

@@ -1,0 +1,238 @@
+"Weights made elsewhere: Stable Diffusion in folders and single files, kl autoencoders, text towers; small, random, and of the exact layout."
+import json
+import re
+
+import diffusers
+import pytest
+import torch
+from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+import mmgen
+from mmgen.clip import train_tokenizer
+from mmgen.ldm.compvis import part_of, rename_autoencoder, rename_unet
+from mmgen.ldm.pipeline import LatentDiffusion
+from mmgen.ldm.pretrained import autoencoder_of, stable_diffusion, text_encoder_of, unet_of
+from mmgen.weights import WeightsError, load_state
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(["green hair, blue eyes", "a photo of a face"], 520)
+
+
+def randomised(model, seed=0):
+    torch.manual_seed(seed)
+    for p in model.parameters(): p.data.add_(0.05 * torch.randn_like(p))
+    return model.eval()
+
+
+def unet(width=32, version=1):
+    second = {"use_linear_projection": True, "attention_head_dim": [1, 1, 1]} if version == 2 else {"attention_head_dim": 8}
+    if version == 2: width = 64
+    return randomised(diffusers.UNet2DConditionModel(
+        sample_size=8, block_out_channels=(width, width, 2 * width) if version == 1 else (64, 64, 64), layers_per_block=2, cross_attention_dim=16 if version == 1 else 24,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), **second))
+
+
+def vae(**options):
+    return randomised(diffusers.AutoencoderKL(**dict(block_out_channels=(32, 32, 64), layers_per_block=2, down_block_types=("DownEncoderBlock2D",) * 3,
+                                                     up_block_types=("UpDecoderBlock2D",) * 3, scaling_factor=0.3) | options))
+
+
+def text_tower(tokenizer, width=16, layers=2, act="quick_gelu"):
+    return randomised(CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=1,
+                                                   hidden_act=act, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id)))
+
+
+def to_compvis_unet(state, layers=2, levels=3):
+    "diffusers' names → CompVis' input_blocks, middle_block and output_blocks, as openaimodel.py numbers them: an own way back, block by block."
+    out = {}
+    inner = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+    resnet = lambda rest: re.sub(r"^\w+", lambda m: inner[m[0]], rest)
+    fixed = {"conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_norm_out": "out.0", "conv_out": "out.2"}
+    attends = {int(m[1]) for k in state if (m := re.match(r"up_blocks\.(\d)\.attentions", k))}
+    for key, value in state.items():
+        parts = key.split(".")
+        if parts[0] in ("down_blocks", "up_blocks"):
+            i, kind, j, rest = int(parts[1]), parts[2], int(parts[3]), ".".join(parts[4:])
+            down = parts[0] == "down_blocks"
+            number = i * (layers + 1) + j + 1 if down else i * (layers + 1) + j
+            way = "input_blocks" if down else "output_blocks"
+            if kind == "resnets": new = f"{way}.{number}.0.{resnet(rest)}"
+            elif kind == "attentions": new = f"{way}.{number}.1.{rest}"
+            elif down: new = f"{way}.{(i + 1) * (layers + 1)}.0.op.{parts[-1]}"
+            else: new = f"{way}.{(i + 1) * (layers + 1) - 1}.{2 if i in attends else 1}.conv.{parts[-1]}"
+        elif parts[0] == "mid_block":
+            rest = ".".join(parts[3:])
+            new = f"middle_block.1.{rest}" if parts[1] == "attentions" else f"middle_block.{2 * int(parts[2])}.{resnet(rest)}"
+        else:
+            name = next(k for k in fixed if key.startswith(k + "."))
+            new = fixed[name] + key[len(name):]
+        out[f"model.diffusion_model.{new}"] = value
+    assert len(out) == len(state)
+    return out
+
+
+def to_compvis_vae(state, levels=3, prefix="first_stage_model."):
+    out = {}
+    for key, value in state.items():
+        new = re.sub(r"encoder\.down_blocks\.", "encoder.down.", key)
+        new = re.sub(r"decoder\.up_blocks\.(\d)", lambda m: f"decoder.up.{levels - 1 - int(m[1])}", new)
+        if "mid_block" in new:
+            new = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", new).replace("mid_block.attentions.0", "mid.attn_1")
+        new = new.replace(".resnets.", ".block.").replace(".attentions.", ".attn.").replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+        new = new.replace("downsamplers.0", "downsample").replace("upsamplers.0", "upsample")
+        if ".attn" in new:
+            for ours, original in ((".group_norm.", ".norm."), (".to_q.", ".q."), (".to_k.", ".k."), (".to_v.", ".v."), (".to_out.0.", ".proj_out.")):
+                new = new.replace(ours, original)
+            if value.ndim == 2: value = value[:, :, None, None]
+        out[prefix + new] = value
+    assert len(out) == len(state)
+    return out
+
+
+def to_openclip(tower, extra_layer):
+    "transformers' names → open_clip's text transformer, in which query, key and value are one matrix; and a last layer that Stable Diffusion 2 does not use."
+    state = {k: v for k, v in tower.state_dict().items() if not k.endswith("position_ids")}
+    layers = tower.config.num_hidden_layers
+    for k, v in {k: v for k, v in state.items() if f"layers.{layers - 1}." in k}.items():
+        state[k.replace(f"layers.{layers - 1}.", f"layers.{layers}.")] = v + extra_layer
+    out, names = {}, {"embeddings.token_embedding.weight": "token_embedding.weight", "embeddings.position_embedding.weight": "positional_embedding",
+                      "final_layer_norm.weight": "ln_final.weight", "final_layer_norm.bias": "ln_final.bias"}
+    for i in range(layers + 1):
+        for kind in ("weight", "bias"):
+            at = f"encoder.layers.{i}"
+            out[f"transformer.resblocks.{i}.attn.in_proj_{kind}"] = torch.cat([state.pop(f"{at}.self_attn.{q}_proj.{kind}") for q in "qkv"])
+            for theirs, ours in (("attn.out_proj", "self_attn.out_proj"), ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"), ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2")):
+                out[f"transformer.resblocks.{i}.{theirs}.{kind}"] = state.pop(f"{at}.{ours}.{kind}")
+    out |= {names[k]: v for k, v in state.items()}
+    return {f"cond_stage_model.model.{k}": v for k, v in out.items()} | {"cond_stage_model.model.text_projection": torch.zeros(2, 2), "cond_stage_model.model.logit_scale": torch.ones(())}
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_unet_in_both_layouts_gives_the_output_of_diffusers(version):
+    reference = unet(version=version)
+    x, t, text = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.randn(2, 7, reference.config.cross_attention_dim)
+    with torch.no_grad(): wanted = reference(x, t, text).sample
+    single = to_compvis_unet(reference.state_dict())
+    converted = convert_ldm_unet_checkpoint(dict(single), {"layers_per_block": 2})
+    assert rename_unet(part_of(single, "unet")).keys() == converted.keys() == reference.state_dict().keys()
+    for state in (reference.state_dict(), single, {k.removeprefix("model.diffusion_model."): v for k, v in single.items()}):
+        with torch.no_grad(): assert torch.allclose(unet_of(state)(x, t, text), wanted, atol=1e-4)
+
+
+KL = {"kl-f4": dict(), "kl-f8": dict(block_out_channels=(32, 32, 64, 64), down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4),
+      "kl-f16": dict(block_out_channels=(32, 32, 32, 64, 64), latent_channels=16, down_block_types=("DownEncoderBlock2D",) * 4 + ("AttnDownEncoderBlock2D",),
+                     up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 4),
+      "kl-f32": dict(block_out_channels=(32, 32, 32, 32, 64, 64), latent_channels=64, down_block_types=("DownEncoderBlock2D",) * 4 + ("AttnDownEncoderBlock2D",) * 2,
+                     up_block_types=("AttnUpDecoderBlock2D",) * 2 + ("UpDecoderBlock2D",) * 4)}
+
+
+@pytest.mark.parametrize("name", KL)
+def test_autoencoders_of_latent_diffusion(name):
+    reference = vae(**KL[name])
+    levels = len(reference.config.block_out_channels)
+    alone = to_compvis_vae(reference.state_dict(), levels, "") | {"loss.logvar": torch.zeros(()), "loss.discriminator.main.0.weight": torch.zeros(1)}
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        wanted = reference.encode(x).latent_dist.mean
+        image = reference.decode(wanted).sample
+    if "16" not in name and "32" not in name:
+        config = {way: reference.config[way] for way in ("down_block_types", "up_block_types")}
+        assert rename_autoencoder(part_of(alone, "autoencoder")).keys() == convert_ldm_vae_checkpoint(to_compvis_vae(reference.state_dict(), levels), config).keys()
+    for state in (reference.state_dict(), alone, to_compvis_vae(reference.state_dict(), levels)):
+        model = autoencoder_of(state)
+        with torch.no_grad():
+            assert model.factor == int(name[4:]) and torch.allclose(model.encode(x).mode(), wanted, atol=1e-4) and torch.allclose(model.decode(wanted), image, atol=1e-4)
+
+
+def test_text_towers_of_both_versions(tokenizer):
+    first, second = text_tower(tokenizer), text_tower(tokenizer, 1024, 1, "gelu")
+    old = {f"cond_stage_model.transformer.text_model.{k}": v for k, v in first.state_dict().items()} | {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None]}
+    ids = tokenizer(["green hair", "a face"], padding="max_length", max_length=77, return_tensors="pt").input_ids
+    for tower, state in ((first, old), (second, to_openclip(second, 0.5))):
+        if tower is second: tower.config.num_attention_heads = 16
+        encoder = text_encoder_of(state, tokenizer, "cpu")
+        reference = CLIPTextModel(CLIPTextConfig(**{**tower.config.to_dict(), "num_attention_heads": max(1, tower.config.hidden_size // 64)})).eval()
+        reference.load_state_dict(tower.state_dict())
+        with torch.no_grad(): assert torch.allclose(encoder.states(["green hair", "a face"]), reference(input_ids=ids).last_hidden_state, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory, tokenizer):
+    "A folder that diffusers wrote, and the same weights in one file."
+    root = tmp_path_factory.mktemp("sd")
+    scheduler = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing")
+    pipe = diffusers.StableDiffusionImg2ImgPipeline(vae(scaling_factor=0.18215), text_tower(tokenizer), tokenizer, unet(), scheduler, None, None, requires_safety_checker=False)
+    pipe.save_pretrained(root / "folder")
+    single = to_compvis_unet(pipe.unet.state_dict()) | to_compvis_vae(pipe.vae.state_dict())
+    single |= {f"cond_stage_model.transformer.text_model.{k}": v for k, v in pipe.text_encoder.state_dict().items()}
+    single = {k: v.contiguous().clone() for k, v in single.items()}
+    save_file(single, root / "sd.safetensors")
+    torch.save({"state_dict": single | {"model_ema.decay": torch.tensor(0.5)}, "global_step": 5, "callbacks": {}}, root / "sd.ckpt")
+    tokenizer.save_pretrained(root / "tokenizer")
+    return root, pipe
+
+
+@pytest.mark.parametrize("form", ["folder", "sd.safetensors"])
+def test_img2img_of_diffusers_and_ours_make_the_same_picture(sd, form):
+    root, pipe = sd
+    ours = stable_diffusion(root / form, tokenizer=root / "tokenizer", size=32)
+    assert ours.process_config["prediction"] == "eps" and not ours.masked
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    z = ours.encode(x)
+    theirs = pipe("green hair", image=z.clone(), strength=0.5, num_inference_steps=20, guidance_scale=5.0, generator=torch.Generator().manual_seed(3), output_type="np").images[0]
+    image = ours.decode(ours.renoise(z, ["green hair"], 0.5, 10, 5.0, "ddim", seed=3))
+    image = ((image[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1)).numpy()
+    assert image.std() > 0.02 and abs(image - theirs).max() <= 2 / 255
+
+
+def test_every_diffusion_editor_takes_it(sd):
+    root, _ = sd
+    x = torch.rand(1, 3, 64, 64) * 2 - 1
+    for name in ("reconstruction", "sdedit", "ddim-inversion", "edit-friendly-ddpm", "prompt-to-prompt", "flowedit"):
+        model = LatentDiffusion.load(root / "folder")
+        model.size = 64
+        options = {} if name == "reconstruction" else {"steps": 3}
+        editor = mmgen.editor(name, "cpu", model=model, **options)
+        out = editor.edit(x, ["a face"], ["green hair"])
+        assert out.shape == x.shape and out.isfinite().all(), name
+
+
+def test_a_ckpt_with_trainer_state_opens_too(sd):
+    root, pipe = sd
+    model = stable_diffusion(root / "sd.ckpt", tokenizer=root / "tokenizer", prediction="v")
+    assert model.process_config["prediction"] == "v" and model.size == 768
+    assert all(torch.equal(v, pipe.unet.state_dict()[k]) for k, v in model.unet.state_dict().items())
+
+
+def test_half_precision_comes_as_float32_and_8_bits_are_refused(sd, tmp_path):
+    _, pipe = sd
+    state = {k: v.half() for k, v in to_compvis_unet(pipe.unet.state_dict()).items()}
+    save_file({k: v.contiguous().clone() for k, v in state.items()}, tmp_path / "half.safetensors")
+    assert unet_of(load_state(tmp_path / "half.safetensors")).conv_in.weight.dtype == torch.float32
+    with pytest.raises(WeightsError, match="no floating-point numbers, as of 8-bit weights"):
+        unet_of({k: (v * 100).to(torch.int8) for k, v in state.items()}, "q")
+    save_file({k: v.to(torch.float8_e4m3fn).contiguous().clone() for k, v in state.items()}, tmp_path / "q.safetensors")
+    with pytest.raises(WeightsError, match="q.safetensors holds 8-bit weights"):
+        load_state(tmp_path / "q.safetensors")
+
+
+def test_what_does_not_fit_is_named(sd, tmp_path, tokenizer):
+    root, pipe = sd
+    whole = to_compvis_unet(pipe.unet.state_dict())
+    lacking = {k: v for k, v in whole.items() if "middle_block.0.in_layers" not in k}
+    with pytest.raises(WeightsError, match=r"mine does not fit UNet2DConditionModel.*4 missing \(mid_block.resnets.0.norm1.weight"):
+        unet_of(lacking, "mine")
+    with pytest.raises(WeightsError, match="1 unexpected .*extra"):
+        unet_of(whole | {"model.diffusion_model.input_blocks.1.0.in_layers.0.extra": torch.zeros(1)}, "mine")
+    with pytest.raises(WeightsError, match="holds no UNet"): unet_of(to_compvis_vae(pipe.vae.state_dict()), "mine")
+    with pytest.raises(WeightsError, match="holds no autoencoder"): autoencoder_of(whole, "mine")
+    with pytest.raises(WeightsError, match="VQ autoencoder"): autoencoder_of({"first_stage_model.quantize.embedding.weight": torch.zeros(1)}, "vq-f4.ckpt")
+    with pytest.raises(WeightsError, match="needs CLIP's tokenizer"): stable_diffusion(root / "sd.safetensors", tokenizer=tmp_path)
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    with pytest.raises(WeightsError, match="is a StableDiffusionXLPipeline"): stable_diffusion(tmp_path)
+    (tmp_path / "renamed.pt").write_bytes((root / "sd.safetensors").read_bytes())
+    with pytest.raises(WeightsError, match="renamed.pt"): stable_diffusion(tmp_path / "renamed.pt")
