@@ -63,7 +63,7 @@ def test_the_start_from_a_diffusion_model_ignores_the_source_at_first():
 
 def test_a_dropped_wish_asks_for_the_source(monkeypatch):
     model, seen = random_instruct(), {}
-    monkeypatch.setattr("mmgen.ldm.instruct_training.diffusion_loss", lambda network, x0, *rest: seen.update(x0=x0) or x0.sum())
+    monkeypatch.setattr("mmgen.ldm.instruct_training.diffusion_loss", lambda network, x0, *rest, **drawn: seen.update(x0=x0) or x0.sum())
     states, mask = model.context(["green hair", "smile"])
     batch = {"source": torch.randn(2, 4, 8, 8), "target": torch.randn(2, 4, 8, 8), "states": states, "length": mask.sum(1)}
     for dropout, expected in ((1.0, "source"), (0.0, "target")):
