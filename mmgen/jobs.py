@@ -27,7 +27,7 @@ class Job(Settings):
     images: int = 20_000 # training images
     held_out: int = 200 # validation images that the results are measured on
     size: int = 64 # height and width of the images, pixels
-    workers: int = 0 # processes that read and decode batches; 0: none (data in memory)
+    workers: int = 0 # processes that make batches; 0: none (data in memory)
     # training
     steps: int = 1_000 # optimiser steps
     max_seconds: float | None = None # time limit of the training loop, seconds; inf: none
