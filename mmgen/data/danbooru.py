@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['LINE_DAMAGE', 'write_posts']
 
-# %% ../../nbs/42b_danbooru.ipynb #4daf31af
+# %% ../../nbs/42b_danbooru.ipynb #b31bb715
 import errno
 import json
 import os
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from .danbooru_files import MetadataError, Part, bad_lines, detect_form, find_me
 from .danbooru_table import CATEGORIES, COLUMNS, LONGEST, arrow_schema, canonical, duckdb_raw, spark_raw, unescaped
 from ..files import atomic_write, locked
 
-# %% ../../nbs/42b_danbooru.ipynb #dfeb4949
+# %% ../../nbs/42b_danbooru.ipynb #48752dca
 class _Seen:
     "The ids that were seen so far: a bit map for the usual ones, a set for giants."
     def __init__(self): self.map, self.giants = np.zeros(1 << 20, bool), set()
@@ -59,35 +60,88 @@ def _repeats(codes: np.ndarray, lengths: np.ndarray) -> list[int]:
     return found
 
 
-def _tidied(lists, counts: Counter):
-    "Lists of tags as they should be, as an Arrow array whose values are a dictionary."
+def _joined(arrays): return np.concatenate(arrays) if len(arrays) != 1 else arrays[0]
+
+
+def _clean(codes: np.ndarray, names, counts: Counter):
+    "Codes of tags, and the tags that they stand for; the code of a tag that has to go is -1."
     import pyarrow as pa
     import pyarrow.compute as pc
-    lengths, values = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(), lists.flatten().dictionary_encode()
-    names, codes = values.dictionary, pc.fill_null(values.indices, -1).to_numpy()
     if pc.any(pc.match_substring(names, "&")).as_py():
         plain = [unescaped(name) for name in names.to_pylist()]
-        changed = np.array([new != old for new, old in zip(plain, names.to_pylist())])
-        counts["HTML entity"] += int((changed[codes] & (codes >= 0)).sum())
+        changed = np.array([new != old for new, old in zip(plain, names.to_pylist())] + [False])
+        counts["HTML entity"] += int(changed[codes].sum())
         merged = pa.array(plain, pa.string()).dictionary_encode()
-        names, codes = merged.dictionary, np.where(codes < 0, -1, merged.indices.to_numpy()[codes])
+        names, codes = merged.dictionary, np.append(merged.indices.to_numpy(), np.int32(-1))[codes]
     sizes = pc.utf8_length(names).to_numpy()
-    usable, keep = (sizes > 0) & (sizes <= LONGEST), codes >= 0
-    if not usable.all():
-        counts["overlong tag"] += int(((sizes > LONGEST)[codes] & keep).sum())
-        keep &= usable[codes]
-        names = pc.if_else(pa.array(usable), names, "")
-    if not keep.all():
-        lengths = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[keep], minlength=len(lengths))
-        codes = codes[keep]
+    if len(sizes) and not (0 < sizes.min() <= sizes.max() <= LONGEST):
+        counts["overlong tag"] += int(np.append(sizes > LONGEST, False)[codes].sum())
+        usable = np.where((sizes > 0) & (sizes <= LONGEST), np.arange(len(sizes)), -1)
+        codes = np.append(usable, -1).astype(np.int32)[codes]
+    return codes, names
+
+
+def _counted(mask: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    "How many of each row's places are marked."
+    sums = np.concatenate([[0], np.cumsum(mask, dtype=np.int32)])
+    return np.diff(sums[np.concatenate([[0], np.cumsum(lengths)])])
+
+
+def _lists(codes: np.ndarray, lengths: np.ndarray, names, counts: Counter):
+    "One category's tags as an Arrow array of lists, without those whose code is -1 and repeated ones."
+    import pyarrow as pa
+    if len(codes) and codes.min() < 0:
+        keep = codes >= 0
+        codes, lengths = codes[keep], _counted(keep, lengths)
     repeated = _repeats(codes, lengths)
     if repeated:
+        keep = np.ones(len(codes), bool)
+        keep[repeated] = False
+        codes, lengths = codes[keep], _counted(keep, lengths)
         counts["repeated tags"] += len(repeated)
-        lengths = lengths - np.bincount(np.searchsorted(np.cumsum(lengths), repeated, "right"), minlength=len(lengths))
-        codes = np.delete(codes, repeated)
     counts["tags"] += len(codes)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, pa.DictionaryArray.from_arrays(codes.astype(np.int32), names))
+    used = np.zeros(len(names), bool)
+    used[codes] = True
+    values = pa.DictionaryArray.from_arrays((np.cumsum(used, dtype=np.int32) - 1)[codes], names.filter(pa.array(used)), safe=False)
+    return pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), values)
+
+
+def _flat(column):
+    "The lengths of the lists of a column, and all that they hold as a chunked array."
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    return (_joined([pc.fill_null(pc.list_value_length(chunk), 0).to_numpy() for chunk in column.chunks]),
+            pa.chunked_array([chunk.flatten() for chunk in column.chunks]))
+
+
+def _coded(strings):
+    "The codes of a chunked array of strings, and what they stand for."
+    import pyarrow.compute as pc
+    chunks = strings.dictionary_encode().chunks
+    return _joined([pc.fill_null(chunk.indices, -1).to_numpy() for chunk in chunks]), chunks[-1].dictionary
+
+
+def _by_category(table, counts: Counter) -> dict:
+    "The five lists of tags of some rows."
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    if "tags" not in table.column_names:
+        columns = {}
+        for name in CATEGORIES:
+            lengths, strings = _flat(table[name])
+            codes, names = _clean(*_coded(strings), counts)
+            columns[name] = _lists(codes, lengths, names, counts)
+        return columns
+    lengths, tags = _flat(table["tags"])
+    strings, kinds = tags.flatten()
+    codes, names = _clean(*_coded(strings), counts)
+    if pa.types.is_string(kinds.type): kinds = pc.index_in(kinds, pa.array(map(str, range(6)))).cast(pa.uint8())
+    kinds, columns = _joined([pc.fill_null(chunk, 255).to_numpy() for chunk in kinds.chunks]), {}
+    for name, kind in CATEGORIES.items():
+        mask = kinds == kind
+        columns[name] = _lists(codes[mask], _counted(mask, lengths), names, counts)
+        if name == "general": codes, kinds, lengths = codes[~mask], kinds[~mask], _counted(~mask, lengths)
+    return columns
 
 
 def _sift(table, seen: _Seen, counts: Counter):
@@ -103,24 +157,24 @@ def _sift(table, seen: _Seen, counts: Counter):
     table = only(table, readable & (ids > 0))
     first = seen.first(table["id"].to_numpy())
     counts["duplicate id"] += int((~first).sum())
-    table = only(table, first).combine_chunks()
-    lists = {name: _tidied(table[name].combine_chunks(), counts) for name in CATEGORIES}
+    table = only(table, first)
+    lists = _by_category(table, counts)
     tagged = np.zeros(len(table), bool)
     for column in lists.values(): tagged |= np.diff(column.offsets.to_numpy()) > 0
     counts["no tags"] += int((~tagged).sum())
     counts["posts"] += int(tagged.sum())
     return only(pa.table({name: lists[name] if name in lists else table[name] for name in COLUMNS}), tagged)
 
-# %% ../../nbs/42b_danbooru.ipynb #c3f07ce4
+# %% ../../nbs/42b_danbooru.ipynb #4b46ca2d
 def _batches(connection, part: Part, form: str, folder: Path):
     "The canonical rows of a part, as Arrow batches in their order."
     import pyarrow.parquet as pq
     if connection.name == "pyspark":
-        connection.to_parquet_dir(canonical(spark_raw(connection, part.paths, form), form), folder/"spark")
+        connection.to_parquet_dir(canonical(spark_raw(connection, part.paths, form), form, split=False), folder/"spark")
         for file in sorted((folder/"spark").glob("part-*.parquet")): yield from pq.ParquetFile(file).iter_batches(1 << 16)
         shutil.rmtree(folder/"spark")
         return
-    query = connection.compile(canonical(duckdb_raw(connection, part.paths, form), form))
+    query = connection.compile(canonical(duckdb_raw(connection, part.paths, form), form, split=False))
     yield from connection.con.sql(query).to_arrow_reader(1 << 14)
 
 
@@ -138,16 +192,20 @@ def _row_groups(batches, rows: int):
 
 
 def _write_part(path: Path, connection, part: Part, form: str, folder: Path, seen: _Seen) -> Counter:
-    "Write the posts of one part."
+    "Write the posts of one part; a second thread sifts and writes what the engine has read while it reads on."
     import pyarrow.parquet as pq
     counts, schema = Counter(), arrow_schema()
 
     def write(temporary):
-        tags = [f"{name}.list.element" for name in CATEGORIES]
-        with pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=1, use_dictionary=[*tags, "rating", "ext"],
-                              store_schema=False, dictionary_pagesize_limit=64 << 20) as out:
+        tags, others = [f"{name}.list.element" for name in CATEGORIES], [name for name in COLUMNS if name not in CATEGORIES]
+        with (pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=1, use_dictionary=[*tags, "rating", "ext"], store_schema=False,
+                               write_statistics=others, dictionary_pagesize_limit=64 << 20) as out, ThreadPoolExecutor(1) as thread):
+            def pass_on(table): out.write_table(_sift(table, seen, counts).cast(schema))
+            waiting = []
             for table in _row_groups(_batches(connection, part, form, folder), 1 << 16):
-                out.write_table(_sift(table, seen, counts).cast(schema))
+                waiting.append(thread.submit(pass_on, table))
+                if len(waiting) > 2: waiting.pop(0).result()
+            for task in waiting: task.result()
     atomic_write(path, write)
     unreadable = counts.pop("unreadable", 0)
     return counts + (bad_lines(part.paths, unreadable) if unreadable else Counter())
