@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['LINE_DAMAGE', 'write_posts']
 
-# %% ../../nbs/42b_danbooru.ipynb #b31bb715
+# %% ../../nbs/42b_danbooru.ipynb #cfa90660
 import errno
 import json
 import os
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,9 +18,9 @@ import numpy as np
 
 from .danbooru_files import MetadataError, Part, bad_lines, detect_form, find_metadata, parts
 from .danbooru_table import CATEGORIES, COLUMNS, LONGEST, arrow_schema, canonical, duckdb_raw, spark_raw, unescaped
-from ..files import atomic_write, locked
+from ..files import atomic_write, fsync, locked
 
-# %% ../../nbs/42b_danbooru.ipynb #48752dca
+# %% ../../nbs/42b_danbooru.ipynb #5de0d8d3
 class _Seen:
     "The ids that were seen so far: a bit map for the usual ones, a set for giants."
     def __init__(self): self.map, self.giants = np.zeros(1 << 20, bool), set()
@@ -40,15 +40,16 @@ class _Seen:
         return mask
 
 
-def _repeats(codes: np.ndarray, lengths: np.ndarray) -> list[int]:
+def _repeats(codes: np.ndarray, lengths: np.ndarray, widest: int = 64) -> list[int]:
     "The places of codes that stand in their row for a second time."
-    starts, rows = np.concatenate([[0], np.cumsum(lengths)]), np.flatnonzero(lengths > 64).tolist()
+    starts, rows = np.concatenate([[0], np.cumsum(lengths)]), np.flatnonzero(lengths > widest).tolist()
     for first in range(0, len(lengths), 8192):
-        count = np.where(lengths[first:first + 8192] > 64, 0, lengths[first:first + 8192])
-        width = np.arange(max(count.max(), 1))
+        last = min(first + 8192, len(lengths))
+        count, some = lengths[first:last], codes[starts[first]:starts[last]]
+        if count.max() > widest: some, count = some[np.repeat(count <= widest, count)], np.where(count > widest, 0, count)
+        width = np.arange(count.max())
         block = np.broadcast_to((-1 - width).astype(np.int32), (len(count), len(width))).copy()
-        inside = width < count[:, None]
-        block[inside] = codes[(starts[first:first + len(count), None] + width)[inside]]
+        block[width < count[:, None]] = some
         block.sort(axis=1)
         rows += (first + np.flatnonzero((block[:, 1:] == block[:, :-1]).any(axis=1))).tolist()
     found = []
@@ -144,7 +145,7 @@ def _by_category(table, counts: Counter) -> dict:
     return columns
 
 
-def _sift(table, seen: _Seen, counts: Counter):
+def _sift(table, seen: _Seen, counts: Counter, untagged: list[int]):
     "The posts among some rows of the canonical table, as an Arrow table; what happened to the others is added to the counts."
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -161,21 +162,22 @@ def _sift(table, seen: _Seen, counts: Counter):
     lists = _by_category(table, counts)
     tagged = np.zeros(len(table), bool)
     for column in lists.values(): tagged |= np.diff(column.offsets.to_numpy()) > 0
-    counts["no tags"] += int((~tagged).sum())
     counts["posts"] += int(tagged.sum())
+    counts["no tags"] += int((~tagged).sum())
+    untagged += table["id"].to_numpy()[~tagged].tolist()
     return only(pa.table({name: lists[name] if name in lists else table[name] for name in COLUMNS}), tagged)
 
-# %% ../../nbs/42b_danbooru.ipynb #4b46ca2d
-def _batches(connection, part: Part, form: str, folder: Path):
+# %% ../../nbs/42b_danbooru.ipynb #785eb8a4
+def _batches(connection, part: Part, form: str, folder: Path, strict: bool):
     "The canonical rows of a part, as Arrow batches in their order."
     import pyarrow.parquet as pq
     if connection.name == "pyspark":
-        connection.to_parquet_dir(canonical(spark_raw(connection, part.paths, form), form, split=False), folder/"spark")
-        for file in sorted((folder/"spark").glob("part-*.parquet")): yield from pq.ParquetFile(file).iter_batches(1 << 16)
-        shutil.rmtree(folder/"spark")
-        return
-    query = connection.compile(canonical(duckdb_raw(connection, part.paths, form), form, split=False))
-    yield from connection.con.sql(query).to_arrow_reader(1 << 14)
+        connection.to_parquet_dir(canonical(spark_raw(connection, part.paths, form), form, split=False), folder)
+        for file in sorted(folder.glob("part-*.parquet")): yield from pq.ParquetFile(file).iter_batches(1 << 16)
+        shutil.rmtree(folder)
+    else:
+        query = connection.compile(canonical(duckdb_raw(connection, part.paths, form, strict), form, split=False))
+        yield from connection.con.sql(query).to_arrow_reader(1 << 14)
 
 
 def _row_groups(batches, rows: int):
@@ -191,43 +193,63 @@ def _row_groups(batches, rows: int):
     if held: yield pa.Table.from_batches(held)
 
 
-def _write_part(path: Path, connection, part: Part, form: str, folder: Path, seen: _Seen) -> Counter:
-    "Write the posts of one part; a second thread sifts and writes what the engine has read while it reads on."
+def _writer(path: Path):
     import pyarrow.parquet as pq
-    counts, schema = Counter(), arrow_schema()
+    tags, others = [f"{name}.list.element" for name in CATEGORIES], [name for name in COLUMNS if name not in CATEGORIES]
+    return pq.ParquetWriter(path, arrow_schema(), compression="zstd", compression_level=1, use_dictionary=[*tags, "rating", "ext"],
+                            write_statistics=others, dictionary_pagesize_limit=64 << 20, store_schema=False)
 
-    def write(temporary):
-        tags, others = [f"{name}.list.element" for name in CATEGORIES], [name for name in COLUMNS if name not in CATEGORIES]
-        with (pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=1, use_dictionary=[*tags, "rating", "ext"], store_schema=False,
-                               write_statistics=others, dictionary_pagesize_limit=64 << 20) as out, ThreadPoolExecutor(1) as thread):
-            def pass_on(table): out.write_table(_sift(table, seen, counts).cast(schema))
-            waiting = []
-            for table in _row_groups(_batches(connection, part, form, folder), 1 << 16):
-                waiting.append(thread.submit(pass_on, table))
-                if len(waiting) > 2: waiting.pop(0).result()
-            for task in waiting: task.result()
-    atomic_write(path, write)
+
+def _write_part(path: Path, connection, part: Part, form: str) -> tuple[Counter, list[int]]:
+    "Write the posts of a part, and count; strictly first, for most dumps have no bad line."
+    import duckdb
+    for strict in (True, False) if connection.name == "duckdb" else (False,):
+        counts, untagged, seen = Counter(), [], _Seen()
+        try:
+            with _writer(path) as out:
+                for table in _row_groups(_batches(connection, part, form, path.with_suffix(""), strict), 1 << 16):
+                    out.write_table(_sift(table, seen, counts, untagged).cast(out.schema))
+            break
+        except (duckdb.InvalidInputException, duckdb.ConversionException):
+            if not strict: raise
     unreadable = counts.pop("unreadable", 0)
-    return counts + (bad_lines(part.paths, unreadable) if unreadable else Counter())
+    if unreadable: counts += bad_lines(part.paths, unreadable)
+    if part.unpacked: part.paths[0].unlink()
+    return counts, untagged
 
-# %% ../../nbs/42b_danbooru.ipynb #03feda16
+
+def _without_known(path: Path, seen: _Seen, counts: Counter, untagged: list[int]):
+    "Take the posts out of a part that an earlier part had."
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+    ids = pq.read_table(path, columns=["id"])["id"].to_numpy()
+    first = seen.first(np.concatenate([ids, np.array(untagged, np.int64)]))
+    if first.all(): return
+    source, kept = path.rename(path.with_suffix(".old")), pa.array(ids[first[:len(ids)]])
+    with _writer(path) as out:
+        for batch in pq.ParquetFile(source, read_dictionary=[f"{name}.list.element" for name in CATEGORIES]).iter_batches(1 << 16):
+            table = pa.Table.from_batches([batch])
+            mask = pc.is_in(table["id"], kept)
+            for name in CATEGORIES: counts["tags"] -= pc.sum(pc.list_value_length(table[name].filter(pc.invert(mask)))).as_py() or 0
+            out.write_table(table.filter(mask).cast(out.schema))
+    source.unlink()
+    counts["posts"] -= len(ids) - len(kept)
+    counts["no tags"] -= int((~first[len(ids):]).sum())
+    counts["duplicate id"] += int((~first).sum())
+
+# %% ../../nbs/42b_danbooru.ipynb #062049d0
 LINE_DAMAGE = ("truncated line", "malformed line", "wrong encoding", "no id", "duplicate id", "no tags", "overlong tag", "HTML entity")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _engine(folder: Path, memory: str, threads: int | None):
-    "A DuckDB of our own."
-    import ibis
-    return ibis.duckdb.connect(memory_limit=memory, temp_directory=str(folder/"spill"), **({"threads": threads} if threads else {}))
 
 
 def write_posts(
     source: str | os.PathLike,  # the folder of a dump, or one file of its metadata
     out: str | os.PathLike,  # the table is written to its folder posts/
     form: str = "auto",  # "2017" (the dumps until 2020), "2021" (since then) or "auto"
-    connection=None,  # of ibis, to DuckDB or Spark; default: a DuckDB of its own
-    memory: str = "2GB",  # that DuckDB may take before it uses the disk
-    threads: int | None = None,  # of DuckDB; default: all cores
+    connection=None,  # of ibis, to DuckDB or Spark; default: a DuckDB for each core
+    threads: int | None = None,  # parts that are read at once; default: as many as cores
+    memory: int = 2 << 30,  # bytes that all DuckDBs together may take before they use the disk
 ) -> dict:  # lines, posts, tags, and how many of each damage
     "The table of posts of a dump; a run that was stopped continues, and one that is complete is not made again."
     out, name = Path(out), getattr(connection, "name", "duckdb")
@@ -237,41 +259,66 @@ def write_posts(
     form = detect_form(files, form)
     about = {"schema": 1, "kind": "mmgen posts", "form": form, "source": [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
     with locked(out):
-        try: return _write_posts(files, out, about, connection, memory, threads)
+        try: return _write_posts(files, out, about, connection, threads or len(os.sched_getaffinity(0)), memory)
         except OSError as error:
             if error.errno not in _FULL: raise
-            raise MetadataError(f"There is no room for {out} ({os.strerror(error.errno)}); the complete parts stay: make room and run again.") from error
+            raise MetadataError(f"There is no room for {out} ({os.strerror(error.errno)}); what is complete stays: make room and run again.") from error
 
 
-def _write_posts(files, out, about, connection, memory, threads):
+def _write_posts(files, out, about, connection, threads, memory):
     state, folder, temporary = out/"posts.json", out/"posts", out/".posts.tmp"
     known = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else None
     if known is None and folder.exists(): raise MetadataError(f"{folder} is there already and was not written by write_posts; choose another out.")
     if known is None or any(known[key] != about[key] for key in about) or not all((folder/p["file"]).is_file() for p in known["parts"]):
         shutil.rmtree(folder, ignore_errors=True)
         known = about | {"complete": False, "parts": [], "left out": []}
+        atomic_write(state, json.dumps(known))
     if known["complete"]: return known["counts"]
     shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        _continue(files, known, state, folder, temporary, connection or _engine(temporary, memory, threads))
+    folder.mkdir(exist_ok=True)
+    temporary.mkdir()
+    try: _continue(files, known, state, folder, temporary, connection, 1 if connection else threads, memory)
     finally: shutil.rmtree(temporary, ignore_errors=True)
     return known["counts"]
 
 
-def _continue(files, known, state, folder, temporary, connection):
+def _continue(files, known, state, folder, temporary, connection, threads, memory):
+    "Write what is missing, part by part."
+    import ibis
     import pyarrow.parquet as pq
-    seen, left_out = _Seen(), []
+    seen, left_out, waiting = _Seen(), [], deque()
 
-    def enter(**more): atomic_write(state, json.dumps(known | more, indent=1))
-    for part in known["parts"]: seen.first(pq.read_table(folder/part["file"], columns=["id"])["id"].to_numpy())
-    for number, part in enumerate(parts(files, temporary, left_out, [p["name"] for p in known["parts"]])):
-        if not part.paths: continue
-        file = f"part-{number:05d}.parquet"
-        enter()
-        counts = _write_part(folder/file, connection, part, known["form"], temporary, seen)
-        known["parts"].append({"name": part.name, "file": file, "counts": counts})
-    counts = sum((Counter(p["counts"]) for p in known["parts"]), Counter())
-    if not counts["posts"]: raise MetadataError(f"{files[0].parent} holds no post that can be read, in {counts['lines']:,} lines.")
+    def work(path, part):
+        own = connection or ibis.duckdb.connect(threads=1, memory_limit=f"{memory//threads}B", temp_directory=str(temporary/"spill"))
+        try: return _write_part(path, own, part, known["form"])
+        finally:
+            if not connection: own.disconnect()
+
+    def enter():
+        path, name, task = waiting.popleft()
+        counts, untagged = task.result()
+        _without_known(path, seen, counts, untagged)
+        fsync(path)
+        os.replace(path, folder/path.name)
+        known["parts"].append({"name": name, "file": path.name, "counts": counts, "untagged": untagged})
+        atomic_write(state, json.dumps(known))
+    for part in known["parts"]:
+        ids = pq.read_table(folder/part["file"], columns=["id"])["id"].to_numpy()
+        seen.first(np.concatenate([ids, np.array(part["untagged"], np.int64)]))
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for number, part in enumerate(parts(files, temporary, left_out, [p["name"] for p in known["parts"]])):
+                if not part.paths: continue
+                path = temporary/f"part-{number:05d}.parquet"
+                waiting.append((path, part.name, pool.submit(work, path, part)))
+                if len(waiting) > threads: enter()
+            while waiting: enter()
+        except BaseException:
+            for _, _, task in waiting: task.cancel()
+            raise
+    counts = Counter()
+    for part in known["parts"]: counts.update(part["counts"])
+    if not counts["posts"]: raise MetadataError(f"{files[0].parent} holds no post that can be used, in {counts['lines']:,} lines.")
     names = ("lines", "posts", "tags", "repeated tags", *LINE_DAMAGE)
     known |= {"left out": left_out, "counts": {name: counts[name] for name in names} | {"archive members left out": len(left_out)}, "complete": True}
-    enter()
+    atomic_write(state, json.dumps(known))

@@ -103,7 +103,7 @@ def posts(
     "From the raw table to the table of posts, on any engine."
     return sifted(canonical(raw, form))
 
-# %% ../../nbs/42b0a_danbooru_table.ipynb #e4f51cd9
+# %% ../../nbs/42b0a_danbooru_table.ipynb #e4e4a61c
 _DUCKDB = {"int64": "BIGINT", "int32": "INTEGER", "timestamp(6)": "TIMESTAMP", "boolean": "BOOLEAN", "string": "VARCHAR",
            "array<struct<name: string, category: uint8>>": "STRUCT(name VARCHAR, category UTINYINT)[]"}
 
@@ -115,12 +115,13 @@ def duckdb_raw(
     connection,  # of ibis.duckdb
     paths,  # plain files of JSON lines
     form: str,  # "2017" or "2021"
+    strict: bool = False,  # fail at the first bad line, which reads 10 % faster
 ):
     "The raw table of some files in DuckDB, in their order."
     fields = ", ".join(f"{name}: {_quoted(_DUCKDB[kind])}" for name, kind in raw_schema(form, typed=True).items())
     files = ", ".join(map(_quoted, paths))
     connection.raw_sql(f"CREATE OR REPLACE TEMP VIEW mmgen_raw AS SELECT * FROM read_json([{files}], format='newline_delimited', columns={{{fields}}}, "
-                       "ignore_errors=true, maximum_object_size=4194304)")
+                       f"ignore_errors={not strict}, maximum_object_size=4194304)")
     return connection.table("mmgen_raw")
 
 
