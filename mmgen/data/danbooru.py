@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['LINE_DAMAGE', 'write_posts']
 
-# %% ../../nbs/42b_danbooru.ipynb #4daf31af
+# %% ../../nbs/42b_danbooru.ipynb #cfa90660
 import errno
 import json
 import os
 import shutil
-from collections import Counter
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from .danbooru_files import MetadataError, Part, bad_lines, detect_form, find_metadata, parts
 from .danbooru_table import CATEGORIES, COLUMNS, LONGEST, arrow_schema, canonical, duckdb_raw, spark_raw, unescaped
-from ..files import atomic_write, locked
+from ..files import atomic_write, fsync, locked
 
-# %% ../../nbs/42b_danbooru.ipynb #dfeb4949
+# %% ../../nbs/42b_danbooru.ipynb #5de0d8d3
 class _Seen:
     "The ids that were seen so far: a bit map for the usual ones, a set for giants."
     def __init__(self): self.map, self.giants = np.zeros(1 << 20, bool), set()
@@ -39,15 +40,16 @@ class _Seen:
         return mask
 
 
-def _repeats(codes: np.ndarray, lengths: np.ndarray) -> list[int]:
+def _repeats(codes: np.ndarray, lengths: np.ndarray, widest: int = 64) -> list[int]:
     "The places of codes that stand in their row for a second time."
-    starts, rows = np.concatenate([[0], np.cumsum(lengths)]), np.flatnonzero(lengths > 64).tolist()
+    starts, rows = np.concatenate([[0], np.cumsum(lengths)]), np.flatnonzero(lengths > widest).tolist()
     for first in range(0, len(lengths), 8192):
-        count = np.where(lengths[first:first + 8192] > 64, 0, lengths[first:first + 8192])
-        width = np.arange(max(count.max(), 1))
+        last = min(first + 8192, len(lengths))
+        count, some = lengths[first:last], codes[starts[first]:starts[last]]
+        if count.max() > widest: some, count = some[np.repeat(count <= widest, count)], np.where(count > widest, 0, count)
+        width = np.arange(count.max())
         block = np.broadcast_to((-1 - width).astype(np.int32), (len(count), len(width))).copy()
-        inside = width < count[:, None]
-        block[inside] = codes[(starts[first:first + len(count), None] + width)[inside]]
+        block[width < count[:, None]] = some
         block.sort(axis=1)
         rows += (first + np.flatnonzero((block[:, 1:] == block[:, :-1]).any(axis=1))).tolist()
     found = []
@@ -59,38 +61,91 @@ def _repeats(codes: np.ndarray, lengths: np.ndarray) -> list[int]:
     return found
 
 
-def _tidied(lists, counts: Counter):
-    "Lists of tags as they should be, as an Arrow array whose values are a dictionary."
+def _joined(arrays): return np.concatenate(arrays) if len(arrays) != 1 else arrays[0]
+
+
+def _clean(codes: np.ndarray, names, counts: Counter):
+    "Codes of tags, and the tags that they stand for; the code of a tag that has to go is -1."
     import pyarrow as pa
     import pyarrow.compute as pc
-    lengths, values = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(), lists.flatten().dictionary_encode()
-    names, codes = values.dictionary, pc.fill_null(values.indices, -1).to_numpy()
     if pc.any(pc.match_substring(names, "&")).as_py():
         plain = [unescaped(name) for name in names.to_pylist()]
-        changed = np.array([new != old for new, old in zip(plain, names.to_pylist())])
-        counts["HTML entity"] += int((changed[codes] & (codes >= 0)).sum())
+        changed = np.array([new != old for new, old in zip(plain, names.to_pylist())] + [False])
+        counts["HTML entity"] += int(changed[codes].sum())
         merged = pa.array(plain, pa.string()).dictionary_encode()
-        names, codes = merged.dictionary, np.where(codes < 0, -1, merged.indices.to_numpy()[codes])
+        names, codes = merged.dictionary, np.append(merged.indices.to_numpy(), np.int32(-1))[codes]
     sizes = pc.utf8_length(names).to_numpy()
-    usable, keep = (sizes > 0) & (sizes <= LONGEST), codes >= 0
-    if not usable.all():
-        counts["overlong tag"] += int(((sizes > LONGEST)[codes] & keep).sum())
-        keep &= usable[codes]
-        names = pc.if_else(pa.array(usable), names, "")
-    if not keep.all():
-        lengths = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[keep], minlength=len(lengths))
-        codes = codes[keep]
+    if len(sizes) and not (0 < sizes.min() <= sizes.max() <= LONGEST):
+        counts["overlong tag"] += int(np.append(sizes > LONGEST, False)[codes].sum())
+        usable = np.where((sizes > 0) & (sizes <= LONGEST), np.arange(len(sizes)), -1)
+        codes = np.append(usable, -1).astype(np.int32)[codes]
+    return codes, names
+
+
+def _counted(mask: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    "How many of each row's places are marked."
+    sums = np.concatenate([[0], np.cumsum(mask, dtype=np.int32)])
+    return np.diff(sums[np.concatenate([[0], np.cumsum(lengths)])])
+
+
+def _lists(codes: np.ndarray, lengths: np.ndarray, names, counts: Counter):
+    "One category's tags as an Arrow array of lists, without those whose code is -1 and repeated ones."
+    import pyarrow as pa
+    if len(codes) and codes.min() < 0:
+        keep = codes >= 0
+        codes, lengths = codes[keep], _counted(keep, lengths)
     repeated = _repeats(codes, lengths)
     if repeated:
+        keep = np.ones(len(codes), bool)
+        keep[repeated] = False
+        codes, lengths = codes[keep], _counted(keep, lengths)
         counts["repeated tags"] += len(repeated)
-        lengths = lengths - np.bincount(np.searchsorted(np.cumsum(lengths), repeated, "right"), minlength=len(lengths))
-        codes = np.delete(codes, repeated)
     counts["tags"] += len(codes)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, pa.DictionaryArray.from_arrays(codes.astype(np.int32), names))
+    used = np.zeros(len(names), bool)
+    used[codes] = True
+    values = pa.DictionaryArray.from_arrays((np.cumsum(used, dtype=np.int32) - 1)[codes], names.filter(pa.array(used)), safe=False)
+    return pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), values)
 
 
-def _sift(table, seen: _Seen, counts: Counter):
+def _flat(column):
+    "The lengths of the lists of a column, and all that they hold as a chunked array."
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    return (_joined([pc.fill_null(pc.list_value_length(chunk), 0).to_numpy() for chunk in column.chunks]),
+            pa.chunked_array([chunk.flatten() for chunk in column.chunks]))
+
+
+def _coded(strings):
+    "The codes of a chunked array of strings, and what they stand for."
+    import pyarrow.compute as pc
+    chunks = strings.dictionary_encode().chunks
+    return _joined([pc.fill_null(chunk.indices, -1).to_numpy() for chunk in chunks]), chunks[-1].dictionary
+
+
+def _by_category(table, counts: Counter) -> dict:
+    "The five lists of tags of some rows."
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    if "tags" not in table.column_names:
+        columns = {}
+        for name in CATEGORIES:
+            lengths, strings = _flat(table[name])
+            codes, names = _clean(*_coded(strings), counts)
+            columns[name] = _lists(codes, lengths, names, counts)
+        return columns
+    lengths, tags = _flat(table["tags"])
+    strings, kinds = tags.flatten()
+    codes, names = _clean(*_coded(strings), counts)
+    if pa.types.is_string(kinds.type): kinds = pc.index_in(kinds, pa.array(map(str, range(6)))).cast(pa.uint8())
+    kinds, columns = _joined([pc.fill_null(chunk, 255).to_numpy() for chunk in kinds.chunks]), {}
+    for name, kind in CATEGORIES.items():
+        mask = kinds == kind
+        columns[name] = _lists(codes[mask], _counted(mask, lengths), names, counts)
+        if name == "general": codes, kinds, lengths = codes[~mask], kinds[~mask], _counted(~mask, lengths)
+    return columns
+
+
+def _sift(table, seen: _Seen, counts: Counter, untagged: list[int]):
     "The posts among some rows of the canonical table, as an Arrow table; what happened to the others is added to the counts."
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -103,25 +158,26 @@ def _sift(table, seen: _Seen, counts: Counter):
     table = only(table, readable & (ids > 0))
     first = seen.first(table["id"].to_numpy())
     counts["duplicate id"] += int((~first).sum())
-    table = only(table, first).combine_chunks()
-    lists = {name: _tidied(table[name].combine_chunks(), counts) for name in CATEGORIES}
+    table = only(table, first)
+    lists = _by_category(table, counts)
     tagged = np.zeros(len(table), bool)
     for column in lists.values(): tagged |= np.diff(column.offsets.to_numpy()) > 0
-    counts["no tags"] += int((~tagged).sum())
     counts["posts"] += int(tagged.sum())
+    counts["no tags"] += int((~tagged).sum())
+    untagged += table["id"].to_numpy()[~tagged].tolist()
     return only(pa.table({name: lists[name] if name in lists else table[name] for name in COLUMNS}), tagged)
 
-# %% ../../nbs/42b_danbooru.ipynb #c3f07ce4
-def _batches(connection, part: Part, form: str, folder: Path):
+# %% ../../nbs/42b_danbooru.ipynb #785eb8a4
+def _batches(connection, part: Part, form: str, folder: Path, strict: bool):
     "The canonical rows of a part, as Arrow batches in their order."
     import pyarrow.parquet as pq
     if connection.name == "pyspark":
-        connection.to_parquet_dir(canonical(spark_raw(connection, part.paths, form), form), folder/"spark")
-        for file in sorted((folder/"spark").glob("part-*.parquet")): yield from pq.ParquetFile(file).iter_batches(1 << 16)
-        shutil.rmtree(folder/"spark")
-        return
-    query = connection.compile(canonical(duckdb_raw(connection, part.paths, form), form))
-    yield from connection.con.sql(query).to_arrow_reader(1 << 14)
+        connection.to_parquet_dir(canonical(spark_raw(connection, part.paths, form), form, split=False), folder)
+        for file in sorted(folder.glob("part-*.parquet")): yield from pq.ParquetFile(file).iter_batches(1 << 16)
+        shutil.rmtree(folder)
+    else:
+        query = connection.compile(canonical(duckdb_raw(connection, part.paths, form, strict), form, split=False))
+        yield from connection.con.sql(query).to_arrow_reader(1 << 14)
 
 
 def _row_groups(batches, rows: int):
@@ -137,39 +193,63 @@ def _row_groups(batches, rows: int):
     if held: yield pa.Table.from_batches(held)
 
 
-def _write_part(path: Path, connection, part: Part, form: str, folder: Path, seen: _Seen) -> Counter:
-    "Write the posts of one part."
+def _writer(path: Path):
     import pyarrow.parquet as pq
-    counts, schema = Counter(), arrow_schema()
+    tags, others = [f"{name}.list.element" for name in CATEGORIES], [name for name in COLUMNS if name not in CATEGORIES]
+    return pq.ParquetWriter(path, arrow_schema(), compression="zstd", compression_level=1, use_dictionary=[*tags, "rating", "ext"],
+                            write_statistics=others, dictionary_pagesize_limit=64 << 20, store_schema=False)
 
-    def write(temporary):
-        tags = [f"{name}.list.element" for name in CATEGORIES]
-        with pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=1, use_dictionary=[*tags, "rating", "ext"],
-                              store_schema=False, dictionary_pagesize_limit=64 << 20) as out:
-            for table in _row_groups(_batches(connection, part, form, folder), 1 << 16):
-                out.write_table(_sift(table, seen, counts).cast(schema))
-    atomic_write(path, write)
+
+def _write_part(path: Path, connection, part: Part, form: str) -> tuple[Counter, list[int]]:
+    "Write the posts of a part, and count; strictly first, for most dumps have no bad line."
+    import duckdb
+    for strict in (True, False) if connection.name == "duckdb" else (False,):
+        counts, untagged, seen = Counter(), [], _Seen()
+        try:
+            with _writer(path) as out:
+                for table in _row_groups(_batches(connection, part, form, path.with_suffix(""), strict), 1 << 16):
+                    out.write_table(_sift(table, seen, counts, untagged).cast(out.schema))
+            break
+        except (duckdb.InvalidInputException, duckdb.ConversionException):
+            if not strict: raise
     unreadable = counts.pop("unreadable", 0)
-    return counts + (bad_lines(part.paths, unreadable) if unreadable else Counter())
+    if unreadable: counts += bad_lines(part.paths, unreadable)
+    if part.unpacked: part.paths[0].unlink()
+    return counts, untagged
 
-# %% ../../nbs/42b_danbooru.ipynb #03feda16
+
+def _without_known(path: Path, seen: _Seen, counts: Counter, untagged: list[int]):
+    "Take the posts out of a part that an earlier part had."
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+    ids = pq.read_table(path, columns=["id"])["id"].to_numpy()
+    first = seen.first(np.concatenate([ids, np.array(untagged, np.int64)]))
+    if first.all(): return
+    source, kept = path.rename(path.with_suffix(".old")), pa.array(ids[first[:len(ids)]])
+    with _writer(path) as out:
+        for batch in pq.ParquetFile(source, read_dictionary=[f"{name}.list.element" for name in CATEGORIES]).iter_batches(1 << 16):
+            table = pa.Table.from_batches([batch])
+            mask = pc.is_in(table["id"], kept)
+            for name in CATEGORIES: counts["tags"] -= pc.sum(pc.list_value_length(table[name].filter(pc.invert(mask)))).as_py() or 0
+            out.write_table(table.filter(mask).cast(out.schema))
+    source.unlink()
+    counts["posts"] -= len(ids) - len(kept)
+    counts["no tags"] -= int((~first[len(ids):]).sum())
+    counts["duplicate id"] += int((~first).sum())
+
+# %% ../../nbs/42b_danbooru.ipynb #062049d0
 LINE_DAMAGE = ("truncated line", "malformed line", "wrong encoding", "no id", "duplicate id", "no tags", "overlong tag", "HTML entity")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-def _engine(folder: Path, memory: str, threads: int | None):
-    "A DuckDB of our own."
-    import ibis
-    return ibis.duckdb.connect(memory_limit=memory, temp_directory=str(folder/"spill"), **({"threads": threads} if threads else {}))
 
 
 def write_posts(
     source: str | os.PathLike,  # the folder of a dump, or one file of its metadata
     out: str | os.PathLike,  # the table is written to its folder posts/
     form: str = "auto",  # "2017" (the dumps until 2020), "2021" (since then) or "auto"
-    connection=None,  # of ibis, to DuckDB or Spark; default: a DuckDB of its own
-    memory: str = "2GB",  # that DuckDB may take before it uses the disk
-    threads: int | None = None,  # of DuckDB; default: all cores
+    connection=None,  # of ibis, to DuckDB or Spark; default: a DuckDB for each core
+    threads: int | None = None,  # parts that are read at once; default: as many as cores
+    memory: int = 2 << 30,  # bytes that all DuckDBs together may take before they use the disk
 ) -> dict:  # lines, posts, tags, and how many of each damage
     "The table of posts of a dump; a run that was stopped continues, and one that is complete is not made again."
     out, name = Path(out), getattr(connection, "name", "duckdb")
@@ -179,41 +259,66 @@ def write_posts(
     form = detect_form(files, form)
     about = {"schema": 1, "kind": "mmgen posts", "form": form, "source": [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
     with locked(out):
-        try: return _write_posts(files, out, about, connection, memory, threads)
+        try: return _write_posts(files, out, about, connection, threads or len(os.sched_getaffinity(0)), memory)
         except OSError as error:
             if error.errno not in _FULL: raise
-            raise MetadataError(f"There is no room for {out} ({os.strerror(error.errno)}); the complete parts stay: make room and run again.") from error
+            raise MetadataError(f"There is no room for {out} ({os.strerror(error.errno)}); what is complete stays: make room and run again.") from error
 
 
-def _write_posts(files, out, about, connection, memory, threads):
+def _write_posts(files, out, about, connection, threads, memory):
     state, folder, temporary = out/"posts.json", out/"posts", out/".posts.tmp"
     known = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else None
     if known is None and folder.exists(): raise MetadataError(f"{folder} is there already and was not written by write_posts; choose another out.")
     if known is None or any(known[key] != about[key] for key in about) or not all((folder/p["file"]).is_file() for p in known["parts"]):
         shutil.rmtree(folder, ignore_errors=True)
         known = about | {"complete": False, "parts": [], "left out": []}
+        atomic_write(state, json.dumps(known))
     if known["complete"]: return known["counts"]
     shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        _continue(files, known, state, folder, temporary, connection or _engine(temporary, memory, threads))
+    folder.mkdir(exist_ok=True)
+    temporary.mkdir()
+    try: _continue(files, known, state, folder, temporary, connection, 1 if connection else threads, memory)
     finally: shutil.rmtree(temporary, ignore_errors=True)
     return known["counts"]
 
 
-def _continue(files, known, state, folder, temporary, connection):
+def _continue(files, known, state, folder, temporary, connection, threads, memory):
+    "Write what is missing, part by part."
+    import ibis
     import pyarrow.parquet as pq
-    seen, left_out = _Seen(), []
+    seen, left_out, waiting = _Seen(), [], deque()
 
-    def enter(**more): atomic_write(state, json.dumps(known | more, indent=1))
-    for part in known["parts"]: seen.first(pq.read_table(folder/part["file"], columns=["id"])["id"].to_numpy())
-    for number, part in enumerate(parts(files, temporary, left_out, [p["name"] for p in known["parts"]])):
-        if not part.paths: continue
-        file = f"part-{number:05d}.parquet"
-        enter()
-        counts = _write_part(folder/file, connection, part, known["form"], temporary, seen)
-        known["parts"].append({"name": part.name, "file": file, "counts": counts})
-    counts = sum((Counter(p["counts"]) for p in known["parts"]), Counter())
-    if not counts["posts"]: raise MetadataError(f"{files[0].parent} holds no post that can be read, in {counts['lines']:,} lines.")
+    def work(path, part):
+        own = connection or ibis.duckdb.connect(threads=1, memory_limit=f"{memory//threads}B", temp_directory=str(temporary/"spill"))
+        try: return _write_part(path, own, part, known["form"])
+        finally:
+            if not connection: own.disconnect()
+
+    def enter():
+        path, name, task = waiting.popleft()
+        counts, untagged = task.result()
+        _without_known(path, seen, counts, untagged)
+        fsync(path)
+        os.replace(path, folder/path.name)
+        known["parts"].append({"name": name, "file": path.name, "counts": counts, "untagged": untagged})
+        atomic_write(state, json.dumps(known))
+    for part in known["parts"]:
+        ids = pq.read_table(folder/part["file"], columns=["id"])["id"].to_numpy()
+        seen.first(np.concatenate([ids, np.array(part["untagged"], np.int64)]))
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for number, part in enumerate(parts(files, temporary, left_out, [p["name"] for p in known["parts"]])):
+                if not part.paths: continue
+                path = temporary/f"part-{number:05d}.parquet"
+                waiting.append((path, part.name, pool.submit(work, path, part)))
+                if len(waiting) > threads: enter()
+            while waiting: enter()
+        except BaseException:
+            for _, _, task in waiting: task.cancel()
+            raise
+    counts = Counter()
+    for part in known["parts"]: counts.update(part["counts"])
+    if not counts["posts"]: raise MetadataError(f"{files[0].parent} holds no post that can be used, in {counts['lines']:,} lines.")
     names = ("lines", "posts", "tags", "repeated tags", *LINE_DAMAGE)
     known |= {"left out": left_out, "counts": {name: counts[name] for name in names} | {"archive members left out": len(left_out)}, "complete": True}
-    enter()
+    atomic_write(state, json.dumps(known))

@@ -49,11 +49,12 @@ def find_metadata(
     raise MetadataError(f"{source} has no metadata: neither a folder metadata/ nor files such as 2017000000000000, posts000000000000.json, "
                         "*.jsonl.gz, *.json.zst or metadata.json.tar.xz.")
 
-# %% ../../nbs/42b0_danbooru_files.ipynb #e771ba23
+# %% ../../nbs/42b0_danbooru_files.ipynb #ed603724
 class Part(NamedTuple):
     "Some plain files that are read together."
     name: str  # says where they come from
     paths: list[Path]
+    unpacked: bool = False  # the reader removes them
 
 
 _BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)
@@ -98,7 +99,7 @@ def parts(
     folder: Path,  # for what is unpacked
     left_out: list[str],  # takes the names of an archive's members that are not read
     done: Iterable[str] = (),  # names of parts that need not be unpacked any more
-    size: int = 512 << 20,  # plain files are read together up to so many bytes
+    size: int = 128 << 20,  # small files are read together up to so many bytes
 ) -> Iterator[Part]:
     "All posts of a dump, in order and in parts; those that are done have no paths."
     group, done = [], set(done)
@@ -123,11 +124,9 @@ def _unpack(path, folder, left_out, done):
                 yield Part(name, [])
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            target = folder/f"{number:06d}.json"
-            try:
-                with open(target, "wb") as out: shutil.copyfileobj(stream, out, 1 << 20)
-                yield Part(name, [target])
-            finally: target.unlink(missing_ok=True)
+            target = folder/f"{path.name}-{number:06d}.json"
+            with open(target, "wb") as out: shutil.copyfileobj(stream, out, 1 << 20)
+            yield Part(name, [target], True)
     except _BROKEN as error: raise _broken(path, error) from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] == "zstandard": raise _broken(path, error) from error
