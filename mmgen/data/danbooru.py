@@ -117,7 +117,9 @@ def _flat(column):
 
 def _coded(strings):
     "The codes of a chunked array of strings, and what they stand for."
+    import pyarrow as pa
     import pyarrow.compute as pc
+    if not len(strings): return np.empty(0, np.int32), pa.array([], pa.string())
     chunks = strings.dictionary_encode().chunks
     return _joined([pc.fill_null(chunk.indices, -1).to_numpy() for chunk in chunks]), chunks[-1].dictionary
 
@@ -159,6 +161,7 @@ def _sift(table, seen: _Seen, counts: Counter, untagged: list[int]):
     first = seen.first(table["id"].to_numpy())
     counts["duplicate id"] += int((~first).sum())
     table = only(table, first)
+    if not len(table): return arrow_schema().empty_table()
     lists = _by_category(table, counts)
     tagged = np.zeros(len(table), bool)
     for column in lists.values(): tagged |= np.diff(column.offsets.to_numpy()) > 0
@@ -269,6 +272,9 @@ def _write_posts(files, out, about, connection, threads, memory):
     state, folder, temporary = out/"posts.json", out/"posts", out/".posts.tmp"
     known = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else None
     if known is None and folder.exists(): raise MetadataError(f"{folder} is there already and was not written by write_posts; choose another out.")
+    names = lambda about: [Path(file).name for file, *_ in about["source"]]
+    if known and known["complete"] and names(known) != names(about):
+        raise MetadataError(f"{folder} holds the posts of another dump ({names(known)[0]}, …); choose another out, or remove it.")
     if known is None or any(known[key] != about[key] for key in about) or not all((folder/p["file"]).is_file() for p in known["parts"]):
         shutil.rmtree(folder, ignore_errors=True)
         known = about | {"complete": False, "parts": [], "left out": []}

@@ -7,14 +7,17 @@ __all__ = ['FORMS', 'MetadataError', 'find_metadata', 'Part', 'parts', 'detect_f
 
 # %% ../../nbs/42b0_danbooru_files.ipynb #331ee1f8
 import gzip
+import io
 import json
 import lzma
 import os
+import re
 import shutil
 import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -65,14 +68,31 @@ def _unpacked(path: Path):
     if path.name.lower().endswith(".gz"): return gzip.open(path)
     if path.name.lower().endswith(".zst"):
         import zstandard
-        return zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True, closefd=True)
+        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True, closefd=True))
     return open(path, "rb")
+
+
+_BOM = b"\xef\xbb\xbf"
+
+
+def _marked(path: Path) -> bool:
+    "Whether a file begins with a byte order mark, which DuckDB takes for a part of the first line."
+    with open(path, "rb") as file: return file.read(len(_BOM)) == _BOM
 
 
 def _safe(member: tarfile.TarInfo) -> bool:
     "A regular file with a name that stays inside."
     name = PurePosixPath(member.name.replace("\\", "/"))
     return member.isreg() and not name.is_absolute() and ".." not in name.parts
+
+
+_OTHERS = re.compile(r"(tag|artist|note|pool|comment|favorite|wiki|forum|user|readme|licen[cs]e)", re.IGNORECASE)  # how the names of other tables begin
+
+
+def _posts_in(name: str) -> bool:
+    "Whether a member of an archive may hold posts, by its name."
+    name = PurePosixPath(name).name
+    return not name.startswith((".", "_")) and not _OTHERS.match(name) and ("." not in name or name.lower().endswith(_PLAIN))
 
 
 def _streams(path: Path, left_out: list[str]) -> Iterator[tuple[str, object]]:
@@ -83,7 +103,7 @@ def _streams(path: Path, left_out: list[str]) -> Iterator[tuple[str, object]]:
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
             if _safe(member):
-                if not PurePosixPath(member.name).name.startswith("."): yield f"{path.name}: {member.name}", archive.extractfile(member)
+                if _posts_in(member.name): yield f"{path.name}: {member.name}", archive.extractfile(member)
             elif not member.isdir(): left_out.append(f"{path.name}: {member.name}")
 
 
@@ -108,7 +128,7 @@ def parts(
         name = " + ".join(dict.fromkeys((group[0].name, group[-1].name)))
         return Part(name, [] if name in done else list(group))
     for path in files:
-        plain = not path.name.lower().endswith(_ARCHIVES + _PACKED)
+        plain = not path.name.lower().endswith(_ARCHIVES + _PACKED) and not _marked(path)
         if group and (not plain or sum(p.stat().st_size for p in group) + path.stat().st_size > size):
             yield together()
             group.clear()
@@ -125,7 +145,9 @@ def _unpack(path, folder, left_out, done):
                 continue
             folder.mkdir(parents=True, exist_ok=True)
             target = folder/f"{path.name}-{number:06d}.json"
-            with open(target, "wb") as out: shutil.copyfileobj(stream, out, 1 << 20)
+            with open(target, "wb") as out:
+                out.write(stream.read(len(_BOM)).removeprefix(_BOM))
+                shutil.copyfileobj(stream, out, 1 << 20)
             yield Part(name, [target], True)
     except _BROKEN as error: raise _broken(path, error) from error
     except Exception as error:
@@ -136,23 +158,22 @@ def _unpack(path, folder, left_out, done):
 FORMS = ("2017", "2021")
 
 
-def _head(path: Path) -> list[bytes]:
-    "The first lines of a file, of an archive's first member."
+def _heads(path: Path) -> Iterator[list[bytes]]:
+    "The first lines of a file, of an archive's first members."
     try:
-        for _, stream in _streams(path, []):
+        for _, stream in islice(_streams(path, []), 20):
             lines = [stream.readline(8 << 20) for _ in range(50)]
             if lines[0][:2] in (b"\xff\xfe", b"\xfe\xff"):
                 raise MetadataError(f"{path} is written in UTF-16; the metadata of a dump is UTF-8: convert it first.")
-            return lines
-    except MetadataError: raise
+            yield lines
+    except (MetadataError, GeneratorExit): raise
     except Exception as error: raise _broken(path, error) from error
-    return []
 
 
 def _form(path: Path) -> str | None:
     "The form of a file's first good line; None where there is none."
-    for line in _head(path):
-        try: post = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    for line in chain.from_iterable(_heads(path)):
+        try: post = json.loads(line.removeprefix(_BOM))
         except ValueError: continue
         if not isinstance(post, dict): continue
         if isinstance(post.get("tags"), list): return "2017"
