@@ -95,19 +95,27 @@ def split_of(
     "Train, validation or test, by the last three digits: 000 … 899, 900 … 949, 950 … 999."
     return ("train", "validation", "test")[(id % 1000 >= 900) + (id % 1000 >= 950)]
 
-# %% ../../nbs/42b1_subset.ipynb #c6fd9c63
+# %% ../../nbs/42b1_subset.ipynb #9da10041
 _PEOPLE = re.compile(r"(\d\+?|multiple_)(girls?|boys?|others?)|no_humans")
+
+
+class _Words(dict):
+    "Tag → whether it counts people, and the tag in words; each is looked at once."
+    def __missing__(self, tag):
+        self[tag] = found = bool(_PEOPLE.fullmatch(tag)), spaced(tag)
+        return found
 
 
 def ordered(
     tags: dict,  # category → the post's tags, as in the dump
+    words: dict | None = None,  # a `_Words` for many posts
 ) -> list[str]:
     "Tags in a caption's order, as words."
-    flat = [tag for name in CATEGORIES for tag in tags.get(name) or ()]
-    people = [tag for tag in flat if _PEOPLE.fullmatch(tag)]
-    return [spaced(tag) for tag in dict.fromkeys(people + flat)]
+    words = _Words() if words is None else words
+    flat = [words[tag] for name in CATEGORIES for tag in tags.get(name) or ()]
+    return list(dict.fromkeys([word for people, word in flat if people] + [word for _, word in flat]))
 
-# %% ../../nbs/42b1_subset.ipynb #7242ca94
+# %% ../../nbs/42b1_subset.ipynb #95677dea
 def select(
     posts,  # folder posts/ of `write_posts`; or an ibis table of posts
     out: str | os.PathLike,  # folder for selection.parquet and vocabulary.parquet
@@ -165,7 +173,8 @@ def _select(posts, out, n, seed, ratings, keep, min_tag_count, min_tags, categor
     allowed = {name: set() for name in categories}
     for tag, category in zip(table["tag"].to_pylist(), table["category"].to_pylist()): allowed[category].add(tag)
     lists = zip(*(found[name].to_pylist() for name in categories))
-    tags = [ordered({name: [tag for tag in part or () if tag in allowed[name]] for name, part in zip(categories, row)}) for row in lists]
+    known = _Words()
+    tags = [ordered({name: [tag for tag in part or () if tag in allowed[name]] for name, part in zip(categories, row)}, known) for row in lists]
     ids = found["id"].to_pylist()
     columns = {"id": pa.array(ids, pa.int64()), "split": [split_of(i) for i in ids], "ext": found["ext"], "rating": found["rating"], "score": found["score"].cast(pa.int32()),
                "width": found["width"].cast(pa.int32()), "height": found["height"].cast(pa.int32()), "tags": pa.array(tags, pa.list_(pa.string()))}
