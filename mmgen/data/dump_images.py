@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 from .loading import ImageError, read_image
@@ -108,17 +109,24 @@ class DumpImage(NamedTuple):
 _HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
 
 
+def _resized(image, box, width, height):
+    "The part of the image in a box, with antialiasing; the pixels around the box, of the bars, play no role."
+    pixels = torch.from_numpy(np.array(image.crop(box))).permute(2, 0, 1)[None]
+    small = torch.nn.functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True)
+    return Image.fromarray(small[0].permute(1, 2, 0).contiguous().numpy())
+
+
 def _fitted(image, box, size, fit):
     "The part of the image in a box as a square."
     x0, y0, x1, y1 = box
     if fit == "crop":
         side = min(x1 - x0, y1 - y0)
-        x, y = x0 + (x1 - x0 - side)/2, y0 + (y1 - y0 - side)/2
-        return image.resize((size, size), Image.Resampling.LANCZOS, box=(x, y, x + side, y + side))
+        x, y = x0 + (x1 - x0 - side)//2, y0 + (y1 - y0 - side)//2
+        return _resized(image, (x, y, x + side, y + side), size, size)
     scale = size/max(x1 - x0, y1 - y0)
     w, h = (max(1, round(side*scale)) for side in (x1 - x0, y1 - y0))
     square = Image.new("RGB", (size, size), "white")
-    square.paste(image.resize((w, h), Image.Resampling.LANCZOS, box=box), ((size - w)//2, (size - h)//2))
+    square.paste(_resized(image, box, w, h), ((size - w)//2, (size - h)//2))
     return square
 
 
