@@ -8,11 +8,13 @@ and back. Both take turns in blocks in one process, sharing their weights. Memor
 network, runs it once and holds nothing else; what the process had before is subtracted.
 
 `edit` is `mmgen edit` in a new process, from the shell's start to its end, for each family's default; `demo` is a new process that builds the page and then makes its
-first edit, which runs both families. The machine's file cache is warm.
+first edit, which runs both families. The machine's file cache is warm. `processor` is the time on all cores, the number to read when the machine is shared: two threads that wait
+for each other stretch the seconds there.
 """
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -87,12 +89,13 @@ def network(part, args, record):
     a, b = ({k: tuple(v.shape) for k, v in one.state_dict().items()} for one in (ours, theirs))
     assert a == b, sorted(a.items() ^ b.items())[:6]
     theirs.load_state_dict(ours.state_dict(), assign=True)
-    both, seconds, found = {"mmgen": ours, "diffusers": theirs}, {"mmgen": [], "diffusers": []}, {}
+    both, found = {"mmgen": ours, "diffusers": theirs}, {}
+    seconds, processor = ({who: [] for who in both} for _ in range(2))
     for block in range(args.blocks + 1):  # the first warms up
         for who in (both, dict(reversed(both.items())))[block % 2]:
-            start = time.perf_counter()
+            start, before = time.perf_counter(), time.process_time()
             found[who] = step(part, who, both[who])
-            if block: seconds[who].append(time.perf_counter() - start)
+            if block: seconds[who].append(time.perf_counter() - start), processor[who].append(time.process_time() - before)
     difference = max((x - y).abs().max().item() for x, y in zip(found["mmgen"], found["diffusers"]))
     scale = min(x.std().item() for x in found["diffusers"])
     assert difference < 1e-4, difference
@@ -102,7 +105,8 @@ def network(part, args, record):
     taken = {who: child("--memory", part, who, threads=args.threads) for who in median}
     record("speed", {"what": "Stable Diffusion 1.x, full size", "network": part, "parameters": count, "keys": len(a), "keys that match": len(a.items() & b.items()), "precision": "float32", "batch": 1,
                      "largest difference": float(f"{difference:.2g}"), "standard deviation": round(scale, 3), "blocks": args.blocks,
-                     **{f"seconds, {who}": round(value, 2) for who, value in median.items()}, "ratio to diffusers": round(median["diffusers"] / median["mmgen"], 3),
+                     **{f"seconds, {who}": round(value, 2) for who, value in median.items()},
+                     **{f"processor seconds, {who}": round(statistics.median(times), 2) for who, times in processor.items()}, "ratio to diffusers": round(median["diffusers"] / median["mmgen"], 3),
                      "ratio in each block": [round(t / o, 2) for o, t in zip(seconds["mmgen"], seconds["diffusers"])], **{f"{what} MiB, {who}": value for who, both in taken.items() for what, value in both.items()}})
 
 
@@ -113,13 +117,15 @@ def first_edit(args, record):
         Image.fromarray(portraits.render(portraits.sample(200_000_000), 256)).save(Path(folder) / "me.png")
         for name in ("sdedit", "styleclip-mapper"):
             command = [str(Path(sys.executable).parent / "mmgen"), "edit", str(Path(folder) / "me.png"), "green hair", "-o", str(Path(folder) / "out.png"), "--editor", name, "--device", "cpu", "--json"]
-            seconds = []
+            seconds, used = [], lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+            before = used()
             for _ in range(args.blocks):
                 start = time.perf_counter()
                 about = json.loads(subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(args.threads)}, capture_output=True, text=True, check=True).stdout)
                 seconds.append(time.perf_counter() - start)
             record("speed", {"what": "mmgen edit, cold start", "editor": name, "size": about["size"][0], "blocks": args.blocks, "seconds": round(statistics.median(seconds), 2),
-                             "seconds in each block": [round(s, 2) for s in seconds], "of them the edit": about["edit_seconds"]})
+                             "seconds in each block": [round(s, 2) for s in seconds], "processor seconds": round((used() - before) / args.blocks, 2),
+                             "of them the edit": about["edit_seconds"]})
 
 
 def page():
@@ -131,19 +137,19 @@ def page():
     made = build_demo("cpu")
     ready = time.perf_counter()
     picture, source, wish, seed = examples(1)[0]
-    edit, times = next(one.fn for one in made.fns.values() if one.name == "edit"), []
+    edit, times, used = next(one.fn for one in made.fns.values() if one.name == "edit"), [], []
     for _ in range(2):
-        began = time.perf_counter()
+        began, before = time.perf_counter(), time.process_time()
         assert all(image is not None for image in edit(picture, source, wish, seed, "sdedit", 0.75, "styleclip-mapper", 0.5)[:2])
-        times.append(time.perf_counter() - began)
-    print(json.dumps({"load": ready - start, "first": times[0], "second": times[1]}))
+        times.append(time.perf_counter() - began), used.append(time.process_time() - before)
+    print(json.dumps({"load": ready - start, "first": times[0], "second": times[1], "processor": used[0]}))
 
 
 def demo(args, record):
     found = [child("--page", threads=args.threads) for _ in range(args.blocks)]
     median = {key: round(statistics.median(one[key] for one in found), 2) for key in found[0]}
     record("speed", {"what": "mmgen demo", "blocks": args.blocks, "seconds to load": median["load"], "seconds of the first edit, both families": median["first"],
-                     "seconds of the second": median["second"], "first edit in each block": [round(one["first"], 2) for one in found]})
+                     "processor seconds of the first": median["processor"], "seconds of the second": median["second"], "first edit in each block": [round(one["first"], 2) for one in found]})
 
 
 def main():
