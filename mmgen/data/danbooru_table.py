@@ -138,7 +138,7 @@ def spark_raw(
     texts = [connection._session.read.text(str(path)) for path in paths]
     lines = reduce(lambda a, b: a.union(b), texts).withColumn("line", F.monotonically_increasing_id()).filter("value rlike '[^ \\t\\r]'")
     good = F.expr("is_valid_utf8(value) and rtrim(value) like '%}'")
-    post = F.from_json(F.when(good, F.col("value")), f"{fields}, _bad string", {"columnNameOfCorruptRecord": "_bad"})
+    post = F.from_json(F.when(good, F.col("value")), f"{fields}, _bad string", {"columnNameOfCorruptRecord": "_bad", "allowSingleQuotes": "false"})
     table = lines.select("line", post.alias("post"))
     table = table.select("line", *[F.when(F.col("post._bad").isNull(), F.col(f"post.{name}")).alias(name) for name in raw_schema(form)])
     table.createOrReplaceTempView("mmgen_raw")
