@@ -27,7 +27,8 @@ from mmgen.data.batches import Batches
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.autoencoder_training import AutoencoderTask
 from mmgen.ldm.pipeline import make_process
-from mmgen.ldm.train import LDMTask, build_unet, encode_all
+from mmgen.ldm.columns import encode_all
+from mmgen.ldm.train import LDMTask, build_unet
 from mmgen.presets import config_for
 from mmgen.runs import Run
 from mmgen.training import train
@@ -88,3 +89,48 @@ def networks(args, device):
     task = LDMTask(build_unet(config, 4, clip.width, 32), clip, process, config.prediction, config.caption_dropout, config.optimizer)
     columns = {"latents": rng.normal(size=(16, 4, 32, 32)).astype(np.float32), "caption": ["green hair, " * TAGS] * 16}
     yield "train the UNet, captions read each time", seconds_per_image(task, columns, config, args.batch, device, 1, 3), config.steps * config.batch_size, 0
+
+
+def data(args):
+    "The same of metadata and images, on the CPU: a synthetic dump, prepared."
+    from mmgen.data.danbooru import write_posts
+    from mmgen.data.dump_images import inventory
+    from mmgen.data.image_shards import write_image_shards
+    from mmgen.data.subset import select
+    from mmgen.data.synthetic_dump import write_dump
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_dump(root / "many", args.posts, images=False)
+        seconds, _ = timed(lambda: write_posts(root / "many", root / "table"))
+        yield "metadata to Parquet", seconds / args.posts, POSTS, 0
+        seconds, _ = timed(lambda: select(root / "table" / "posts", root / "table", min_tag_count=100))
+        yield "choice of posts", seconds / args.posts, POSTS, 0
+        write_dump(root / "few", 2 * args.images, originals=False)
+        write_posts(root / "few", root / "few-table")
+        files = inventory(root / "few")
+        select(root / "few-table" / "posts", root / "few-table", files=files.files)
+        seconds, counts = timed(lambda: write_image_shards(root / "few-table" / "selection.parquet", files, root / "few", root / "set", progress=False))
+        size = sum(f.stat().st_size for f in (root / "set").glob("*-*.parquet"))
+        yield "images of 512 px to shards of 256", seconds / counts["images"], IMAGES, size / counts["images"]
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("--device", default="cpu")
+    p.add_argument("--price", type=float, default=0.1, help="dollars an hour of the whole machine")
+    p.add_argument("--posts", type=int, default=200_000)
+    p.add_argument("--images", type=int, default=600)
+    p.add_argument("--batch", type=int, default=2)
+    args = p.parse_args()
+    device, total = pick_device(args.device), 0.0
+    for stages in (data(args), networks(args, device)):
+        for stage, each, count, size in stages:
+            hours = each * count / 3600
+            total += hours
+            record("cost_sheet", {"stage": stage, "milliseconds each": round(1000 * each, 4), "count": count, "hours": round(hours, 2), "GB": round(size * count / 1e9, 2),
+                                  "dollars": round(hours * args.price, 2), "dollars an hour": args.price, "batch": args.batch, "device": str(device)})
+    print(f"{total:,.0f} hours, {total * args.price:,.0f} dollars")
+
+
+if __name__ == "__main__":
+    main()
