@@ -68,11 +68,14 @@ def _clean(codes: np.ndarray, names, counts: Counter):
     "Codes of tags, and the tags that they stand for; the code of a tag that has to go is -1."
     import pyarrow as pa
     import pyarrow.compute as pc
-    if pc.any(pc.match_substring(names, "&")).as_py():
-        plain = [unescaped(name) for name in names.to_pylist()]
-        changed = np.array([new != old for new, old in zip(plain, names.to_pylist())] + [False])
+    marked = pc.match_substring(names, "&").to_numpy(zero_copy_only=False)  # few tags, so only these go through Python
+    old = names.filter(pa.array(marked)).to_pylist()
+    plain = [unescaped(name) for name in old]
+    if plain != old:
+        changed = np.append(marked, False)
+        changed[np.flatnonzero(marked)] = [new != name for new, name in zip(plain, old)]
         counts["HTML entity"] += int(changed[codes].sum())
-        merged = pa.array(plain, pa.string()).dictionary_encode()
+        merged = pc.replace_with_mask(names, pa.array(marked), pa.array(plain, pa.string())).dictionary_encode()
         names, codes = merged.dictionary, np.append(merged.indices.to_numpy(), np.int32(-1))[codes]
     sizes = pc.utf8_length(names).to_numpy()
     if len(sizes) and not (0 < sizes.min() <= sizes.max() <= LONGEST):
