@@ -55,6 +55,13 @@ def test_every_damage_is_counted_exactly(tmp_path, form, compress, bom):
     assert len({row["id"] for row in rows(tmp_path / "out")}) == planted["posts"]
 
 
+@pytest.mark.parametrize("files", [1, 4, 7])
+def test_a_bad_line_in_any_of_several_small_files(tmp_path, files):
+    planted = write_dump(tmp_path / "d", 60, damage={"malformed line": 3, "truncated line": 2}, images=False, files=files)
+    counts = write_posts(tmp_path / "d", tmp_path / "out")
+    assert counts["malformed line"] == 3 and counts["truncated line"] == 2 and counts["posts"] == planted["posts"] == 55
+
+
 BAD = [b'{"id": "2", "md5"', b"{'id': '3'}", b"[1]", b"null", b"\xff\xfe\x00", post(4).encode()[:-1], post(5).encode().replace(b"smile", b"sm\xe9le"), b"{}", b'{"id": "6"}']
 
 

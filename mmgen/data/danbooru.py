@@ -209,6 +209,7 @@ def _writer(path: Path):
 def _write_part(path: Path, connection, part: Part, form: str) -> tuple[Counter, list[int]]:
     "Write the posts of a part, and count; strictly first, for most dumps have no bad line."
     import duckdb
+    import pyarrow as pa
     for strict in (True, False) if connection.name == "duckdb" else (False,):
         counts, untagged, seen = Counter(), [], _Seen()
         try:
@@ -216,8 +217,8 @@ def _write_part(path: Path, connection, part: Part, form: str) -> tuple[Counter,
                 for table in _row_groups(_batches(connection, part, form, path.with_suffix(""), strict), 1 << 16):
                     out.write_table(_sift(table, seen, counts, untagged).cast(out.schema))
             break
-        except (duckdb.InvalidInputException, duckdb.ConversionException):
-            if not strict: raise
+        except (duckdb.Error, pa.ArrowException, OSError) as error:  # DuckDB's own at the first batch, Arrow's or a bare OSError behind it
+            if not strict or getattr(error, "errno", None) is not None: raise
     unreadable = counts.pop("unreadable", 0)
     if unreadable: counts += bad_lines(part.paths, unreadable)
     if part.unpacked: part.paths[0].unlink()
