@@ -135,7 +135,8 @@ def show(a) -> dict:
     from mmgen.data.loading import load_source
     rows = load_source(a.data, a.split, images=a.images)
     column = "tags" if "tags" in rows.column_names else "text"
-    first = [as_tags(row) if column == "tags" else row for row in (rows[column][i] for i in range(min(3, len(rows))))]
+    shown = rows[column]
+    first = [as_tags(shown[i]) if column == "tags" else shown[i] for i in range(min(3, len(rows)))]
     say(f"{a.data}, {a.split}: {len(rows)} rows, columns {', '.join(rows.column_names)}")
     for row in first:
         say("  " + (", ".join(row) if column == "tags" else row))
