@@ -70,20 +70,23 @@ def text_encoder(device):
     return TextEncoder(CLIPTextModel(config), tokenizer, device)
 
 
-def networks(args, device):
-    "(stage, seconds an image, images, bytes an image that stay) of the autoencoder, the latents and the UNet."
+def autoencoder(args, device):
+    "(stage, seconds an image, images, bytes an image that stay) of the autoencoder and the latents."
     rng, config = np.random.default_rng(0), config_for("autoencoder", "paper", perceptual="none", disc_start=0)
     task = AutoencoderTask(AutoencoderKL.from_config(config.model_config), **config.loss_config)
     task.perceptual, task.perceptual_weight = LPIPSWithoutWeights(), config_for("autoencoder", "paper").perceptual_weight
     pixels = rng.integers(0, 255, (8 * args.batch, 256, 256, 3), dtype=np.uint8)
-    step = seconds_per_image(task, {"image": pixels}, config, args.batch, device)
+    step = seconds_per_image(task, {"image": pixels}, config, args.batch, device, 1, 3)
     yield "train the autoencoder", step, config.steps * config.batch_size, 0
-    autoencoder = task.model.autoencoder.eval().requires_grad_(False)
+    network = task.model.autoencoder.eval().requires_grad_(False)
     del task
-    seconds, _ = timed(lambda: encode_all(autoencoder, pixels, device, args.batch))
+    seconds, _ = timed(lambda: encode_all(network, pixels, device, args.batch))
     yield "latents", seconds / len(pixels), IMAGES, 4 * 32 * 32 * 2
-    del autoencoder
-    config = config_for("ldm", "paper")
+
+
+def unet(args, device):
+    "The same of the UNet."
+    rng, config = np.random.default_rng(0), config_for("ldm", "paper")
     clip = text_encoder(device)
     process = make_process(config.prediction, config.noise_schedule, config.timesteps, config.beta_start, config.beta_end)
     task = LDMTask(build_unet(config, 4, clip.width, 32), clip, process, config.prediction, config.caption_dropout, config.optimizer)
@@ -121,10 +124,12 @@ def main():
     p.add_argument("--posts", type=int, default=200_000)
     p.add_argument("--images", type=int, default=600)
     p.add_argument("--batch", type=int, default=2)
+    p.add_argument("--only", default="data,autoencoder,unet")
     args = p.parse_args()
     device, total = pick_device(args.device), 0.0
-    for stages in (data(args), networks(args, device)):
-        for stage, each, count, size in stages:
+    parts = {"data": lambda: data(args), "autoencoder": lambda: autoencoder(args, device), "unet": lambda: unet(args, device)}
+    for part in args.only.split(","):
+        for stage, each, count, size in parts[part]():
             hours = each * count / 3600
             total += hours
             record("cost_sheet", {"stage": stage, "milliseconds each": round(1000 * each, 4), "count": count, "hours": round(hours, 2), "GB": round(size * count / 1e9, 2),
