@@ -1,6 +1,6 @@
 """A dump's metadata to the table of posts, beside what DuckDB needs to read and count the same JSON; and the choice of posts.
 
-    python benchmarks/bench_metadata.py [--posts 100000,1000000,3300000] [--form 2017] [--folder /tmp/dumps]
+    python benchmarks/bench_metadata.py [--posts 100000,1000000,3300000] [--form 2017] [--folder dumps]
 
 Each size is a synthetic dump (28 tags a post; 3.3 million posts are 7.4 GB). `count` is DuckDB's read_json with the same columns declared, on all cores: rows and
 tags are counted, nothing is written; columns that no count needs are not even converted. `every column` counts the values of each, so that all are. Both run before and

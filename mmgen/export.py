@@ -144,7 +144,7 @@ def push(
 ) -> str:  # its address
     "Send a folder to the Hugging Face hub, under the account that `huggingface_hub` is logged in to."
     folder = Path(folder)
-    if not (folder/"README.md").is_file(): raise ExportError(f"{folder} has no card (README.md); write one with mmgen.weights.model_card before others see the model.")
+    if not (folder/"README.md").is_file(): raise ExportError(f"The folder {folder.name} has no card (README.md); write one with mmgen.weights.model_card before others see the model.")
     from huggingface_hub import HfApi
     api = HfApi()
     api.create_repo(name, private=private, exist_ok=True)

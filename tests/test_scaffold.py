@@ -82,16 +82,16 @@ def test_every_module_has_its_notebook():
 
 def test_the_tree_is_lean():
     files = tracked()
-    assert sum(f.stat().st_size for f in files) < 40 * 2**20
+    assert sum(-(-f.stat().st_size // 4096) * 4096 for f in files) < 40 * 2**20  # as they lie on a disk
     assert all(f.stat().st_size < 300_000 for f in files if f.suffix == ".ipynb")
     weights = [f for f in files if "weights" in f.parts]
     assert sum(f.stat().st_size for f in weights) < 36_000_000
 
 
 def test_no_path_of_one_machine():
-    pattern = re.compile(r"(^|[\s\"'=(])/(home|root|work|opt|Users)/[a-z]|/tmp/ipykernel")
+    pattern = re.compile(r"(^|[\s\"'=(])/(home|root|work|opt|Users|tmp)/[a-z]|/tmp/ipykernel")
     for file in tracked():
-        if file.suffix in (".py", ".ipynb", ".md", ".json", ".ini", ".toml", ".yml", ".txt") and file.name != Path(__file__).name:
+        if file.suffix in (".py", ".ipynb", ".md", ".json", ".jsonl", ".ini", ".toml", ".yml", ".txt") and file.name != Path(__file__).name:
             assert not pattern.search(file.read_text(encoding="utf-8")), file
 
 
