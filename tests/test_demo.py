@@ -1,5 +1,4 @@
 "The demo page: what it does without a browser, and a click-through in headless Chromium."
-import shutil
 import socket
 import subprocess
 import sys
@@ -10,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, DRIVER, headless
 from PIL import Image
 
 from mmgen.data import portraits
 from mmgen.demo import MAX_BYTES, Workbench, exact, examples, serve
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
 def test_examples_know_their_exact_answers():
@@ -70,15 +69,9 @@ def address():
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromedriver")
 def test_click_through(address, tmp_path):
-    from selenium import webdriver
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-                 "--disable-component-update", "--disable-sync", "--window-size=1400,1400", f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    browser = headless(tmp_path / "profile")
     find = lambda css: browser.find_elements(By.CSS_SELECTOR, css)
     picture_of = lambda name: [e.get_attribute("src") for e in find(f"#{name} img")]
     text_of = lambda name: find(f"#{name} textarea, #{name} input")[0].get_attribute("value")

@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, DRIVER, headless
 from PIL import Image
 
 from mmgen.data import portraits
@@ -16,7 +17,6 @@ from mmgen.files import repo_root
 from mmgen.weights import packaged
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif("ldm-portraits" not in packaged(), reason="ldm-portraits is not packaged")]
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
 @pytest.fixture
@@ -44,16 +44,10 @@ def lab(tmp_path):
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromedriver")
 def test_all_cells_run_and_the_result_is_seen(lab, tmp_path):
-    from selenium import webdriver
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
     address, root = lab
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-                 "--disable-component-update", "--disable-sync", "--window-size=1400,2400", f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    browser = headless(tmp_path / "profile", "1400,2400")
     try:
         browser.get(f"{address}/lab/tree/edit.ipynb")
         wait = WebDriverWait(browser, 120)
