@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, DRIVER, headless
 from PIL import Image
 
 from mmgen.files import repo_root
@@ -23,7 +24,6 @@ from mmgen.runs import Run, RunError, load_run, seal_of, verify_run
 from mmgen.weights import package, save_weights
 
 REPORTS = repo_root() / "reports"
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
 def make_run(root, run_id="tiny", rows=None, notes=(), pictures=None, **config):
@@ -239,14 +239,7 @@ def test_a_preliminary_report_is_shown_where_it_is_there(tmp_path):
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     if not (CHROMIUM and DRIVER): pytest.skip("no chromium with chromedriver")
-    from selenium import webdriver
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-                 "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver = headless(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 

@@ -75,7 +75,7 @@ def generator_config(
     size, limit = max(widths), max(widths.values())
     base = next((width * side for side, width in sorted(widths.items()) if width < limit), limit * size)
     return {"size": size, "z_dim": state["mapping.fc0.weight"].shape[1], "w_dim": state["mapping.fc0.weight"].shape[0], "channel_base": base, "channel_max": limit,
-            "mapping_layers": sum(bool(re.fullmatch(r"mapping\.fc\d+\.weight", key)) for key in state), "channels": state[f"synthesis.b{size}.torgb.bias"].shape[0]}
+            "mapping_layers": sum(bool(re.fullmatch(r"mapping\.fc\d+\.weight", key)) for key in state), "channels": state["synthesis.b4.torgb.weight"].shape[0]}
 
 
 def generator_of(
@@ -97,7 +97,7 @@ def generator_of(
     elif "input.input" in state: state = rename_numbered(state)
     if any(key.startswith(("synthesis.L", "synthesis.input")) for key in state): raise WeightsError(f"{where} holds StyleGAN3, whose layers are others; StyleGAN2 is opened.")
     if "mapping.embed.weight" in state: raise WeightsError(f"{where} holds a generator with class labels; one without is needed.")
-    if "synthesis.b4.const" not in state or "synthesis.b4.torgb.weight" not in state:
+    if not {"synthesis.b4.const", "synthesis.b4.torgb.weight", "synthesis.b4.conv1.weight", "mapping.fc0.weight"} <= state.keys():
         raise WeightsError(f"{where} holds no StyleGAN2 generator: a network Gs, G_ema, or g_ema with skip connections to RGB was expected.")
     config = generator_config(state)
     generator = Generator(**config)
