@@ -49,8 +49,8 @@ def to_html(
 def _cell(found):
     "A table's cell: numbers to the right, their intervals small, short texts in one line."
     tag, style, inside = found.groups()
-    kind = "number" if "right" in (style or "") else "short" if len(re.sub(r"<.*?>", "", inside)) <= 40 else "long"
-    return f'<{tag} class="{kind}">' + re.sub(r" (\([−\d., ]+ … [−\d., ]+\))", r" <small>\1</small>", inside) + "</t"
+    kind = " class=number" if "right" in (style or "") else "" if len(re.sub(r"<.*?>", "", inside)) <= 40 else " class=long"
+    return f"<{tag}{kind}>" + re.sub(r" (\([−\d., ]+ … [−\d., ]+\))", r" <small>\1</small>", inside) + "</t"
 
 # %% ../../nbs/44c_report.ipynb #364828d0
 STYLE = """
@@ -75,12 +75,11 @@ a{color:var(--link)}
 code{font:.875em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:var(--tint);border-radius:4px;padding:.1em .3em;overflow-wrap:anywhere}
 .wide{overflow-x:auto;margin:.8rem 0}
 table{border-collapse:collapse;font-size:.875rem;line-height:1.4}
-th,td{padding:.38rem .75rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+th,td{padding:.38rem .75rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;white-space:nowrap}
 th{font-weight:600;border-bottom-color:var(--soft);vertical-align:bottom}
 th:first-child,td:first-child{padding-left:0}
-.number{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
-.short{white-space:nowrap}
-.long{min-width:14rem}
+.number{text-align:right;font-variant-numeric:tabular-nums}
+.long{min-width:14rem;white-space:normal}
 td small{color:var(--soft);font-size:.85em;white-space:nowrap}
 .number small{display:block}
 tbody tr:hover{background:var(--tint)}
