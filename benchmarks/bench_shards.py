@@ -2,7 +2,8 @@
 
 Two kinds of 512-pixel files: the flat drawings of a synthetic dump (some 25 kB each), and the same with grain (some 110 kB, the mean of
 Danbooru's 512px folder). The limit reads the same files with as many threads, and knows beforehand where the bars are. It is measured with
-Pillow's resize (Lanczos, as `open_image`), in threads and in processes, and with the faster one of torch that dump_image uses."""
+Pillow's resize (Lanczos, as `open_image`), in threads and in processes, and with the faster one of torch that dump_image uses. What an image
+costs beyond that limit, each part alone on one core, follows: the search for bars, the encoder, the hash."""
 import io
 import os
 import sys
@@ -19,8 +20,10 @@ from record import record
 
 from mmgen.core import psnr, to_float
 from mmgen.data import portraits
-from mmgen.data.dump_images import content_box, dump_image, inventory
+from mmgen.data.dump_images import _encoded, _fitted, content_box, dump_image, inventory
 from mmgen.data.image_shards import write_image_shards
+from mmgen.data.loading import read_image
+from mmgen.data.near_duplicates import signature
 
 SIZE, SIDE = 256, 512
 CORES = os.cpu_count()
@@ -73,6 +76,24 @@ def prepare(part):
     for path, original in part: dump_image(path, SIZE, original=original)
 
 
+def parts(paths, sizes, rounds):
+    "Milliseconds of one core for each part of dump_image, one after the other over all files."
+    def each(part, *columns):
+        "What the part makes of each row, and its least time."
+        times = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            made = [part(*row) for row in zip(*columns)]
+            times.append(time.perf_counter() - start)
+        return made, round(1e3*min(times)/len(made), 2)
+
+    images, decoded = each(lambda path: read_image(path, least=2*SIZE + 1), paths)
+    boxes, barred = each(content_box, images, sizes)
+    squares, resized = each(lambda image, box: _fitted(image, box, SIZE, "crop"), images, boxes)
+    return {"decode": decoded, "bars": barred, "cut and resize": resized,
+            "encode": each(lambda image: _encoded(image, "jpeg", {"quality": 95, "subsampling": 0}), squares)[1], "hash": each(signature, squares)[1]}
+
+
 def rate(work, n):
     start = time.perf_counter()
     work()
@@ -119,7 +140,8 @@ def main(n=2000, rounds=5):
             record("dump", {"what": "image shards", "kind": kind, "files": n, "bytes a file": round(np.mean(files.files["bytes"].to_numpy())), "bytes stored": round(size),
                             "cores": CORES, **{f"{name}, images/s": value for name, value in found.items()},
                             "of the limit": round(found["shards"]/found["decode + resize"], 3),
-                            "of the limit with torch's resize": round(found["shards"]/found["decode + torch's resize"], 3)})
+                            "of the limit with torch's resize": round(found["shards"]/found["decode + torch's resize"], 3),
+                            "ms of a core for": parts(paths[:300], sizes[:300], rounds)})
     mean, least = draft_quality()
     record("dump", {"what": "JPEG of 2000 pixels decoded at a reduced size", "PSNR to the full decode, dB": mean, "least": least})
 
