@@ -1,5 +1,6 @@
 "A dump's metadata becomes the table of posts: hand-written lines, known damage, archives, stops, DuckDB and Spark."
 import json
+import lzma
 import shutil
 import tarfile
 
@@ -73,6 +74,15 @@ def test_known_lines_one_by_one(tmp_path):
     assert counts["lines"] == 1 + len(BAD) + 4 and counts["malformed line"] + counts["no id"] == 4 and counts["no tags"] == 3
 
 
+def test_a_file_packed_with_xz(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "posts000000000000.json.xz").write_bytes(lzma.compress(b"\n".join(line.encode() for line in NEW) + b"\n"))
+    assert write_posts(tmp_path / "d", tmp_path / "out")["posts"] == len(NEW)
+    whole = (tmp_path / "d" / "posts000000000000.json.xz").read_bytes()
+    (tmp_path / "d" / "posts000000000000.json.xz").write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(MetadataError, match="is damaged or ends early"): write_posts(tmp_path / "d", tmp_path / "out2")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_archives_never_reach_outside(tmp_path, kind):
     (tmp_path / "d").mkdir()
@@ -124,7 +134,7 @@ def test_two_runs_into_one_folder(tmp_path):
 
 @pytest.mark.parametrize("lines, form, said", [
     ((post(1),), "2021", "is of the form 2017, not 2021"), ((OLD[0], ), "2022", "There is no form '2022'"), ((b"hello",), "auto", "holds no posts"),
-    (("{}",), "auto", "holds no posts"), ((post(1).encode("utf-16"),), "auto", "is written in UTF-16")])
+    (("{}",), "auto", "holds no posts"), (('{"id": 1, "tag_string": "smile", "rating": "g"}',), "auto", "neither a list `tags` nor `tag_string_general`"), ((post(1).encode("utf-16"),), "auto", "is written in UTF-16")])
 def test_what_is_no_dump_is_said(tmp_path, lines, form, said):
     with pytest.raises(MetadataError, match=said): write_posts(dump(tmp_path / "d", *lines), tmp_path / "out", form)
 

@@ -26,7 +26,7 @@ class MetadataError(ValueError):
     "Metadata that cannot be read as a Danbooru dump."
 
 
-_ARCHIVES, _PACKED, _PLAIN = (".tar", ".tar.xz", ".tar.gz", ".tgz"), (".gz", ".zst"), (".json", ".jsonl", ".ndjson")
+_ARCHIVES, _PACKED, _PLAIN = (".tar", ".tar.xz", ".tar.gz", ".tgz"), (".gz", ".xz", ".zst"), (".json", ".jsonl", ".ndjson")
 
 
 def _is_metadata(path: Path, bare: bool) -> bool:
@@ -66,6 +66,7 @@ _BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)
 def _unpacked(path: Path):
     "The stream of a file's bytes."
     if path.name.lower().endswith(".gz"): return gzip.open(path)
+    if path.name.lower().endswith(".xz"): return lzma.open(path)
     if path.name.lower().endswith(".zst"):
         import zstandard
         return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True, closefd=True))
@@ -177,7 +178,7 @@ def _form(path: Path) -> str | None:
         except ValueError: continue
         if not isinstance(post, dict): continue
         if isinstance(post.get("tags"), list): return "2017"
-        if any(key.startswith("tag_string") for key in post): return "2021"
+        if any(key.startswith("tag_string_") for key in post): return "2021"
     return None
 
 
