@@ -1,4 +1,6 @@
 "A dump's metadata becomes the table of posts: hand-written lines, known damage, archives, stops, DuckDB and Spark."
+import gzip
+import io
 import json
 import lzma
 import shutil
@@ -6,6 +8,7 @@ import tarfile
 
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from danbooru_samples import NEW, NEW_ROWS, OLD, OLD_ROWS
 from evil_archives import KINDS, evil_archive
 
@@ -74,13 +77,40 @@ def test_known_lines_one_by_one(tmp_path):
     assert counts["lines"] == 1 + len(BAD) + 4 and counts["malformed line"] + counts["no id"] == 4 and counts["no tags"] == 3
 
 
-def test_a_file_packed_with_xz(tmp_path):
+PACK = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstandard.ZstdCompressor().compress}
+
+
+def archive(lines):
+    "A tar with one member for each line."
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as out:
+        for i, line in enumerate(lines):
+            member, text = tarfile.TarInfo(f"metadata/2017{i:012d}"), f"{line}\n".encode()
+            member.size = len(text)
+            out.addfile(member, io.BytesIO(text))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", ["posts.json.gz", "posts.json.xz", "posts.json.zst", "metadata.json.tar", "metadata.json.tar.gz", "metadata.json.tar.xz", "metadata.json.tar.zst"])
+def test_a_download_that_broke_off_is_never_taken_for_the_whole(tmp_path, name):
+    lines = [post(i, f"tag_{i * 7919 % 1000}") for i in range(1, 41)]
+    pack = PACK.get(name.rpartition(".")[2], bytes)
+    data = pack(archive(lines) if ".tar" in name else "\n".join(lines).encode())
     (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "posts000000000000.json.xz").write_bytes(lzma.compress(b"\n".join(line.encode() for line in NEW) + b"\n"))
-    assert write_posts(tmp_path / "d", tmp_path / "out")["posts"] == len(NEW)
-    whole = (tmp_path / "d" / "posts000000000000.json.xz").read_bytes()
-    (tmp_path / "d" / "posts000000000000.json.xz").write_bytes(whole[:len(whole) // 2])
-    with pytest.raises(MetadataError, match="is damaged or ends early"): write_posts(tmp_path / "d", tmp_path / "out2")
+    (tmp_path / "d" / name).write_bytes(data)
+    assert write_posts(tmp_path / "d", tmp_path / "whole")["posts"] == 40
+    cuts = [1024 * 8, 1024 * 20, 1024 * 40] if name.endswith(".tar") else [len(data) // 3, len(data) // 2, len(data) - 1]  # a tar's are between two members
+    for cut in cuts:
+        (tmp_path / "d" / name).write_bytes(data[:cut])
+        with pytest.raises(MetadataError, match="is damaged or ends early.*fetch it again"): write_posts(tmp_path / "d", tmp_path / "out")
+    (tmp_path / "d" / name).write_bytes(data)
+    assert write_posts(tmp_path / "d", tmp_path / "out")["posts"] == 40
+
+
+def test_a_zst_of_several_frames(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "posts.json.zst").write_bytes(b"".join(PACK["zst"](f"{post(i)}\n".encode()) for i in range(1, 6)))
+    assert write_posts(tmp_path / "d", tmp_path / "out")["posts"] == 5
 
 
 @pytest.mark.parametrize("kind", KINDS)

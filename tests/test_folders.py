@@ -75,7 +75,7 @@ def test_brackets_with_backslashes(write):
 
 
 def test_names_in_capitals_and_folders_in_folders(write):
-    folder = write({"a/b/1.JPG": stored(1), "a/b/1.TXT": "one, a", "a/2.Png": stored(2), "a/2.txt": "two, a", "3.WEBP": stored(3), "3.WEBP.JSON": '{"tags": ["three"]}'}, images=0)
+    folder = write({"a/b/1.JPG": stored(3), "a/b/1.TXT": "one, a", "a/2.Png": stored(2), "a/2.txt": "two, a", "3.WEBP": stored(1), "3.WEBP.JSON": '{"tags": ["three"]}'}, images=0)
     assert sorted(quiet(folder)) == [["one", "a"], ["three"], ["two", "a"]]
 
 
