@@ -35,7 +35,7 @@ WHY = {  # what → (stage, reason in words)
     "rating not wanted": ("choice", "another rating than asked for"), "no image format": ("choice", "a film, a Flash file, an archive"), "no file": ("choice", "the post's image is not in the dump"),
     "same picture": ("choice", "the MD5 of a post with a lower number"), "child of a kept post": ("choice", "a variant of another post's picture"),
     "too few tags": ("choice", "fewer tags than asked for, after the rare ones are gone"), "beyond n": ("choice", "usable, but not chosen"),
-    "damaged image": ("images", "the file is cut off or cannot be decoded"), "not an image": ("images", "the file is empty or a page of text"),
+    "damaged image": ("images", "the file is cut off, cannot be decoded, or has more than 64 million pixels"), "not an image": ("images", "the file is empty or a page of text"),
     "near-duplicate": ("images", "nearly the same picture as one with a lower number")}
 
 
@@ -82,7 +82,7 @@ def prepare(
 ) -> dict:  # counts of each stage, and the posts' facts that the figures show
     "Writes the training set into `config.out`, and what was kept and dropped into the run."
     import pyarrow.parquet as pq
-    out = Path(config.out) if Path(config.out).is_absolute() else repo_root() / config.out
+    out = repo_root() / Path(config.out).expanduser()  # the second alone where it is absolute
     source = Path(config.source).expanduser()
     if config.source == "synthetic":
         source = out.with_name(f"{out.name}-synthetic-dump-{config.posts}-{config.size}")
