@@ -22,12 +22,12 @@ class DanbooruConfig(Settings):
     # the dump
     source: str = "synthetic" # folder with metadata/ and 512px/ or original/; synthetic: one is made, damage included
     metadata: str | None = None # file or folder of the metadata; None: in the source
-    form: str = "auto" # of the metadata: auto, 2017 (to 2020) or 2021 (and later)
+    form: str = "auto" # of the metadata: auto, 2017 (dumps to 2020) or 2021 (later ones)
     pictures: str = "512px,original" # folders of images, the preferred one first
     posts: int = 2_000 # of a synthetic dump
     # which posts
     n: int = 300_000 # at most so many, chosen by the seed
-    rating: str = "general" # ratings that are taken: general (safe in old dumps), sensitive, questionable, explicit
+    rating: str = "general" # ratings that are taken: general (safe in dumps from before May 2022), sensitive, questionable, explicit
     keep: str = "" # posts that are taken all the same: deleted, banned, flagged, pending
     min_tag_count: int = 100 # posts that must have a tag; rarer tags are left out
     min_tags: int = 1 # tags that a post must have after that
@@ -52,8 +52,10 @@ class DanbooruConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        for name, low, high in (("size", 8, 4096), ("near_duplicates", 0, 10)):
+            if not low <= getattr(self, name) <= high: raise ValueError(f"{self.job}: {name} must be from {low} to {high}, not {getattr(self, name)}.")
         for name, known in self.words.items():
             for word in split_list(getattr(self, name), str):
                 if word not in known:
-                    old = {"safe": "general", "s": "general in dumps to 2020, sensitive in later ones"}.get(word, closest(word, known))
+                    old = {"safe": "general", "s": "general in dumps from before May 2022, sensitive in later ones"}.get(word, closest(word, known))
                     raise ValueError(f"{self.job}: {name} takes {', '.join(known)}, not {word!r}; did you mean {old}?")

@@ -1,10 +1,14 @@
 "A dump's metadata becomes the table of posts: hand-written lines, known damage, archives, stops, DuckDB and Spark."
+import gzip
+import io
 import json
+import lzma
 import shutil
 import tarfile
 
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 from danbooru_samples import NEW, NEW_ROWS, OLD, OLD_ROWS
 from evil_archives import KINDS, evil_archive
 
@@ -73,6 +77,42 @@ def test_known_lines_one_by_one(tmp_path):
     assert counts["lines"] == 1 + len(BAD) + 4 and counts["malformed line"] + counts["no id"] == 4 and counts["no tags"] == 3
 
 
+PACK = {"gz": gzip.compress, "xz": lzma.compress, "zst": zstandard.ZstdCompressor().compress}
+
+
+def archive(lines):
+    "A tar with one member for each line."
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as out:
+        for i, line in enumerate(lines):
+            member, text = tarfile.TarInfo(f"metadata/2017{i:012d}"), f"{line}\n".encode()
+            member.size = len(text)
+            out.addfile(member, io.BytesIO(text))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("name", ["posts.json.gz", "posts.json.xz", "posts.json.zst", "metadata.json.tar", "metadata.json.tar.gz", "metadata.json.tar.xz", "metadata.json.tar.zst"])
+def test_a_download_that_broke_off_is_never_taken_for_the_whole(tmp_path, name):
+    lines = [post(i, f"tag_{i * 7919 % 1000}") for i in range(1, 41)]
+    pack = PACK.get(name.rpartition(".")[2], bytes)
+    data = pack(archive(lines) if ".tar" in name else "\n".join(lines).encode())
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / name).write_bytes(data)
+    assert write_posts(tmp_path / "d", tmp_path / "whole")["posts"] == 40
+    cuts = [1024 * 8, 1024 * 20, 1024 * 40] if name.endswith(".tar") else [len(data) // 3, len(data) // 2, len(data) - 1]  # a tar's are between two members
+    for cut in cuts:
+        (tmp_path / "d" / name).write_bytes(data[:cut])
+        with pytest.raises(MetadataError, match="is damaged or ends early.*fetch it again"): write_posts(tmp_path / "d", tmp_path / "out")
+    (tmp_path / "d" / name).write_bytes(data)
+    assert write_posts(tmp_path / "d", tmp_path / "out")["posts"] == 40
+
+
+def test_a_zst_of_several_frames(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "posts.json.zst").write_bytes(b"".join(PACK["zst"](f"{post(i)}\n".encode()) for i in range(1, 6)))
+    assert write_posts(tmp_path / "d", tmp_path / "out")["posts"] == 5
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_archives_never_reach_outside(tmp_path, kind):
     (tmp_path / "d").mkdir()
@@ -124,7 +164,7 @@ def test_two_runs_into_one_folder(tmp_path):
 
 @pytest.mark.parametrize("lines, form, said", [
     ((post(1),), "2021", "is of the form 2017, not 2021"), ((OLD[0], ), "2022", "There is no form '2022'"), ((b"hello",), "auto", "holds no posts"),
-    (("{}",), "auto", "holds no posts"), ((post(1).encode("utf-16"),), "auto", "is written in UTF-16")])
+    (("{}",), "auto", "holds no posts"), (('{"id": 1, "tag_string": "smile", "rating": "g"}',), "auto", "neither a list `tags` nor `tag_string_general`"), ((post(1).encode("utf-16"),), "auto", "is written in UTF-16")])
 def test_what_is_no_dump_is_said(tmp_path, lines, form, said):
     with pytest.raises(MetadataError, match=said): write_posts(dump(tmp_path / "d", *lines), tmp_path / "out", form)
 

@@ -60,6 +60,31 @@ def test_tags_of_gallery_dl_by_category(write):
     assert quiet(folder) == [["1girl", "long hair"]]
 
 
+def test_gallery_dl_says_a_danbooru_tag_once(write):
+    # its files have the site's own strings and, beside them, lists by category
+    entry = {"tags": ["1girl", "long_hair", "x"], "tag_string": "1girl long_hair x", "tag_string_general": "1girl long_hair", "tag_string_artist": "x",
+             "tags_general": ["1girl", "long_hair"], "tags_artist": ["x"]}
+    assert quiet(write({"00.png.json": json.dumps(entry)}, images=1)) == [["1girl", "long hair"]]
+
+
+def test_brackets_with_backslashes(write):
+    folder = write({"00.txt": r"1girl, saber \(fate\), \m/, rem \(re:zero\)", "01.txt": "(smile:1.2), a (b)", "02.txt": r"\(^o^)/, \o/"})
+    assert quiet(folder) == [["1girl", "saber (fate)", r"\m/", "rem (re:zero)"], ["(smile:1.2)", "a (b)"], [r"\(^o^)/", r"\o/"]]
+    folder = write({f"{n:02}.txt": rf"Saber \(fate\) is number {n} here." for n in range(3)})
+    assert quiet(folder)[1] == "Saber (fate) is number 1 here."
+
+
+def test_names_in_capitals_and_folders_in_folders(write):
+    folder = write({"a/b/1.JPG": stored(3), "a/b/1.TXT": "one, a", "a/2.Png": stored(2), "a/2.txt": "two, a", "3.WEBP": stored(1), "3.WEBP.JSON": '{"tags": ["three"]}'}, images=0)
+    assert sorted(quiet(folder)) == [["one", "a"], ["three"], ["two", "a"]]
+
+
+def test_avif(write):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (9, 0, 0)).save(file, "AVIF")
+    assert quiet(write({"x.avif": file.getvalue(), "x.txt": "a, b"}, images=0)) == [["a", "b"]]
+
+
 def test_kohya_table(write):
     # after docs/dataset_metadata.md of sd-scripts: tags are a string, the caption comes first, names may lack ending or folder
     table = {"00.png": {"caption": "a cat sitting on a sofa in the sun", "tags": "cat, sofa", "image_size": [8, 8]},
@@ -150,6 +175,9 @@ def test_captions_without_image(write):
 
 
 def test_images_without_caption(write):
+    folder = write({"mask/00.png": stored(0), "00.txt": "a"}, images=1)
+    with pytest.raises(SourceError, match="1 of 2 images in .* have no tags: .*mask/00.png needs 00.txt"): read_folder(folder)
+    (folder/"mask"/"00.png").unlink()
     folder = write({"00.txt": "a", "01.json": '{"md5": "0"}'})
     with pytest.raises(SourceError, match="2 of 3 images in .* have no tags: .*01.png needs 01.txt"): read_folder(folder)
     with pytest.raises(SourceError, match="holds no images"): read_folder(write({"a.txt": "a"}, images=0, folder=folder/"inner"/"x"))
@@ -160,7 +188,7 @@ def test_tables_that_do_not_fit(write):
     with pytest.warns(SourceNotice) as seen: assert read_folder(folder)["tags"][:] == [["a", "b"]]
     said = " ".join(str(one.message) for one in seen)
     assert "1 of 2 images that metadata.jsonl names are not in" in said and "2 of 3 images" in said and "01.png, for example" in said
-    for content, message in (('{"file_name": "00.png"\n', "metadata.jsonl, line 1 is not JSON"), ('{"path": "00.png", "text": "a"}\n', "needs file_name"),
+    for content, message in (('{"file_name": "00.png"\n', "metadata.jsonl, line 1 is not JSON"), ('{"path": "00.png", "text": "a"}\n', "needs file_name"), ('{"file_name": "00.png", "description": "a"}\n', "columns file_name, description; it needs tags, or a text as one of text"),
                              ('{"file_name": "x.png", "text": "a"}\n', "names 1 images, and none of them lies in")):
         (folder/"metadata.jsonl").write_text(content)
         with pytest.raises(SourceError, match=message): read_folder(folder)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from mmgen.danbooru_job import DanbooruConfig
@@ -93,6 +94,35 @@ def test_a_killed_run_goes_on_to_the_same_shards(tmp_path):
     ({"source": "/nowhere/danbooru"}, "There is no dump at /nowhere/danbooru"), ({"posts": 30, "source": "synthetic", "rating": "sensitive"}, "No post is left: .* dropped for 'rating not wanted'")])
 def test_mistakes_are_one_sentence(tmp_path, given, said):
     with pytest.raises(ValueError, match=said): run(tmp_path, **given)
+
+
+def test_folders_that_cannot_be_meant_are_said_before_the_metadata_are_read(prepared, tmp_path, monkeypatch):
+    root, *_ = prepared
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("mmgen.data.prepare.write_posts", lambda *_: pytest.fail("read"))
+    for given, said in (({"out": str(root / "dump")}, "out is the folder of the dump itself"), ({"pictures": "256px"}, "holds no folder 256px"),
+                        ({"out": str(tmp_path / "file")}, "file is a file, so"), ({"out": str(tmp_path / "file" / "set")}, "file is a file, so")):
+        with pytest.raises(ValueError, match=said): run(root, source=str(root / "dump"), **given)
+    assert sorted(p.name for p in (root / "dump").iterdir()) == ["512px", "metadata"]
+    for given in ({"size": 4}, {"near_duplicates": 11}):
+        with pytest.raises(ValueError, match="must be from"): DanbooruConfig(**given)
+
+
+def test_danbooru2021_has_the_new_form_and_the_old_ratings(tmp_path, capsys):
+    write_dump(tmp_path / "dump", 300, form="2021", size=64, originals=False)
+    metadata = tmp_path / "dump" / "metadata" / "posts000000000000.json"
+    text = metadata.read_text().replace('"rating":"s"', '"rating":"q"').replace('"rating":"g"', '"rating":"s"')
+    metadata.write_text(text)
+    found, _, _ = run(tmp_path, source=str(tmp_path / "dump"))
+    assert found["choice"]["safe"] == text.count('"rating":"s"') > 100 and found["kept"]["train"] > 50
+    assert facts(tmp_path / "set")["ratings"]["general"] == found["choice"]["safe"] and "s is safe" in capsys.readouterr().out
+
+
+def test_tags_that_look_like_formulas_are_shown(tmp_path):
+    seen = {"tags": [["$_$", "general", 3], ["a$b", "general", 2]], "ratings": {"general": 3}, "sizes": np.ones((2, 2)), "per_image": np.array([1, 2])}
+    figure = overview(seen)
+    figure.savefig(tmp_path / "figure.png")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [r"a\$b", r"\$_\$"]
 
 
 def test_other_settings_in_the_same_folder_are_refused(prepared):

@@ -1,6 +1,7 @@
 "Which posts are chosen: every filter with its count, the seeded choice, the vocabulary, the same on DuckDB and on Spark."
 import random
 import shutil
+from datetime import datetime
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ TYPES = {"id": pa.int64(), "parent_id": pa.int64(), "score": pa.int32(), "width"
 
 
 def post(id, **more):
-    plain = {"id": id, "md5": f"{id:032x}", "ext": "jpg", "rating": "general", "score": 1, "width": 100, "height": 90, "parent_id": None}
+    plain = {"id": id, "md5": f"{id:032x}", "ext": "jpg", "rating": "general", "score": 1, "created_at": datetime(2020, 1, 1), "width": 100, "height": 90, "parent_id": None}
     return plain | {f"is_{flag}": False for flag in FLAGS} | {name: [] for name in CATEGORIES} | {"general": ["1girl", "smile"]} | more
 
 
@@ -94,6 +95,29 @@ def test_places_are_spread_evenly_and_fit_in_64_bits():
 def test_mistakes_are_named(tmp_path, given, said):
     with pytest.raises(SubsetError, match=said): select(write(tmp_path, EACH), tmp_path, **given)
     assert not (tmp_path / "selection.parquet").exists()
+
+
+@pytest.mark.parametrize("posts, safe", [
+    ([post(i, rating="sensitive" if i % 4 else "explicit") for i in range(1, 401)], 300),  # Danbooru2021: three letters, no g
+    ([post(i, rating="sensitive" if i > 1 else "general") for i in range(1, 401)], 0),  # one g: the new ratings
+    ([post(i, rating="sensitive", created_at=datetime(2023, 1, 1) if i == 7 else datetime(2020, 1, 1)) for i in range(1, 401)], 0),  # a choice from a newer dump
+    ([post(i, rating="sensitive") for i in range(1, 100)], 0)])  # too few to tell
+def test_s_was_safe_until_may_2022(tmp_path, posts, safe):
+    table = write(tmp_path, posts)
+    counts = select(table, tmp_path)
+    assert counts["safe"] == safe and counts["usable"] == (safe or sum(p["rating"] == "general" for p in posts))
+    assert {row["rating"] for row in chosen(tmp_path)} <= {"general"}
+    if safe: assert select(table, tmp_path, ratings=("explicit",))["usable"] == 100
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("IO Error: Could not write file: No space left on device")])
+def test_a_full_disk_is_one_sentence_and_a_rerun_does_it(tmp_path, monkeypatch, error):
+    def full(*_): raise error
+    posts = write(tmp_path, EACH)
+    monkeypatch.setattr("mmgen.data.subset.atomic_write", full)
+    with pytest.raises(SubsetError, match="There is no room for .* make room and run again"): select(posts, tmp_path)
+    monkeypatch.undo()
+    assert select(posts, tmp_path)["chosen"] == len(chosen(tmp_path)) > 0
 
 
 def test_a_folder_without_posts_is_said(tmp_path):

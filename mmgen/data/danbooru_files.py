@@ -26,7 +26,7 @@ class MetadataError(ValueError):
     "Metadata that cannot be read as a Danbooru dump."
 
 
-_ARCHIVES, _PACKED, _PLAIN = (".tar", ".tar.xz", ".tar.gz", ".tgz"), (".gz", ".zst"), (".json", ".jsonl", ".ndjson")
+_ARCHIVES, _PACKED, _PLAIN = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.zst"), (".gz", ".xz", ".zst"), (".json", ".jsonl", ".ndjson")
 
 
 def _is_metadata(path: Path, bare: bool) -> bool:
@@ -63,12 +63,35 @@ class Part(NamedTuple):
 _BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)
 
 
+class _Zst(io.RawIOBase):
+    "The bytes of a .zst file; where it breaks off is an error, of which zstandard's own reader says nothing."
+    def __init__(self, path):
+        from zstandard import ZstdDecompressor
+        self.file, self.frame, self.new, self.held = open(path, "rb"), None, ZstdDecompressor().decompressobj, memoryview(b"")
+
+    def readable(self): return True
+
+    def readinto(self, buffer):
+        while not self.held:
+            packed = self.frame and self.frame.unused_data or self.file.read(1 << 16)
+            if not packed and self.frame and not self.frame.eof: raise EOFError("the last frame is not complete")
+            if not packed: return 0
+            if not self.frame or self.frame.eof: self.frame = self.new()
+            self.held = memoryview(self.frame.decompress(packed))
+        count = min(len(buffer), len(self.held))
+        buffer[:count], self.held = self.held[:count], self.held[count:]
+        return count
+
+    def close(self):
+        self.file.close()
+        super().close()
+
+
 def _unpacked(path: Path):
     "The stream of a file's bytes."
-    if path.name.lower().endswith(".gz"): return gzip.open(path)
-    if path.name.lower().endswith(".zst"):
-        import zstandard
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), read_across_frames=True, closefd=True))
+    if path.name.lower().endswith((".gz", ".tgz")): return gzip.open(path)
+    if path.name.lower().endswith(".xz"): return lzma.open(path)
+    if path.name.lower().endswith(".zst"): return io.BufferedReader(_Zst(path), 1 << 20)
     return open(path, "rb")
 
 
@@ -100,11 +123,22 @@ def _streams(path: Path, left_out: list[str]) -> Iterator[tuple[str, object]]:
     if not path.name.lower().endswith(_ARCHIVES):
         with _unpacked(path) as stream: yield path.name, stream
         return
-    with tarfile.open(path, "r|*") as archive:
-        for member in archive:
-            if _safe(member):
-                if _posts_in(member.name): yield f"{path.name}: {member.name}", archive.extractfile(member)
-            elif not member.isdir(): left_out.append(f"{path.name}: {member.name}")
+    with _unpacked(path) as stream:
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            for member in archive:
+                if _safe(member):
+                    if _posts_in(member.name): yield f"{path.name}: {member.name}", archive.extractfile(member)
+                elif not member.isdir(): left_out.append(f"{path.name}: {member.name}")
+        last = b"\0"  # tarfile takes any end between two members for the end
+        while rest := stream.read(1 << 20): last = rest
+        if last.strip(b"\0") or not _ended(path): raise EOFError("the end of the archive is missing")
+
+
+def _ended(path: Path) -> bool:
+    "Whether an archive that is not packed ends with the empty block that ends one; a packed one has told by now."
+    with open(path, "rb") as file:
+        file.seek(-min(512, path.stat().st_size), os.SEEK_END)
+        return not path.name.lower().endswith(".tar") or not file.read().strip(b"\0")
 
 
 def _broken(path: Path, error: Exception) -> Exception:
@@ -177,7 +211,7 @@ def _form(path: Path) -> str | None:
         except ValueError: continue
         if not isinstance(post, dict): continue
         if isinstance(post.get("tags"), list): return "2017"
-        if any(key.startswith("tag_string") for key in post): return "2021"
+        if any(key.startswith("tag_string_") for key in post): return "2021"
     return None
 
 

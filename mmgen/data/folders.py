@@ -25,7 +25,7 @@ class SourceNotice(UserWarning):
     "Something about a data set that one should know"
 
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")
 TEXT_COLUMNS = ("text", "caption", "captions", "prompt", "caption_text")
 
@@ -35,6 +35,11 @@ def spaced(
 ) -> str:
     "A booru's tag in words: long_hair becomes long hair, ^_^ stays."
     return tag if re.fullmatch(r"[^A-Za-z]*[A-Za-z]?[^A-Za-z_]*_[^A-Za-z_]*[A-Za-z]?[^A-Za-z]*", tag) else tag.replace("_", " ")
+
+
+def _plain(text: str) -> str:
+    r"A caption without the backslashes that some prompts need before brackets: saber \(fate\) becomes saber (fate)."
+    return re.sub(r"\\\((.*?)\\\)", r"(\1)", text)
 
 
 def _tags(value) -> list[str]:
@@ -59,7 +64,7 @@ def _said(
     tags = _tags(entry.get("tags"))
     booru = [entry.get(f"{prefix}_{kind}") for kind in ("character", "copyright", "general") for prefix in ("tag_string", "tags")]
     booru = booru if any(booru) else [entry.get("tag_string")]
-    if any(booru): tags = [spaced(tag) for value in booru if value for tag in (value.split() if isinstance(value, str) else _tags(value))]
+    if any(booru): tags = list(dict.fromkeys(spaced(tag) for value in booru if value for tag in (value.split() if isinstance(value, str) else _tags(value))))
     text = next((entry[name] for name in TEXT_COLUMNS if entry.get(name)), None)
     if isinstance(text, (list, tuple)): text = str(text[0])
     if not isinstance(text, str) or not text.strip(): return tags if tags or {"tags", "tag_string", *TEXT_COLUMNS} & entry.keys() else None
@@ -87,7 +92,7 @@ def _images(folder: Path) -> list[Path]:
 
 def _beside(image: Path):
     "The caption file of an image, if any."
-    for suffix in CAPTION_SUFFIXES:
+    for suffix in (*CAPTION_SUFFIXES, *map(str.upper, CAPTION_SUFFIXES)):
         for path in (image.with_suffix(suffix), image.with_name(image.name + suffix)):
             if path.is_file(): return path
 
@@ -120,6 +125,8 @@ def _entries(path: Path) -> list[tuple[str, dict]]:
     if isinstance(rows, dict): return [(name, said) for name, said in rows.items() if isinstance(said, dict)]
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows): return []
     key = next((key for key in ("file_name", "image_path", "image_file_name", "image", "file") if rows and isinstance(rows[0].get(key), str)), None)
+    if rows and key and not any(_said(row) is not None for row in rows):
+        raise SourceError(f"{path.name} has the columns {', '.join(map(str, rows[0]))}; it needs tags, or a text as one of {', '.join(TEXT_COLUMNS)}.")
     if rows and not key:
         raise SourceError(f"{path.name} has the columns {', '.join(map(str, rows[0]))}; it needs file_name, the path of each image from its folder.")
     return [(str(row[key]), row) for row in rows if row.get(key)]
@@ -184,8 +191,8 @@ def _from_files(folder: Path, images: list[Path]) -> dict:
         except UnicodeDecodeError:
             unreadable.append(file)
             continue
-        caption = text.strip() if file and file.suffix != ".json" else None
-        if file and file.suffix == ".json":
+        caption = text.strip() if file and file.suffix.lower() != ".json" else None
+        if file and file.suffix.lower() == ".json":
             entry = _json(file, text)
             caption = _said(entry) if isinstance(entry, dict) else _tags(entry) if isinstance(entry, list) else None
         if caption is None and _class(image, folder)[1]: caption, named = [_class(image, folder)[1]], named + 1
@@ -195,7 +202,7 @@ def _from_files(folder: Path, images: list[Path]) -> dict:
         raise SourceError(f"{len(unreadable)} of {len(images)} captions in {folder} are not in UTF-8: {unreadable[0].name}, for example; please save them so.")
     if bare:
         raise SourceError(f"{len(bare)} of {len(images)} images in {folder} have no tags: for example, "
-                          f"{bare[0].name} needs {bare[0].stem}.txt beside it (green hair, smile, ...).")
+                          f"{bare[0].relative_to(folder)} needs {bare[0].stem}.txt beside it (green hair, smile, ...).")
     if named: _notice(f"{named} of {len(images)} images in {folder} have no caption and take their folder's name for one.")
     stems = {p.with_suffix("") for p in images} | set(images)
     alone = [p for p in sorted(folder.rglob("*")) if p.suffix in (".txt", ".caption") and p.with_suffix("") not in stems and p.is_file()]
@@ -220,8 +227,8 @@ def read_folder(
     if empty: _notice(f"{empty} of {len(captions)} captions in {folder} are empty; these images are learned without a text.")
     texts = [c for c in captions if isinstance(c, str) and c]
     if 2*sum(map(_is_sentence, texts)) > len(captions) - empty:
-        captions = {"text": [" ".join(c.split()) if isinstance(c, str) else ", ".join(c) for c in captions]}
-    else: captions = {"tags": [_tags(c) for c in captions]}
+        captions = {"text": [_plain(" ".join(c.split()) if isinstance(c, str) else ", ".join(c)) for c in captions]}
+    else: captions = {"tags": [[_plain(tag) for tag in _tags(c)] for c in captions]}
     kind = Value("string") if "text" in captions else List(Value("string"))
     columns = {"image": [str(p) for p in images]} | captions
     features = {"image": ImageFeature(), next(iter(captions)): kind}

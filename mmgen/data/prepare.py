@@ -15,9 +15,10 @@ import numpy as np
 from ..danbooru_job import DanbooruConfig
 from .danbooru import write_posts
 from .dump_images import files_without_post, inventory
+from .folders import spaced
 from .image_shards import write_image_shards
 from .shards import Shards, read_manifest
-from .subset import select
+from .subset import as_rated, select
 from .synthetic_dump import write_dump
 from ..files import repo_root, sha256
 from ..runs import Run
@@ -28,13 +29,13 @@ WHY = {  # what → (stage, reason in words)
     "truncated line": ("metadata", "the line ends before its object does"), "malformed line": ("metadata", "the line is no JSON object"),
     "wrong encoding": ("metadata", "the line is not UTF-8"), "no id": ("metadata", "the post has no number: banned, or for paying members only"),
     "duplicate id": ("metadata", "a further line of the same post"), "no tags": ("metadata", "the post has no tags, so no caption"),
-    "overlong tag": ("tags", "a tag of more than 255 characters is dropped; its post stays"), "HTML entity": ("tags", "a tag with &amp;amp; and the like is repaired; its post stays"),
+    "overlong tag": ("tags", "a tag of more than 255 characters is dropped; its post stays"), "HTML entity": ("tags", "a tag written in HTML is repaired; its post stays"),
     "file without post": ("files", "an image that no post speaks of"), "deleted": ("choice", "deleted by the site's moderators"), "banned": ("choice", "withdrawn by its artist"),
     "flagged": ("choice", "under suspicion"), "pending": ("choice", "not yet approved"), "rating unknown": ("choice", "the rating is none of the site's"),
     "rating not wanted": ("choice", "another rating than asked for"), "no image format": ("choice", "a film, a Flash file, an archive"), "no file": ("choice", "the post's image is not in the dump"),
     "same picture": ("choice", "the MD5 of a post with a lower number"), "child of a kept post": ("choice", "a variant of another post's picture"),
     "too few tags": ("choice", "fewer tags than asked for, after the rare ones are gone"), "beyond n": ("choice", "usable, but not chosen"),
-    "damaged image": ("images", "the file is cut off or cannot be decoded"), "not an image": ("images", "the file is empty or a page of text"),
+    "damaged image": ("images", "the file is cut off, cannot be decoded, or has more than 64 million pixels"), "not an image": ("images", "the file is empty or a page of text"),
     "near-duplicate": ("images", "nearly the same picture as one with a lower number")}
 
 
@@ -65,18 +66,28 @@ def _synthetic(config, folder):
     write_dump(folder, config.posts, config.form if config.form != "auto" else "2017", config.seed, damage=0.05, size=2 * config.size, originals=False, files=4)
 
 
+def _places(config, source, out):
+    "What is wrong with the folders is said before hours of reading."
+    if not source.is_dir(): raise ValueError(f"There is no dump at {config.source}; give its folder, with metadata/ and 512px/ or original/ in it, or synthetic.")
+    names = split_list(config.pictures, str)
+    if not any((source / name).is_dir() for name in names): raise ValueError(f"{source} holds no folder {' or '.join(names)}, so it has no images of a dump.")
+    there = next(place for place in (out, *out.parents) if place.exists())
+    if not there.is_dir(): raise ValueError(f"{there} is a file, so there can be no training set in {out}; choose another out.")
+    if out.resolve() == source.resolve(): raise ValueError(f"out is the folder of the dump itself, {out}; the training set needs one of its own.")
+
+
 def prepare(
     config: DanbooruConfig,
     run: Run,
 ) -> dict:  # counts of each stage, and the posts' facts that the figures show
     "Writes the training set into `config.out`, and what was kept and dropped into the run."
     import pyarrow.parquet as pq
-    out = Path(config.out) if Path(config.out).is_absolute() else repo_root() / config.out
+    out = repo_root() / Path(config.out).expanduser()  # the second alone where it is absolute
     source = Path(config.source).expanduser()
     if config.source == "synthetic":
         source = out.with_name(f"{out.name}-synthetic-dump-{config.posts}-{config.size}")
         _synthetic(config, source)
-    elif not source.is_dir(): raise ValueError(f"There is no dump at {config.source}; give its folder, with metadata/ and 512px/ or original/ in it, or synthetic.")
+    _places(config, source, out)
     say = lambda text: print(text, flush=True)
     about = out / "metadata"
     metadata = write_posts(config.metadata or source, about, config.form, _engine(config.engine))
@@ -87,6 +98,7 @@ def prepare(
     say(f"files: {len(files.files):,} images")
     choice = select(about / "posts", about, config.n, config.seed, split_list(config.rating, str), split_list(config.keep, str), config.min_tag_count, config.min_tags,
                     relatives=config.relatives, files=files.files)
+    if choice["safe"]: say(f"ratings: the dump is from before May 2022, so s is safe: {choice['safe']:,} posts, which count as general")
     say(f"choice: {choice['chosen']:,} of {choice['usable']:,} usable posts, {choice['vocabulary']:,} different tags")
     if not choice["chosen"]:
         most = max(choice["dropped"], key=choice["dropped"].get)
@@ -108,11 +120,13 @@ def facts(
     folder: str | Path,  # of the training set
 ) -> dict:  # tags: (tag, category, count); ratings; sizes: (width, height); per_image: tags of an image; examples: uint8 (n, size, size, 3)
     "What the figures show."
+    import ibis
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
     folder = Path(folder) / "metadata"
-    words, posts, chosen = pq.read_table(folder / "vocabulary.parquet"), pq.read_table(folder / "posts", columns=["rating"]), pq.read_table(folder / "selection.parquet")
-    ratings = {row["values"] or "unknown": row["counts"] for row in pc.value_counts(posts["rating"].combine_chunks().cast("string")).to_pylist()}
+    words, chosen = pq.read_table(folder / "vocabulary.parquet"), pq.read_table(folder / "selection.parquet")
+    posts, _ = as_rated(ibis.duckdb.connect().read_parquet(f"{folder}/posts/*.parquet"))
+    ratings = {row["rating"] or "unknown": row["number"] for row in posts.group_by("rating").aggregate(number=posts.count()).to_pyarrow().to_pylist()}
     return {"tags": list(zip(words["tag"].to_pylist(), words["category"].to_pylist(), words["count"].to_pylist())), "ratings": ratings,
             "sizes": np.stack([chosen["width"].to_numpy(zero_copy_only=False), chosen["height"].to_numpy(zero_copy_only=False)], 1),
             "per_image": pc.list_value_length(chosen["tags"]).to_numpy(zero_copy_only=False)}
@@ -130,20 +144,23 @@ def overview(
     figure = Figure(figsize=(8, 4.4), layout="constrained")
     tags, *others = figure.subplot_mosaic([["tags", "ratings"], ["tags", "sizes"], ["tags", "each"]], width_ratios=[1.5, 1]).values()
     shown = found["tags"][:top][::-1]
-    tags.barh([tag.replace("_", " ") for tag, *_ in shown], [count for *_, count in shown], color=[_COLOURS[category] for _, category, _ in shown])
+    tags.barh([spaced(tag).replace("$", r"\$") for tag, *_ in shown], [count for *_, count in shown], color=[_COLOURS[category] for _, category, _ in shown])
     tags.tick_params(labelsize=5.5)
+    tags.set_xlabel("posts", fontsize=7)
     tags.set_title(f"posts with a tag (the first {len(shown)} of {len(found['tags']):,})", fontsize=7)
     for category in dict.fromkeys(category for _, category, _ in shown): tags.barh([], [], color=_COLOURS[category], label=category)
     tags.legend(fontsize=7, loc="lower right")
     ratings, sizes, each = others
     order = [name for name in ("general", "sensitive", "questionable", "explicit", "unknown") if name in found["ratings"]]
     ratings.barh(order[::-1], [found["ratings"][name] for name in order][::-1], color="#1f77d0")
-    ratings.set_title("ratings, all posts", fontsize=7)
+    ratings.set(title="ratings, all posts", xlabel="posts")
     sizes.scatter(*found["sizes"][:5_000].T, s=2, alpha=0.4, color="#1f77d0", linewidths=0)
-    sizes.set_title("width and height of the originals, pixels", fontsize=7)
+    sizes.set(title="size of the originals", xlabel="width, pixels", ylabel="height, pixels")
     each.hist(found["per_image"], bins=np.arange(0, np.percentile(found["per_image"], 99.5) + 2), color="#1f77d0")
-    each.set_title(f"tags of an image (mean {np.mean(found['per_image']):.1f})", fontsize=7)
-    for axes in others: axes.tick_params(labelsize=6)
+    each.set(title=f"tags of an image (mean {np.mean(found['per_image']):.1f})", xlabel="tags", ylabel="images")
+    for axes in others:
+        axes.tick_params(labelsize=6)
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label): text.set_fontsize(7)
     return figure
 
 

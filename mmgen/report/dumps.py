@@ -6,8 +6,10 @@
 __all__ = ['dump_section']
 
 # %% ../../nbs/44c11_report_dumps.ipynb #ac24501a
+import html
 from pathlib import Path
 
+from ..data.folders import spaced
 from ..files import atomic_write
 from .tables import markdown
 from ..runs import verify_run
@@ -33,7 +35,7 @@ def dump_section(
     kept = ", ".join(f"{part} {_number(rows)}" for part, rows in found["kept"].items())
     dropped = [[row["what"], row["stage"], _number(row["n"]), row["why"]] for row in record["dropped"]]
     copies = found["images"].get("near-duplicate pairs", 0)
-    tags = [[tag.replace("_", " "), category, _number(count)] for tag, category, count in record["seen"]["tags"][:20]]
+    tags = [[html.escape(spaced(tag), quote=False), category, _number(count)] for tag, category, count in record["seen"]["tags"][:20]]
     return ["## A Danbooru dump",
             f"`papermill nbs/prepare_danbooru.ipynb` makes a training set from a dump on disk. Its record `{run.name}` is of {about}. Of {_number(found['metadata']['lines'])} lines of metadata and "
             f"{_number(found['metadata']['posts'])} posts came {_number(found['images']['images'])} images of {config['size']} pixels ({kept}; by the last three digits of the id, 950 to 999 are the test), with "
