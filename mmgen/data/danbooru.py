@@ -218,7 +218,8 @@ def _write_part(path: Path, connection, part: Part, form: str) -> tuple[Counter,
                     out.write_table(_sift(table, seen, counts, untagged).cast(out.schema))
             break
         except (duckdb.Error, pa.ArrowException, OSError) as error:  # DuckDB's own at the first batch, Arrow's or a bare OSError behind it
-            if not strict or getattr(error, "errno", None) is not None: raise
+            if getattr(error, "errno", None) is not None or not strict and "maximum_object_size" not in str(error): raise
+            if not strict: raise MetadataError(f"{part.name} has a line of more than 16 million bytes, which no post has; fetch it again.") from error
     unreadable = counts.pop("unreadable", 0)
     if unreadable: counts += bad_lines(part.paths, unreadable)
     if part.unpacked: part.paths[0].unlink()

@@ -29,7 +29,7 @@ def raw_schema(
 # %% ../../nbs/42b0a_danbooru_table.ipynb #e695f455
 RATINGS = {"2017": {"s": "general", "q": "questionable", "e": "explicit"},
            "2021": {"g": "general", "s": "sensitive", "q": "questionable", "e": "explicit"}}
-_TIME = r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,6})?"  # as written; the zone, nearly always UTC, is not looked at
+_TIME, _ZONE = r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,6})?", r"([+-])(\d\d):?(\d\d)?$"
 
 
 def _list(raw, form, category):
@@ -54,7 +54,11 @@ def canonical(
     columns |= {new: raw[name] for name, new in _TEXTS.items()} | {name: flag(name) for name in _FLAGS}
     columns["rating"] = raw.rating.cases(*RATINGS[form].items(), else_=None)
     written = raw.created_at
-    columns["created_at"] = written if written.type().is_timestamp() else written.re_extract(_TIME, 0).try_cast("timestamp")
+    if not written.type().is_timestamp():
+        sign, hours, minutes = (written.re_extract(_ZONE, group) for group in (1, 2, 3))
+        ahead = (hours.try_cast("int64")*60 + minutes.try_cast("int64").fill_null(0))*ibis.ifelse(sign == "-", -1, 1)
+        written = written.re_extract(_TIME, 0).try_cast("timestamp") - ahead.fill_null(0).as_interval("m")
+    columns["created_at"] = written
     columns["readable"] = ibis.or_(*[raw[name].notnull() for name in ("id", "md5", "rating", "created_at", list(raw_schema(form))[-1])])
     columns |= {name: _list(raw, form, name) for name in CATEGORIES} if split or form == "2021" else {"tags": raw.tags}
     return raw.select(**columns, **({"line": raw.line} if "line" in raw.columns else {}))
@@ -104,7 +108,7 @@ def posts(
     return sifted(canonical(raw, form))
 
 # %% ../../nbs/42b0a_danbooru_table.ipynb #e4e4a61c
-_DUCKDB = {"int64": "BIGINT", "int32": "INTEGER", "timestamp(6)": "TIMESTAMP", "boolean": "BOOLEAN", "string": "VARCHAR",
+_DUCKDB = {"int64": "BIGINT", "int32": "INTEGER", "timestamp(6)": "TIMESTAMPTZ", "boolean": "BOOLEAN", "string": "VARCHAR",
            "array<struct<name: string, category: uint8>>": "STRUCT(name VARCHAR, category UTINYINT)[]"}
 
 
@@ -120,7 +124,8 @@ def duckdb_raw(
     "The raw table of some files in DuckDB, in their order."
     fields = ", ".join(f"{name}: {_quoted(_DUCKDB[kind])}" for name, kind in raw_schema(form, typed=True).items())
     files = ", ".join(map(_quoted, paths))
-    connection.raw_sql(f"CREATE OR REPLACE TEMP VIEW mmgen_raw AS SELECT * FROM read_json([{files}], format='newline_delimited', columns={{{fields}}}, "
+    connection.raw_sql("SET TimeZone='UTC'")
+    connection.raw_sql(f"CREATE OR REPLACE TEMP VIEW mmgen_raw AS SELECT * REPLACE (created_at::TIMESTAMP AS created_at) FROM read_json([{files}], format='newline_delimited', columns={{{fields}}}, "
                        f"ignore_errors={not strict}, maximum_object_size=4194304)")
     return connection.table("mmgen_raw")
 

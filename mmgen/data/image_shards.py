@@ -141,6 +141,9 @@ def _without(folder, split, number, record, later):
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+def _size(count): return f"{count/1e9:.2f} GB" if count >= 1e8 else f"{count/1e6:.2f} MB"
+
+
 @contextmanager
 def _room(folder, plan, images_of, left):
     "Refuses a job that the disk cannot hold, by the size of a few of its images, and says so when the disk fills up all the same."
@@ -152,12 +155,12 @@ def _room(folder, plan, images_of, left):
     said = "what is finished stays, and the same call continues"
     free = shutil.disk_usage(folder).free
     if left*each > free:
-        raise ShardError(f"The shards need about {left*each/1e9:.2f} GB more, and the disk of {folder} has {free/1e9:.2f} GB free: make room there; {said}.")
+        raise ShardError(f"The shards need about {_size(left*each)} more, and the disk of {folder} has {_size(free)} free: make room there; {said}.")
     try: yield
     except (OSError, ShardError) as e:
         if not {getattr(e, "errno", None), getattr(e.__cause__, "errno", None)} & _FULL: raise
         missing = max(0, total*each - sum(file.stat().st_size for file in folder.glob("*-?????.parquet")))
-        raise ShardError(f"The disk of {folder} is full: about {missing/1e9:.2f} GB are still needed, {shutil.disk_usage(folder).free/1e9:.2f} GB "
+        raise ShardError(f"The disk of {folder} is full: about {_size(missing)} are still needed, {_size(shutil.disk_usage(folder).free)} "
                          f"are free (or the size of files is limited); {said}.") from e
 
 
