@@ -240,7 +240,7 @@ def test_a_full_disk_is_one_sentence_and_a_rerun_continues(dump, whole, tmp_path
     code = CHILD.format(tests=os.path.dirname(__file__), dump=str(dump), out=str(out), drop=False).replace("time.sleep(0.004)", "pass")
     code = code.replace("write_image_shards(", "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\nwrite_image_shards(")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and "ShardError: The disk of" in done.stderr and "GB are still needed" in done.stderr.splitlines()[-1], done.stderr
+    assert done.returncode == 1 and "ShardError: The disk of" in done.stderr and "MB are still needed" in done.stderr.splitlines()[-1], done.stderr
     assert {name for name in content(out)} == {".records/settings.json"}
     assert write_image_shards(selection(), inventory(dump), dump, out, **OPTIONS) == whole[0] and content(out) == whole[1]
 
@@ -248,7 +248,7 @@ def test_a_full_disk_is_one_sentence_and_a_rerun_continues(dump, whole, tmp_path
 def test_no_room_is_said_before_anything_is_written(dump, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 100_000})
     monkeypatch.setattr(image_shards.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ShardError, match="GB more, and the disk of .* has 0.00 GB free"): write_image_shards(selection(), inventory(dump), dump, tmp_path/"out", **OPTIONS)
+    with pytest.raises(ShardError, match="MB more, and the disk of .* has 0.10 MB free"): write_image_shards(selection(), inventory(dump), dump, tmp_path/"out", **OPTIONS)
     assert {name for name in content(tmp_path/"out")} == {".records/settings.json"}
 
 

@@ -11,13 +11,10 @@ from pathlib import Path
 
 from ..data.folders import spaced
 from ..files import atomic_write
-from .tables import markdown
+from .tables import markdown, whole
 from ..runs import verify_run
 
 # %% ../../nbs/44c11_report_dumps.ipynb #614df7f9
-def _number(n): return f"{n:,}".replace(",", " ")
-
-
 def dump_section(
     run: str | Path,  # folder of a completed `prepare_danbooru`
     folder: str | Path,  # of the report; the pictures are put beside it where they are not there
@@ -30,17 +27,17 @@ def dump_section(
     for picture in ("overview.jpg", "samples.jpg"):
         there = folder / "runs" / run.name / picture
         if not there.exists(): atomic_write(there, (run / picture).read_bytes())
-    about = (f"a synthetic dump of {_number(config['posts'])} posts in the layout of Danbooru{config['form'] if config['form'] != 'auto' else '2017'}, with damage of twelve kinds planted in 5 % of them; the counts of damage "
+    about = (f"a synthetic dump of {whole(config['posts'])} posts in the layout of Danbooru{config['form'] if config['form'] != 'auto' else '2017'}, with damage of twelve kinds planted in 5 % of them; the counts of damage "
              "equal what was planted" if name == "synthetic" else f"the dump {name}")
-    kept = ", ".join(f"{part} {_number(rows)}" for part, rows in found["kept"].items())
-    dropped = [[row["what"], row["stage"], _number(row["n"]), row["why"]] for row in record["dropped"]]
+    kept = ", ".join(f"{part} {whole(rows)}" for part, rows in found["kept"].items())
+    dropped = [[row["what"], row["stage"], whole(row["n"]), row["why"]] for row in record["dropped"]]
     copies = found["images"].get("near-duplicate pairs", 0)
-    tags = [[html.escape(spaced(tag), quote=False), category, _number(count)] for tag, category, count in record["seen"]["tags"][:20]]
+    tags = [[html.escape(spaced(tag), quote=False), category, whole(count)] for tag, category, count in record["seen"]["tags"][:20]]
     return ["## A Danbooru dump",
-            f"`papermill nbs/prepare_danbooru.ipynb` makes a training set from a dump on disk. Its record `{run.name}` is of {about}. Of {_number(found['metadata']['lines'])} lines of metadata and "
-            f"{_number(found['metadata']['posts'])} posts came {_number(found['images']['images'])} images of {config['size']} pixels ({kept}; by the last three digits of the id, 950 to 999 are the test), with "
+            f"`papermill nbs/prepare_danbooru.ipynb` makes a training set from a dump on disk. Its record `{run.name}` is of {about}. Of {whole(found['metadata']['lines'])} lines of metadata and "
+            f"{whole(found['metadata']['posts'])} posts came {whole(found['images']['images'])} images of {config['size']} pixels ({kept}; by the last three digits of the id, 950 to 999 are the test), with "
             f"{found['choice']['tags'] / found['choice']['chosen']:.1f} tags each on average.",
             markdown(["what", "stage", "n", "why it is not there, or not as it was"], dropped, "llrl"),
-            f"{_number(copies)} pairs of nearly equal pictures were found" + (", and the later ones left out." if config["drop_copies"] else "." if not copies else "; they are kept, as `drop_copies` was not asked for."),
+            f"{whole(copies)} pairs of nearly equal pictures were found" + (", and the later ones left out." if config["drop_copies"] else "." if not copies else "; they are kept, as `drop_copies` was not asked for."),
             f"![Commonest tags, ratings, sizes, tags of an image](runs/{run.name}/overview.jpg)", f"![A sample of the training images](runs/{run.name}/samples.jpg)",
             markdown(["the first 20 tags", "category", "posts"], tags, "llr")]

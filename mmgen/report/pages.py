@@ -23,14 +23,11 @@ from ..presets import PRESETS, preset_table
 from .conclusion import training_runs
 from .dumps import dump_section
 from .figures import save_bars
-from .tables import clock, markdown, percent
+from .tables import clock, markdown, percent, whole
 from ..weights import packaged
 
 # %% ../../nbs/44c7_report_pages.ipynb #ba53f9f1
 COUNTED = 2_000  # portraits
-
-
-def _number(n): return f"{n:,}".replace(",", " ")
 
 
 def _sheet(path, columns=12):
@@ -55,7 +52,7 @@ def write_dataset(
     top = dict(list(shares.items())[:60])
     save_bars(folder / "figures" / "dataset-tags.svg", top, f"share of portraits, % (the {len(top)} most frequent of {len(shares)} tags)", 3)
     _sheet(folder / "figures" / "dataset-sheet.jpg")
-    splits = [[split, f"{_number(low)} – {_number(high - 1)}", percent(np.mean([is_held_out(face) for face in faces[split]]))] for split, (low, high) in SPLITS.items()]
+    splits = [[split, f"{whole(low)} – {whole(high - 1)}", percent(np.mean([is_held_out(face) for face in faces[split]]))] for split, (low, high) in SPLITS.items()]
     styles = [[style, str(len(table(style)["parts"])), str(sum(map(len, table(style)["parts"].values()))), ", ".join(f"{slot.replace('_', ' ')} {len(names)}" for slot, names in table(style)["colors"].items()) or "–",
                "what models are trained on and edit" if style == "adventurer" else "another domain: black-and-white manga" if style == "lorelei" else "mixture: another domain"]
               for style in ("adventurer", "lorelei", *members(MIXTURE))]
@@ -63,17 +60,17 @@ def write_dataset(
     text = "\n\n".join([
         "# Data set",
         f"The paper took 300 000 images of Danbooru2017 with 37 tags each on average (section 4.2). **These portraits stand in for them**: a renderer draws faces from named options, so every tag is true and every edit has an exact answer. "
-        f"They have {np.mean([len(some) for some in found]):.1f} tags each on average (over {_number(COUNTED)} training portraits), in Danbooru's vocabulary where it has a word. What they lack is variety: one pose, flat colours, a white background, 64 pixels.",
+        f"They have {np.mean([len(some) for some in found]):.1f} tags each on average (over {whole(COUNTED)} training portraits), in Danbooru's vocabulary where it has a word. What they lack is variety: one pose, flat colours, a white background, 64 pixels.",
         "![Sample portraits of three styles](figures/dataset-sheet.jpg)",
         "*The first training seeds: adventurer (two rows), lorelei, the mixture of other styles.*",
         "## Tags", "![Share of portraits that have each tag](figures/dataset-tags.svg)",
         "## Splits", "A portrait is its seed, so splits are ranges of seeds; any number of portraits can be drawn from each.",
-        markdown(["split", "seeds", f"held-out combinations, % of {_number(COUNTED)}"], splits, "llr"),
+        markdown(["split", "seeds", f"held-out combinations, % of {whole(COUNTED)}"], splits, "llr"),
         f"{len(held_out())} combinations of attributes occur in no training or validation portrait, so that edits of unseen faces can be measured: "
         + "; ".join(sorted(" + ".join(sorted(some)) for some in held_out())) + ".",
         "## Styles", markdown(["style", "parts", "variants", "named colours", "used as"], styles, "lrrll"),
         "Artists and licences are in [data/README.md](../data/README.md).",
-        "## The benchmark", f"Version {VERSION}, SHA-256 `{SHA256[:16]}…`: {_number(len(KINDS) * (ROWS + UNSEEN))} edits of test portraits.",
+        "## The benchmark", f"Version {VERSION}, SHA-256 `{SHA256[:16]}…`: {whole(len(KINDS) * (ROWS + UNSEEN))} edits of test portraits.",
         markdown(["kind of edit", "rows", "unseen combinations", "wishes"], kinds, "lrrl"),
         *dump_section(dump or repo_root() / "reports" / "runs" / "danbooru-synthetic", folder)]) + "\n"
     atomic_write(folder / "dataset.md", text)
@@ -97,9 +94,9 @@ def made_by() -> str:
             pick = lambda key: settled.get(key) or config.get(key)
             size = sum(v for k, v in record["parameters"].items() if k != "all") if record["parameters"] else None
             gpus = [gpu["name"] for gpu in record["hardware"]["gpu"]]
-            rows.append([name + (f", round {number} of {len(records)}" if len(records) > 1 else ""), config.get("preset") or "–", _number(config["images"]) if config.get("images") else "–",
-                         _number(more["steps"]) if more.get("steps") else "–", str(pick("batch_size") or "–"), " ".join(str(v) for v in (pick("optimizer"), pick("lr")) if v) or "–",
-                         _number(size) if size else "–", clock(record["wall_seconds"]), ", ".join(gpus) or f"{record['hardware']['cores']} cores", record["start"][:10]])
+            rows.append([name + (f", round {number} of {len(records)}" if len(records) > 1 else ""), config.get("preset") or "–", whole(config["images"]) if config.get("images") else "–",
+                         whole(more["steps"]) if more.get("steps") else "–", str(pick("batch_size") or "–"), " ".join(str(v) for v in (pick("optimizer"), pick("lr")) if v) or "–",
+                         whole(size) if size else "–", clock(record["wall_seconds"]), ", ".join(gpus) or f"{record['hardware']['cores']} cores", record["start"][:10]])
     return markdown(["weights", "preset", "images", "steps", "batch", "optimiser", "parameters", "took", "on", "date"], rows, "llrrrlrrll")
 
 
