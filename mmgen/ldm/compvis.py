@@ -43,17 +43,15 @@ def rename_unet(
 ) -> dict[str, torch.Tensor]:
     "A UNet's weights with diffusers' names."
     blocks = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("input_blocks."))
-    halving = sum(bool(re.fullmatch(r"output_blocks\.\d+\.[12]\.(conv|in_layers\.0)\.weight", key)) for key in state)  # as often as doubling
+    halving = sum(bool(re.fullmatch(r"output_blocks\.\d+\.[12]\.(conv|in_layers\.0)\.weight", key)) for key in state)
     layers = (blocks - 1 - halving) // (halving + 1)
 
     def level(key):
         way, number, part, rest = re.fullmatch(r"(input|output)_blocks\.(\d+)\.(\d)\.(.+)", key).groups()
         i, j = divmod(int(number) - (way == "input"), layers + 1)
         where = f"{'down' if way == 'input' else 'up'}_blocks.{i}"
-        if rest.startswith("op."): return f"{where}.downsamplers.0.conv.{rest.removeprefix('op.')}"
-        if rest.startswith("conv."): return f"{where}.upsamplers.0.{rest}"
-        if way == "input" and j == layers: return f"{where}.downsamplers.0.{rest}"
-        if part != "0" and re.match("(in|emb|out)_layers", rest): return f"{where}.upsamplers.0.{rest}"
+        if way == "input" and j == layers: return f"{where}.downsamplers.0.{re.sub('^op', 'conv', rest)}"
+        if part != "0" and re.match("conv|(in|emb|out)_layers", rest): return f"{where}.upsamplers.0.{rest}"
         return f"{where}.{'resnets' if part == '0' else 'attentions'}.{j}.{rest}"
 
     around = {key: _rename(key, _AROUND) for key in state}
@@ -61,18 +59,15 @@ def rename_unet(
 
 # %% ../../nbs/32h1_compvis_names.ipynb #48a0a124
 def split_attention(
-    state: dict[str, torch.Tensor],  # of `rename_unet`, from a UNet without text
+    state: dict[str, torch.Tensor],  # of `rename_unet`, without text
     heads: int | None = None,  # of each attention; None: one for 32 channels
 ) -> dict[str, torch.Tensor]:
-    "Query, key and value of its attention as three matrices; there they are one, and alternate head by head."
-    found = {}
+    "Query, key and value of its attention apart; they come as one matrix, head by head."
+    names, found = {"norm": "group_norm", "proj_out": "to_out.0"}, {}
     for key, value in state.items():
-        if not (parts := re.fullmatch(r"(.+attentions\.\d+)\.(norm|qkv|proj_out)\.(weight|bias)", key)):
-            found[key] = value
-            continue
-        where, name, kind = parts.groups()
-        value = value[..., 0] if value.ndim == 3 else value
-        if name != "qkv": found[f"{where}.{'group_norm' if name == 'norm' else 'to_out.0'}.{kind}"] = value
+        where, part, kind = key.rsplit(".", 2) if re.search(r"attentions\.\d+\.(norm|qkv|proj_out)\.", key) else (key, "", "")
+        value = value[..., 0] if part and value.ndim == 3 else value
+        if part != "qkv": found[f"{where}.{names[part]}.{kind}" if part else key] = value
         elif len(value) % (3 * (number := heads or len(value) // 96)): raise ValueError(f"{where}: {len(value) // 3} channels cannot be split in {number} heads.")
         else: found |= {f"{where}.to_{q}.{kind}": each.flatten(0, 1) for q, each in zip("qkv", value.unflatten(0, (number, 3, -1)).unbind(1))}
     return found
@@ -105,15 +100,14 @@ _OPENCLIP = [(r"^token_embedding\.", "embeddings.token_embedding."), (r"^positio
              (r"\.mlp\.c_fc\.", ".mlp.fc1."), (r"\.mlp\.c_proj\.", ".mlp.fc2."), (r"^ln_final\.", "final_layer_norm.")]
 _BERT = [(r"^transformer\.token_emb\.", "model.embed_tokens."), (r"^transformer\.pos_emb\.emb\.", "model.embed_positions."), (r"^transformer\.norm\.", "model.layer_norm."),
          (r"^transformer\.attn_layers\.layers\.(\d+)", lambda m: f"model.layers.{int(m[1]) // 2}.{('self_attn', 'ff')[int(m[1]) % 2]}"),
-         (r"\.self_attn\.0\.", ".self_attn_layer_norm."), (r"\.self_attn\.1\.to_([qkv])\.", r".self_attn.\1_proj."), (r"\.self_attn\.1\.to_out\.", ".self_attn.out_proj."),
-         (r"\.ff\.0\.", ".final_layer_norm."), (r"\.ff\.1\.net\.0\.0\.", ".fc1."), (r"\.ff\.1\.net\.2\.", ".fc2.")]
+         (r"self_attn\.0", "self_attn_layer_norm"), (r"self_attn\.1\.to_(\w+)", r"self_attn.\1_proj"), (r"ff\.0", "final_layer_norm"), (r"ff\.1\.net\.0\.0", "fc1"), (r"ff\.1\.net\.2", "fc2")]
 
 
 def rename_text_encoder(
     state: dict[str, torch.Tensor],  # of `part_of`
     penultimate: bool = True,  # of OpenCLIP: leave out the last layer, as Stable Diffusion 2 does
 ) -> dict[str, torch.Tensor]:
-    "A text encoder's weights with the names of transformers' CLIPTextModel, or of diffusers' LDMBertModel."
+    "A text encoder's weights with the names of transformers' CLIPTextModel, or diffusers' LDMBertModel."
     if any(key.startswith("transformer.attn_layers.") for key in state):
         return {_rename(key, _BERT): value for key, value in state.items() if not key.startswith("transformer.to_logits.")}
     if any(key.startswith("transformer.text_model.") for key in state):

@@ -144,7 +144,7 @@ class UpBlock(Level):
 # %% ../../nbs/32c_unet.ipynb #947e54a7
 class UNet2D(nn.Module):
     "What UNets with and without text share: levels on the way down and up, config and files of diffusers"
-    blocks = {} # way -> the block types that there are
+    blocks = {} # way -> known block types
     neutral = dict(act_fn="silu", downsample_padding=1, mid_block_scale_factor=1, resnet_out_scale_factor=1,
                    resnet_time_scale_shift="default", time_embedding_type="positional", attention_type="default",
                    conv_in_kernel=3, conv_out_kernel=3) # of fields that there are not: what changes nothing
@@ -185,7 +185,6 @@ class UNet2D(nn.Module):
         raise ValueError(f"{name}={value} has {len(value)} values for {n} levels")
 
     def _split(self, heads: list[int]): # of each level
-        "ValueError where the channels cannot be shared out"
         for w, h in zip(self.config["block_out_channels"], heads):
             if w % (groups := self.config["norm_num_groups"]) or w % h:
                 raise ValueError(f"{w} channels cannot be split in {groups} groups and {h} heads")
@@ -225,7 +224,7 @@ class UNet2D(nn.Module):
             if isinstance(m, Level): m.checkpointing = on
         return self
 
-    def _walk(self, x, t, pooled=None, *text): # pooled: joins the noise level's embedding; text: what attention reads beside x
+    def _walk(self, x, t, pooled=None, *text): # text: what attention reads beside x
         c, t = self.config, torch.as_tensor(t, device=x.device).expand(len(x))
         emb = timestep_embedding(t, c["block_out_channels"][0], c["flip_sin_to_cos"], c["freq_shift"])
         emb = self.time_embedding(emb.to(x.dtype))
