@@ -26,7 +26,7 @@ class UNet2DModel(UNet2D):
     neutral = UNet2D.neutral | dict(mid_block_type="UNetMidBlock2D", add_attention=True)
 
     def __init__(self,
-        sample_size: int | None = None,  # for information only
+        sample_size: int | None = None,  # not used
         in_channels: int = 3, out_channels: int = 3,
         down_block_types: tuple = ("DownBlock2D",) + ("AttnDownBlock2D",) * 3,  # from the finest level on
         up_block_types: tuple = ("AttnUpBlock2D",) * 3 + ("UpBlock2D",),  # from the coarsest level on
@@ -98,7 +98,7 @@ class Unconditional(LatentDiffusion):
         self,
         count: int = 1,
         steps: int = 50,  # denoising steps
-        method: str = "ddim",  # see `sampler`
+        method: str = "ddim",  # of `sampler`
         seed: int = 0,  # of the noise
     ) -> torch.Tensor:  # images (count, 3, size, size) in [-1, 1]
         "New images."
@@ -110,7 +110,7 @@ def unconditional(
     size: int = 256,  # of the images, pixels
     device=None,
 ) -> Unconditional:
-    "Latent diffusion without text, such as lsun_churches; where the autoencoder is a VQ one, see `unconditional_unet_of`."
+    "Latent diffusion without text, such as lsun_churches; beside a VQ autoencoder, `unconditional_unet_of` opens the UNet."
     state = load_state(path := resolve(path))
     unet, autoencoder = unconditional_unet_of(state, path.name), autoencoder_of(state, path.name)
     if "betas" not in state: raise WeightsError(f"{path.name} lacks its noise schedule, betas.")
