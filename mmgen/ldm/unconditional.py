@@ -19,7 +19,7 @@ from .unet import UNet2D
 from ..weights import WeightsError, load_into, load_state, resolve
 
 # %% ../../nbs/32h3_unconditional.ipynb #de42057d
-# LDM, tables 12 and 13
+# LDM, table 12
 class UNet2DModel(UNet2D):
     "(noisy latents (B, in_channels, h, w), noise levels (B,)) -> (B, out_channels, h, w)"
     blocks = {way: [f"Attn{way}Block2D", f"{way}Block2D", f"Resnet{way}sampleBlock2D"] for way in ("Down", "Up")}
