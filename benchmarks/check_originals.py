@@ -1,9 +1,11 @@
-"""Outputs of the original code against ours with the same weights, at small size: CompVis' UNet and autoencoders, OpenCLIP's text tower, StyleGAN2, e4e.
+"""Outputs of the original code against ours with the same weights, at small size: CompVis' UNets, autoencoders and text encoder, OpenCLIP's text tower, StyleGAN2, e4e.
 
     pip install --no-deps --target originals stable-diffusion-sdkit==2.1.5 open-clip-torch==3.3.0 einops ftfy wcwidth
     git clone https://github.com/NVlabs/stylegan2-ada-pytorch originals/ada
     git clone https://github.com/omertov/encoder4editing originals/e4e      # its StyleGAN2 is the form that StyleCLIP uses
-    PYTHONPATH=originals:originals/ada:originals/e4e python benchmarks/check_originals.py
+    git clone https://github.com/CompVis/latent-diffusion originals/latent-diffusion
+    cp originals/latent-diffusion/ldm/modules/x_transformer.py originals/ldm/modules/      # the text encoder of txt2img, which the package leaves out
+    PYTHONPATH=originals:originals/ada:originals/e4e python benchmarks/check_originals.py [ada tensorflow e4e stable_diffusion openclip latent_diffusion]
 
 The originals are installed beside, not into, the environment, as their requirements are of other years. Each row is the largest difference of one
 output; `reports/formats.jsonl` keeps them. The tests have the same layouts written by rules of their own (tests/test_pretrained.py).
@@ -22,6 +24,7 @@ from torch import nn
 
 from mmgen.clip import train_tokenizer
 from mmgen.ldm.pretrained import autoencoder_of, text_encoder_of, unet_of
+from mmgen.ldm.unconditional import unconditional_unet_of
 from mmgen.pickles import Plain
 from mmgen.stylegan.generator import Generator
 from mmgen.stylegan.pretrained import e4e_of, generator_of
@@ -135,14 +138,15 @@ def check_e4e():
     check("ArcFace IR-SE50", "model_ir_se50.pth", mine(x), face(crop))
 
 
-def main():
-    torch.manual_seed(0)
-    check_ada()
-    check_tensorflow()
-    check_e4e()
+def stub_compvis():
     stub("pytorch_lightning", LightningModule=nn.Module)
     stub("omegaconf", listconfig=types.SimpleNamespace(ListConfig=tuple), ListConfig=tuple)
     stub("omegaconf.listconfig", ListConfig=tuple)
+
+
+def check_stable_diffusion():
+    "The UNets of versions 1 and 2, and the kl autoencoders."
+    stub_compvis()
     from ldm.models.autoencoder import AutoencoderKL as OriginalAutoencoder
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
@@ -160,6 +164,10 @@ def main():
         z = model.encode(image).mode()
         check(f"{name}, encoder", "CompVis, autoencoder alone", ours.encode(image).mode(), z)
         check(f"{name}, decoder", "CompVis, autoencoder alone", ours.decode(z), model.decode(z))
+
+
+def check_openclip():
+    "The text tower of version 2."
     stub("timm"), stub("timm.layers", trunc_normal_=None, to_2tuple=None)
     from open_clip.transformer import TextTransformer
     tokenizer = train_tokenizer(["green hair, blue eyes"], 520)
@@ -171,5 +179,26 @@ def main():
     check("text tower of Stable Diffusion 2", "OpenCLIP, one file", text_encoder_of(state, tokenizer, "cpu").states(["green hair"]), tower.ln_final(hidden))
 
 
+def check_latent_diffusion():
+    "The text encoder of txt2img (what BERTEmbedder wraps) and the UNets without text, of which one is also read from its running average."
+    stub_compvis()
+    from ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from ldm.modules.x_transformer import Encoder, TransformerWrapper
+    tokenizer = train_tokenizer(["green hair, blue eyes"], 520)
+    encoder = randomised(TransformerWrapper(num_tokens=len(tokenizer), max_seq_len=77, attn_layers=Encoder(dim=80, depth=3)))
+    ids = tokenizer(["green hair"], padding="max_length", max_length=77, return_tensors="pt").input_ids
+    state = {f"cond_stage_model.transformer.{k}": v for k, v in encoder.state_dict().items()}
+    check("text encoder of txt2img", "CompVis, one file", text_encoder_of(state, tokenizer, "cpu").states(["green hair"]), encoder(ids, return_embeddings=True))
+    x, t = torch.randn(2, 4, 16, 16), torch.tensor([3, 700])
+    for name, options in (("lsun_churches", {"num_heads": 8, "use_scale_shift_norm": True, "resblock_updown": True}), ("lsun_beds, ffhq and celeba", {"num_head_channels": 32})):
+        unet = randomised(UNetModel(32, 4, 64, 4, 2, [1, 2] if "num_heads" in options else [2, 4], channel_mult=[1, 2, 3], **options))
+        state = {f"model.diffusion_model.{k}": v for k, v in unet.state_dict().items()}
+        averaged = {"model_ema." + k.removeprefix("model.").replace(".", ""): v for k, v in state.items()}
+        if "num_heads" in options: state = {k: torch.zeros_like(v) for k, v in state.items()} | averaged
+        check(f"UNet of {name}", "CompVis, one file", unconditional_unet_of(state)(x, t), unet(x, t))
+
+
 if __name__ == "__main__":
-    main()
+    for name in sys.argv[1:] or ("ada", "tensorflow", "e4e", "stable_diffusion", "openclip", "latent_diffusion"):
+        torch.manual_seed(0)
+        globals()[f"check_{name}"]()

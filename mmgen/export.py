@@ -64,14 +64,15 @@ def save_diffusers(
 ) -> Path:
     "Write what `StableDiffusionImg2ImgPipeline.from_pretrained` opens; ExportError where it could not run the model."
     folder, process, config = Path(folder), pipeline.process_config, pipeline.unet.config
+    text = getattr(getattr(pipeline.text_encoder, "model", None), "text_model", None)
     wrong = {f"it predicts {process['prediction']!r}, and diffusers' pipeline knows eps and v": process["prediction"] not in ("eps", "v"),
+             "it has no text tower of CLIP's": not hasattr(text, "save_pretrained"),
              "its UNet does not see a caption's padding, and diffusers shows it": pipeline.masked,
-             "its UNet reads the pooled caption": config["addition_embed_type"] is not None,
+             "its UNet reads the pooled caption": config.get("addition_embed_type") is not None,
              "its autoencoder folds pixels (patch_size), which diffusers' has not": pipeline.autoencoder.config["patch_size"] != 1,
              f"its noise schedule is {process.get('noise_schedule')!r}": process.get("noise_schedule") not in ("linear", "scaled_linear", None)}
     if any(wrong.values()): raise ExportError(f"diffusers cannot run this model: {'; '.join(why for why, is_so in wrong.items() if is_so)}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())): raise ExportError(f"{folder} exists and is not an empty folder; a model is written to a new one.")
-    text = pipeline.text_encoder.model.text_model
     steps = {"_class_name": "DDIMScheduler", "beta_schedule": process["noise_schedule"], "beta_start": process["beta_start"], "beta_end": process["beta_end"],
              "num_train_timesteps": process["timesteps"], "prediction_type": {"eps": "epsilon", "v": "v_prediction"}[process["prediction"]], "clip_sample": False,
              "set_alpha_to_one": True, "steps_offset": 1, "timestep_spacing": "trailing"}

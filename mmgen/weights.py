@@ -55,6 +55,7 @@ def at_hand(
 def resolve(
     name_or_path: str|Path, # a folder or file, a packaged name, or owner/model on the hub
     download: bool = True, # False: of the hub, only what its cache has already
+    weights: bool = True, # False: of the hub, only what lies beside them, such as a tokenizer
 ) -> Path:
     "The folder (or file) of weights; WeightsError names what there is where nothing is found."
     if (place := at_hand(name_or_path)) is not None: return place
@@ -64,7 +65,7 @@ def resolve(
     if not hub_name or Path(name).suffix in (".safetensors", ".pkl", *TORCH_FILES):
         raise WeightsError(f"There are no weights {name!r}. {there}")
     from huggingface_hub import snapshot_download
-    read = ("*.json", "*.txt", "*.md", *FILES, *(f"*/{file}" for file in FILES)) # no second copies in other forms, which are gigabytes
+    read = ("*.json", "*.txt", "*.md", *(form for file in FILES if weights for form in (file, f"*/{file}"))) # no second copies in other forms, which are gigabytes
     try: return Path(snapshot_download(name, allow_patterns=list(read), ignore_patterns=["safety_checker/*"], local_files_only=not download))
     except Exception as e: # the hub raises many kinds: no network, no such name, no permission
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__

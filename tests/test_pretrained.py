@@ -1,4 +1,4 @@
-"Weights made elsewhere: Stable Diffusion in folders and single files, kl autoencoders, text towers; small, random, and of the exact layout."
+"Weights made elsewhere: Stable Diffusion and txt2img in folders and single files, kl autoencoders, text towers, UNets without text; small, random, and of the exact layout."
 import json
 import re
 
@@ -6,14 +6,18 @@ import diffusers
 import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel
 
 import mmgen
 from mmgen.clip import train_tokenizer
+from mmgen.export import ExportError, save_diffusers
 from mmgen.ldm.compvis import part_of, rename_autoencoder, rename_unet
+from mmgen.ldm.diffusion import start
 from mmgen.ldm.pipeline import LatentDiffusion
 from mmgen.ldm.pretrained import autoencoder_of, stable_diffusion, text_encoder_of, unet_of
+from mmgen.ldm.unconditional import unconditional, unconditional_unet_of
 from mmgen.weights import WeightsError, load_state
 
 
@@ -62,8 +66,8 @@ def to_compvis_unet(state, layers=2, levels=3):
             way = "input_blocks" if down else "output_blocks"
             if kind == "resnets": new = f"{way}.{number}.0.{resnet(rest)}"
             elif kind == "attentions": new = f"{way}.{number}.1.{rest}"
-            elif down: new = f"{way}.{(i + 1) * (layers + 1)}.0.op.{parts[-1]}"
-            else: new = f"{way}.{(i + 1) * (layers + 1) - 1}.{2 if i in attends else 1}.conv.{parts[-1]}"
+            elif down: new = f"{way}.{(i + 1) * (layers + 1)}.0." + (f"op.{parts[-1]}" if parts[4] == "conv" else resnet(rest))
+            else: new = f"{way}.{(i + 1) * (layers + 1) - 1}.{2 if i in attends else 1}." + (rest if parts[4] == "conv" else resnet(rest))
         elif parts[0] == "mid_block":
             rest = ".".join(parts[3:])
             new = f"middle_block.1.{rest}" if parts[1] == "attentions" else f"middle_block.{2 * int(parts[2])}.{resnet(rest)}"
@@ -236,3 +240,98 @@ def test_what_does_not_fit_is_named(sd, tmp_path, tokenizer):
     with pytest.raises(WeightsError, match="is a StableDiffusionXLPipeline"): stable_diffusion(tmp_path)
     (tmp_path / "renamed.pt").write_bytes((root / "sd.safetensors").read_bytes())
     with pytest.raises(WeightsError, match="renamed.pt"): stable_diffusion(tmp_path / "renamed.pt")
+
+
+@pytest.fixture(scope="module")
+def txt2img(tmp_path_factory):
+    "diffusers' pipeline of latent diffusion as a folder, and in the layout of the original file, in which attention and feed-forward layers alternate."
+    root = tmp_path_factory.mktemp("txt2img")
+    (root / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "green", "hair", "a", "face", ","]))
+    words = BertTokenizer.from_pretrained(root)
+    bert = randomised(LDMBertModel(LDMBertConfig(vocab_size=12, d_model=16, encoder_layers=3, encoder_attention_heads=2, encoder_ffn_dim=64)))
+    scheduler = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1, timestep_spacing="trailing")
+    pipe = diffusers.LDMTextToImagePipeline(vae(scaling_factor=0.18215), bert, words, unet(), scheduler)
+    pipe.save_pretrained(root / "folder")
+    single, names = to_compvis_unet(pipe.unet.state_dict()) | to_compvis_vae(pipe.vqvae.state_dict()), {
+        "self_attn_layer_norm": "0.0", "final_layer_norm": "1.0", "fc1": "1.1.net.0.0", "fc2": "1.1.net.2", "self_attn": "0.1"}
+    fixed = {"model.embed_tokens": "token_emb", "model.embed_positions": "pos_emb.emb", "model.layer_norm": "norm", "to_logits": "to_logits"}
+    for key, value in bert.state_dict().items():
+        if m := re.match(r"model\.layers\.(\d)\.(\w+)\.(.+)", key):
+            odd, rest = names[m[2]].split(".", 1)
+            new = f"attn_layers.layers.{2 * int(m[1]) + int(odd)}.{rest}.{re.sub(r'^(q|k|v|out)_proj', r'to_' + chr(92) + '1', m[3])}"
+        else: new = fixed[key.rsplit(".", 1)[0]] + "." + key.rsplit(".", 1)[1]
+        single[f"cond_stage_model.transformer.{new}"] = value
+    torch.save({"state_dict": single}, root / "txt2img.ckpt")
+    return root, pipe
+
+
+@pytest.mark.parametrize("form", ["folder", "txt2img.ckpt"])
+def test_txt2img_draws_what_diffusers_draws(txt2img, form):
+    root, pipe = txt2img
+    ours = stable_diffusion(root / form, size=32, tokenizer=root)
+    z = start(ours.process, torch.zeros(1, 4, 8, 8), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)), 1.0)
+    theirs = pipe("green hair, a face", 64, 64, num_inference_steps=4, guidance_scale=3.0, latents=z, output_type="np").images[0]  # 64: for autoencoders of factor 8
+    image = ours.sample(["green hair, a face"], 4, 3.0, "ddim", seed=3)[0].permute(1, 2, 0) / 2 + 0.5
+    assert theirs.std() > 0.02 and abs(image.numpy() - theirs).max() < 1e-3
+    x = torch.rand(1, 3, 32, 32) * 2 - 1
+    for name in ("sdedit", "prompt-to-prompt"):
+        assert mmgen.editor(name, "cpu", model=ours, steps=2).edit(x, ["a face"], ["a face, green hair"]).isfinite().all()
+    with pytest.raises(ExportError, match="no text tower of CLIP's"): save_diffusers(ours, root / "out")
+
+
+def test_txt2img_needs_its_tokenizer_and_a_kl_autoencoder(txt2img, tmp_path):
+    root, _ = txt2img
+    for empty in (tmp_path, tmp_path / "none"):
+        with pytest.raises(WeightsError, match="needs BERT's tokenizer .vocab.txt"): stable_diffusion(root / "txt2img.ckpt", tokenizer=empty)
+    index = json.loads((root / "folder" / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"vqvae": ["diffusers", "VQModel"]}))
+    with pytest.raises(WeightsError, match="has a VQ autoencoder"): stable_diffusion(tmp_path)
+
+
+def without_text(kind):
+    "A UNet of diffusers, and its weights as CompVis wrote them: query, key and value of each head in turn, in one matrix."
+    types = {"churches": dict(block_out_channels=(64, 64, 64), down_block_types=("AttnDownBlock2D",) * 2 + ("ResnetDownsampleBlock2D",), up_block_types=("ResnetUpsampleBlock2D",) + ("AttnUpBlock2D",) * 2,
+                              attn_norm_num_groups=32, resnet_time_scale_shift="scale_shift", downsample_type="resnet", upsample_type="resnet", attention_head_dim=8),
+             "beds": dict(block_out_channels=(32, 64, 64), down_block_types=("DownBlock2D",) + ("AttnDownBlock2D",) * 2, up_block_types=("AttnUpBlock2D",) * 2 + ("UpBlock2D",), attention_head_dim=32)}[kind]
+    model = randomised(diffusers.UNet2DModel(sample_size=8, in_channels=4, out_channels=4, **types))
+    state, channels = {}, types["attention_head_dim"]
+    for key, value in model.state_dict().items():
+        if "to_q" in key:
+            each = [model.state_dict()[key.replace("to_q", f"to_{name}")].split(channels) for name in "qkv"]
+            state[key.replace("to_q", "qkv")] = torch.cat([part for head in zip(*each) for part in head])
+        elif "to_k" not in key and "to_v" not in key: state[key.replace("group_norm", "norm").replace("to_out.0", "proj_out")] = value
+    state = {k: v[..., None] if re.search(r"(qkv|proj_out)\.weight", k) else v for k, v in state.items()}
+    return model, to_compvis_unet(state)
+
+
+@pytest.mark.parametrize("kind", ["churches", "beds"])
+def test_a_unet_without_text_gives_the_output_of_diffusers(kind):
+    reference, state = without_text(kind)
+    averaged = {k: torch.zeros_like(v) for k, v in state.items()} | {"model_ema." + k.removeprefix("model.").replace(".", ""): v for k, v in state.items()}
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 700])
+    with torch.no_grad():
+        wanted = reference(x, t).sample
+        for each in (state, averaged, reference.state_dict()): assert torch.allclose(unconditional_unet_of(each)(x, t), wanted, atol=1e-4)
+        assert not torch.allclose(unconditional_unet_of(state, heads=2 if kind == "churches" else 1)(x, t), wanted, atol=1e-3)
+
+
+def test_a_model_without_text_samples_and_edits_nothing(tmp_path):
+    reference, state = without_text("churches")
+    decoder, betas = vae(), torch.linspace(0.0015**0.5, 0.0155**0.5, 1000) ** 2
+    whole = state | to_compvis_vae(decoder.state_dict()) | {"betas": betas, "scale_factor": torch.tensor(0.4)}
+    torch.save(whole, file := tmp_path / "churches.ckpt")
+    model = unconditional(file, 32)
+    x = start(model.process, torch.zeros(2, 4, 8, 8), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), 1.0)
+    scheduler = diffusers.DDIMScheduler(trained_betas=betas, clip_sample=False, timestep_spacing="trailing")
+    scheduler.set_timesteps(4)
+    with torch.no_grad():
+        for t in scheduler.timesteps: x = scheduler.step(reference(x, t).sample, t, x).prev_sample
+        assert torch.allclose(model.sample(2, 4, seed=1), decoder.decode(x / 0.4).sample.clamp(-1, 1), atol=1e-3)
+    with pytest.raises(ValueError, match="trained without captions"): mmgen.editor("sdedit", "cpu", model=model).edit(torch.zeros(1, 3, 32, 32), [""], ["green hair"])
+    with pytest.raises(WeightsError, match="churches.ckpt holds a UNet that reads no text"): LatentDiffusion.load(file)
+    with pytest.raises(WeightsError, match="reads 7 channels and predicts 4"): unconditional_unet_of(state | {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(64, 7, 3, 3)})
+    with pytest.raises(WeightsError, match="holds no UNet without text"): unconditional_unet_of(to_compvis_unet(unet().state_dict()))
+    with pytest.raises(ValueError, match="64 channels cannot be split in 7 heads"): unconditional_unet_of(state, heads=7)
+    for change, words in (({"first_stage_model.quantize.embedding.weight": torch.zeros(1)}, "VQ autoencoder"), ({"betas": betas**2}, "noise schedule of mine.ckpt is unknown")):
+        torch.save(whole | change, tmp_path / "mine.ckpt")
+        with pytest.raises(WeightsError, match=words): unconditional(tmp_path / "mine.ckpt")

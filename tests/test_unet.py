@@ -1,7 +1,8 @@
-"The UNet room: parity with diffusers' UNet2DConditionModel, masks, cached context, checkpointing, layouts, bad configs."
+"The UNet room: parity with diffusers' UNet2DConditionModel and UNet2DModel, masks, cached context, checkpointing, layouts, bad configs."
 import pytest
 import torch
-from diffusers import UNet2DConditionModel as Reference
+from diffusers import UNet2DConditionModel as Reference, UNet2DModel as ReferenceWithoutText
+from mmgen.ldm.unconditional import UNet2DModel
 from mmgen.ldm.unet import ContextKV, UNet2DConditionModel, timestep_embedding
 from mmgen.weights import WeightsError
 
@@ -171,3 +172,35 @@ def test_full_sd1_has_the_same_output():
     ours, theirs = pair(dict(cross_attention_dim=768))
     x, t, context, _ = inputs(size=16, batch=1, tokens=77, dim=768)
     with torch.no_grad(): assert (ours(x, t, context) - theirs(x, t, context).sample).abs().max() < 1e-5
+
+
+WITHOUT_TEXT = {
+    "added": dict(block_out_channels=(32, 64, 64), down_block_types=(D, "AttnDownBlock2D", D), up_block_types=(U, "AttnUpBlock2D", U), norm_num_groups=16, attention_head_dim=16, norm_eps=1e-6),
+    "scaled": dict(block_out_channels=(32, 64, 96), down_block_types=("AttnDownBlock2D",) * 2 + ("ResnetDownsampleBlock2D",), up_block_types=("ResnetUpsampleBlock2D",) + ("AttnUpBlock2D",) * 2,
+                   norm_num_groups=8, attn_norm_num_groups=8, resnet_time_scale_shift="scale_shift", downsample_type="resnet", upsample_type="resnet", layers_per_block=1, in_channels=4),
+    "resampled": dict(block_out_channels=(32, 64), down_block_types=("ResnetDownsampleBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+                      downsample_type="resnet", upsample_type="resnet", attention_head_dim=None, flip_sin_to_cos=False, freq_shift=1),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_TEXT)
+def test_without_text_same_output_and_files_as_diffusers(name, tmp_path):
+    torch.manual_seed(0)
+    theirs = ReferenceWithoutText(sample_size=8, **WITHOUT_TEXT[name]).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = UNet2DModel.load(tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours")
+    back = ReferenceWithoutText.from_pretrained(tmp_path / "ours")
+    x, t, _, _ = inputs(ours.config["in_channels"])
+    with torch.no_grad():
+        want = theirs(x, t).sample
+        assert want.std() > 0.05 and (ours(x, t) - want).abs().max() < 1e-5 and torch.equal(back(x, t).sample, want)
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(upsample_type="resnet"), "do not agree"), (dict(downsample_type="resnet", upsample_type="resnet"), "do not agree"),
+    (dict(resnet_time_scale_shift="scale_shift"), "attn_norm_num_groups=None is not supported"), (dict(resnet_time_scale_shift="spatial"), "spatial"),
+    (dict(num_class_embeds=10), "num_class_embeds=10 is not supported"), (dict(down_block_types=("CrossAttnDownBlock2D",) * 3), "down_block_types"),
+])
+def test_bad_config_without_text(change, words):
+    with pytest.raises(ValueError, match=words): UNet2DModel.from_config(WITHOUT_TEXT["added"] | change)

@@ -54,6 +54,8 @@ def test_resolve_takes_a_path_then_a_packaged_name_then_the_hub(shelf, tmp_path,
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **kw: asked.append((name, kw)) or str(tmp_path))
     assert resolve("openai/clip-vit-large-patch14") == tmp_path
     assert asked[0][0] == "openai/clip-vit-large-patch14" and "*.bin" not in asked[0][1]["allow_patterns"]
+    resolve("openai/clip-vit-large-patch14", weights=False)
+    assert "model.safetensors" in asked[0][1]["allow_patterns"] and not any("safetensors" in form for form in asked[1][1]["allow_patterns"])
 
 
 @pytest.mark.parametrize("name", ["clip-portrait", "", "/no/such/folder", "runs/model.safetensors", "../x"])

@@ -29,19 +29,21 @@ class ResnetBlock2D(nn.Module):
         return h + (self.conv_shortcut(x) if hasattr(self, "conv_shortcut") else x)
 
 # %% ../../nbs/32a1_autoencoder_blocks.ipynb #078c09e5
-# Single-head self-attention over positions, eq. 1 of Vaswani et al. 2017, with a residual connection.
+# Self-attention over positions, eq. 1 of Vaswani et al. 2017, with a residual connection.
 class Attention(nn.Module):
     "(B,C,H,W) -> same"
-    def __init__(self, channels, groups, eps=1e-6):
+    def __init__(self, channels, groups, eps=1e-6, heads=1):
         super().__init__()
+        self.heads = heads
         self.group_norm = nn.GroupNorm(groups, channels, eps=eps)
         self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x):
-        h = self.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1)
-        h = F.scaled_dot_product_attention(self.to_q(h), self.to_k(h), self.to_v(h))
-        h = self.to_out[0](h.squeeze(1)).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        h = self.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2)
+        q, k, v = (to(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for to in (self.to_q, self.to_k, self.to_v))
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        h = self.to_out[0](h).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
         return x + h
 
 # %% ../../nbs/32a1_autoencoder_blocks.ipynb #c1de80bc

@@ -77,9 +77,9 @@ class LatentDiffusion:
         if unet.config["in_channels"] != self.reads * autoencoder.config["latent_channels"]:
             raise ValueError(f"The UNet reads {unet.config['in_channels']} channels and this model has {self.reads} times the "
                              f"{autoencoder.config['latent_channels']} channels of the autoencoder's latents: they do not belong together.")
-        if unet.config["cross_attention_dim"] != text_encoder.width:
-            raise ValueError(f"The UNet reads text states of width {unet.config['cross_attention_dim']} and the text encoder "
-                             f"gives {text_encoder.width}: they do not belong together.")
+        reads, gives = unet.config.get("cross_attention_dim"), getattr(text_encoder, "width", None)
+        if reads != gives:
+            raise ValueError(f"The UNet reads text states of width {reads} and the text encoder gives {gives}: they do not belong together.")
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['timestep_embedding', 'TimestepEmbedding', 'ResnetBlock2D', 'Downsample2D', 'Upsample2D', 'Level', 'DownBlock',
-           'MidBlock', 'UpBlock', 'ContextKV', 'UNet2DConditionModel']
+           'MidBlock', 'UpBlock', 'UNet2D', 'ContextKV', 'UNet2DConditionModel']
 
 # %% ../../nbs/32c_unet.ipynb #ad28b960
 import inspect, json, math
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 import torch
 from safetensors.torch import save_file
 from torch import nn, Tensor
@@ -44,19 +45,27 @@ class TimestepEmbedding(nn.Module):
 # %% ../../nbs/32c_unet.ipynb #34789daa
 # DDPM (Ho et al. 2020), appendix B: residual block with the noise level added between its two convolutions
 class ResnetBlock2D(nn.Module):
-    "(B, cin, h, w) and the noise level (B, temb) -> (B, cout, h, w)"
+    "(B, cin, h, w) and the noise level (B, temb) -> (B, cout, h, w), or half or twice the size"
     def __init__(self, cin: int, cout: int, temb: int, groups: int = 32, eps: float = 1e-5,
-                 dropout: float = 0.):
+                 dropout: float = 0.,
+                 scale_shift: bool = False, # the noise level also scales (Dhariwal & Nichol 2021)
+                 resample: str | None = None): # down: mean of 2×2 pixels, up: each pixel repeated
         super().__init__()
+        self.scale_shift, self.resample = scale_shift, resample
         self.norm1, self.conv1 = nn.GroupNorm(groups, cin, eps), nn.Conv2d(cin, cout, 3, padding=1)
-        self.time_emb_proj = Linear(temb, cout)
+        self.time_emb_proj = Linear(temb, 2 * cout if scale_shift else cout)
         self.norm2, self.dropout = nn.GroupNorm(groups, cout, eps), nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else None
 
-    def forward(self, x, temb): # (B, cin, h, w), (B, temb) after SiLU -> (B, cout, h, w)
-        h = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(temb)[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+    def forward(self, x, temb, size=None): # (B, cin, h, w), (B, temb) after SiLU, (h, w) after `up` -> (B, cout, h, w)
+        h, level = F.silu(self.norm1(x)), self.time_emb_proj(temb)[:, :, None, None]
+        if self.resample == "down": x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
+        if self.resample == "up": x, h = (F.interpolate(o, size=size, mode="nearest") for o in (x, h))
+        scale, shift = level.chunk(2, 1) if self.scale_shift else (None, None)
+        h = self.conv1(h)
+        h = self.norm2(h + level) if scale is None else self.norm2(h) * (1 + scale) + shift
+        h = self.conv2(self.dropout(F.silu(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 # %% ../../nbs/32c_unet.ipynb #5f8f4c93
@@ -66,7 +75,7 @@ class Downsample2D(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, stride=2, padding=1)
 
-    def forward(self, x): return self.conv(x)
+    def forward(self, x, temb): return self.conv(x)
 
 class Upsample2D(nn.Module):
     "(B, dim, h, w) -> (B, dim, *size)"
@@ -74,42 +83,42 @@ class Upsample2D(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
-    def forward(self, x, size): return self.conv(F.interpolate(x, size=size, mode="nearest"))
+    def forward(self, x, temb, size): return self.conv(F.interpolate(x, size=size, mode="nearest"))
 
 # Ronneberger et al. 2015 (U-Net), with LDM's transformers
 class Level(nn.Module):
-    "Residual blocks and transformers; `checkpointing` recomputes each of them in the backward pass"
+    "Residual blocks and attention; `checkpointing` recomputes each of them in the backward pass"
     checkpointing = False
 
     def __init__(self, widths: list[tuple[int, int]], # (in, out) channels of each residual block
                  resnet: dict, # arguments common to all residual blocks
-                 attention: dict | None = None, # arguments of the transformers
+                 attention: Callable | None = None, # makes a transformer for a width
                  n_attention: int | None = None): # how many transformers (one per residual block)
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock2D(cin, cout, **resnet) for cin, cout in widths)
         if attention is not None:
             n = len(widths) if n_attention is None else n_attention
-            self.attentions = nn.ModuleList(Transformer2DModel(widths[-1][1], **attention) for _ in range(n))
+            self.attentions = nn.ModuleList(attention(widths[-1][1]) for _ in range(n))
 
     def run(self, block, *args):
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)
 
-    def step(self, i, x, temb, kvs, bias):
+    def step(self, i, x, temb, text): # text: (keys and values, bias), or nothing
         x = self.run(self.resnets[i], x, temb)
-        return self.run(self.attentions[i], x, kvs, bias) if hasattr(self, "attentions") else x
+        return self.run(self.attentions[i], x, *text) if hasattr(self, "attentions") else x
 
 class DownBlock(Level):
-    "One level on the way down: (B, cin, h, w) -> (B, cout, h/2, w/2) if `down`, and its feature maps"
+    "One level on the way down: (B, cin, h, w) -> (B, cout, h/2, w/2) by `down`, and its feature maps"
     def __init__(self, cin, cout, n, down, resnet, attention):
         super().__init__([(cin if i == 0 else cout, cout) for i in range(n)], resnet, attention)
-        self.downsamplers = nn.ModuleList([Downsample2D(cout)]) if down else None
+        self.downsamplers = nn.ModuleList([down(cout)]) if down else None
 
-    def forward(self, x, temb, kvs, bias): # -> x, the feature maps that the way up needs
+    def forward(self, x, temb, *text): # -> x, the feature maps that the way up needs
         skips = []
-        for i in range(len(self.resnets)): skips.append(x := self.step(i, x, temb, kvs, bias))
-        if self.downsamplers is not None: skips.append(x := self.downsamplers[0](x))
+        for i in range(len(self.resnets)): skips.append(x := self.step(i, x, temb, text))
+        if self.downsamplers is not None: skips.append(x := self.downsamplers[0](x, temb))
         return x, skips
 
 class MidBlock(Level):
@@ -117,104 +126,68 @@ class MidBlock(Level):
     def __init__(self, dim, resnet, attention):
         super().__init__([(dim, dim)] * 2, resnet, attention, n_attention=1)
 
-    def forward(self, x, temb, kvs, bias):
-        return self.run(self.resnets[1], self.step(0, x, temb, kvs, bias), temb)
+    def forward(self, x, temb, *text):
+        return self.run(self.resnets[1], self.step(0, x, temb, text), temb)
 
 class UpBlock(Level):
-    "One level on the way up: (B, cin, h, w) and feature maps -> (B, cout, 2h, 2w) if `up`"
+    "One level on the way up: (B, cin, h, w) and feature maps -> (B, cout, 2h, 2w) by `up`"
     def __init__(self, cin, skip, cout, n, up, resnet, attention):
         # the last residual block meets the feature map that entered the level on the way down
         widths = [((cin if i == 0 else cout) + (skip if i == n - 1 else cout), cout) for i in range(n)]
         super().__init__(widths, resnet, attention)
-        self.upsamplers = nn.ModuleList([Upsample2D(cout)]) if up else None
+        self.upsamplers = nn.ModuleList([up(cout)]) if up else None
 
-    def forward(self, x, skips, temb, kvs, bias): # takes its feature maps off the end of the list `skips`
-        for i in range(len(self.resnets)): x = self.step(i, torch.cat([x, skips.pop()], 1), temb, kvs, bias)
-        return x if self.upsamplers is None else self.upsamplers[0](x, skips[-1].shape[-2:])
+    def forward(self, x, skips, temb, *text): # takes its feature maps off the end of the list `skips`
+        for i in range(len(self.resnets)): x = self.step(i, torch.cat([x, skips.pop()], 1), temb, text)
+        return x if self.upsamplers is None else self.upsamplers[0](x, temb, skips[-1].shape[-2:])
 
-# %% ../../nbs/32c_unet.ipynb #91f5c2a0
-def _checked(config: dict, # fields of a `config.json`
-             fields: set[str] # the fields of the class
-             ) -> dict:
-    "The known fields of `config`; an unknown one must have the value that diffusers' class treats as absent"
+# %% ../../nbs/32c_unet.ipynb #947e54a7
+class UNet2D(nn.Module):
+    "What UNets with and without text share: levels on the way down and up, config and files of diffusers"
+    blocks = {} # way -> known block types
     neutral = dict(act_fn="silu", downsample_padding=1, mid_block_scale_factor=1, resnet_out_scale_factor=1,
-                   resnet_time_scale_shift="default", time_embedding_type="positional",
-                   attention_type="default", conv_in_kernel=3, conv_out_kernel=3,
-                   mid_block_type="UNetMidBlock2DCrossAttn")
-    for name, value in config.items():
-        absent = value is None or value is False or neutral.get(name) == value
-        if name in fields or name.startswith("_") or absent: continue
-        raise ValueError(f"UNet config: {name}={value!r} is not supported, only {', '.join(sorted(fields))}")
-    return {k: v for k, v in config.items() if k in fields}
+                   resnet_time_scale_shift="default", time_embedding_type="positional", attention_type="default",
+                   conv_in_kernel=3, conv_out_kernel=3) # of fields that there are not: what changes nothing
 
-class ContextKV(NamedTuple):
-    "A text projected for every cross-attention of one UNet; goes in place of the states"
-    pairs: list[tuple[Tensor, Tensor]] # keys and values, each (B, T, C of the block); see `Attention`
-    bias: Tensor | None # (B, 1, 1, T), added to the attention logits
-    pooled: Tensor | None = None # (B, width of the noise level's embedding), added to it
-
-# LDM, section 3.3 and table 15; the same network as SD 1.x in its default config
-class UNet2DConditionModel(nn.Module):
-    "(noisy latents (B, in_channels, h, w), noise levels (B,), text states (B, T, D)) -> (B, out_channels, h, w)"
-    def __init__(self,
-        sample_size: int | None = None, # height of the latents, for information only
-        in_channels: int = 4, out_channels: int = 4,
-        down_block_types: tuple = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), # from the finest level on
-        up_block_types: tuple = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, # from the coarsest level on
-        block_out_channels: tuple = (320, 640, 1280, 1280), # width of each level
-        layers_per_block: int | tuple = 2, # residual blocks per level (one more on the way up)
-        transformer_layers_per_block: int | tuple = 1, # transformer blocks after each residual block
-        attention_head_dim: int | tuple = 8, # number of heads, also per level
-        cross_attention_dim: int = 1280, # D of the text states
-        norm_num_groups: int = 32, norm_eps: float = 1e-5, dropout: float = 0.,
-        use_linear_projection: bool = False, # layout of proj_in and proj_out
-        flip_sin_to_cos: bool = True, freq_shift: float = 0, # of `timestep_embedding`
-        addition_embed_type: str | None = None, # text: pooled, it joins the noise level's embedding
-        addition_embed_type_num_heads: int = 64): # of that pooling
+    def __init__(self, given: dict): # the arguments of the class
         super().__init__()
-        given = locals()
         names = list(inspect.signature(type(self).__init__).parameters)[1:]
-        self.config = {n: list(given[n]) if isinstance(given[n], tuple) else given[n] for n in names}
-        widths, n = list(block_out_channels), len(block_out_channels)
-        for types, kind in ((down_block_types, "Down"), (up_block_types, "Up")):
-            known = [f"CrossAttn{kind}Block2D", f"{kind}Block2D"]
-            if len(types) != n or not set(types) <= set(known):
-                raise ValueError(f"{kind.lower()}_block_types={list(types)}: need {n} of {known}")
-        heads, layers, depths = (self._per_level(given[name], n, name) for name in (
-            "attention_head_dim", "layers_per_block", "transformer_layers_per_block"))
-        for w, h in zip(widths, heads):
-            if w % norm_num_groups or w % h:
-                raise ValueError(f"{w} channels cannot be split in {norm_num_groups} groups and {h} heads")
-        temb = 4 * widths[0]
-        resnet = dict(temb=temb, groups=norm_num_groups, eps=norm_eps, dropout=dropout)
-        def attention(i, kind):
-            if not kind.startswith("CrossAttn"): return None
-            return dict(heads=heads[i], context_dim=cross_attention_dim, depth=depths[i],
-                        groups=norm_num_groups, linear_proj=use_linear_projection)
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], temb)
-        if addition_embed_type not in (None, "text"):
-            raise ValueError(f"UNet config: addition_embed_type={addition_embed_type!r} is not supported, only None or 'text'")
-        self.add_embedding = None if addition_embed_type is None else TextTimeEmbedding(
-            cross_attention_dim, temb, addition_embed_type_num_heads)
+        self.config = c = {n: list(given[n]) if isinstance(given[n], tuple) else given[n] for n in names}
+        widths, n = c["block_out_channels"], len(c["block_out_channels"])
+        for way, known in self.blocks.items():
+            if len(types := c[f"{way.lower()}_block_types"]) != n or not set(types) <= set(known):
+                raise ValueError(f"{way.lower()}_block_types={types}: need {n} of {known}")
+        self.conv_in = nn.Conv2d(c["in_channels"], widths[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
+
+    def _levels(self, attention: Callable, # (level, block type) -> what makes its attention, or None
+                resampling: bool = False, # residual blocks halve and double the size
+                **resnet): # arguments of the residual blocks
+        c, widths, n = self.config, self.config["block_out_channels"], len(self.config["block_out_channels"])
+        layers = self._per_level("layers_per_block")
+        resnet = dict(temb=4 * widths[0], groups=c["norm_num_groups"], eps=c["norm_eps"], dropout=c["dropout"]) | resnet
+        down, up = ((lambda width, way=way: ResnetBlock2D(width, width, **resnet, resample=way)) if resampling else plain
+                    for way, plain in (("down", Downsample2D), ("up", Upsample2D)))
         self.down_blocks = nn.ModuleList(
-            DownBlock(widths[max(i - 1, 0)], widths[i], layers[i], i < n - 1, resnet,
-                      attention(i, down_block_types[i])) for i in range(n))
+            DownBlock(widths[max(i - 1, 0)], widths[i], layers[i], down if i < n - 1 else None, resnet,
+                      attention(i, c["down_block_types"][i])) for i in range(n))
         self.mid_block = MidBlock(widths[-1], resnet, attention(n - 1, "CrossAttn"))
         self.up_blocks = nn.ModuleList(
-            UpBlock(widths[min(i + 1, n - 1)], widths[max(i - 1, 0)], widths[i], layers[i] + 1, i > 0, resnet,
-                    attention(i, up_block_types[n - 1 - i])) for i in reversed(range(n)))
-        self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[0], norm_eps)
-        self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
-        count = 0
-        for m in self.modules():
-            if isinstance(m, Transformer2DModel): m.first, count = count, count + len(m.transformer_blocks)
+            UpBlock(widths[min(i + 1, n - 1)], widths[max(i - 1, 0)], widths[i], layers[i] + 1, up if i else None, resnet,
+                    attention(i, c["up_block_types"][n - 1 - i])) for i in reversed(range(n)))
+        self.conv_norm_out = nn.GroupNorm(c["norm_num_groups"], widths[0], c["norm_eps"])
+        self.conv_out = nn.Conv2d(widths[0], c["out_channels"], 3, padding=1)
 
-    @staticmethod
-    def _per_level(value, n, name):
+    def _per_level(self, name: str) -> list:
+        value, n = self.config[name], len(self.config["block_out_channels"])
         if isinstance(value, int): return [value] * n
-        if len(value) == n: return list(value)
-        raise ValueError(f"{name}={list(value)} has {len(value)} values for {n} levels")
+        if len(value) == n: return value
+        raise ValueError(f"{name}={value} has {len(value)} values for {n} levels")
+
+    def _split(self, heads: list[int]): # of each level
+        for w, h in zip(self.config["block_out_channels"], heads):
+            if w % (groups := self.config["norm_num_groups"]) or w % h:
+                raise ValueError(f"{w} channels cannot be split in {groups} groups and {h} heads")
 
     @classmethod
     def from_config(cls, config: dict | str | Path): # a dict, or the path of a `config.json` or of its folder
@@ -222,12 +195,17 @@ class UNet2DConditionModel(nn.Module):
         if not isinstance(config, dict):
             path = Path(config)
             config = json.loads((path / "config.json" if path.is_dir() else path).read_text())
-        return cls(**_checked(config, set(inspect.signature(cls.__init__).parameters) - {"self"}))
+        fields = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        for name, value in config.items():
+            absent = value is None or value is False or cls.neutral.get(name) == value
+            if name in fields or name.startswith("_") or absent: continue
+            raise ValueError(f"UNet config: {name}={value!r} is not supported, only {', '.join(sorted(fields))}")
+        return cls(**{k: v for k, v in config.items() if k in fields})
 
     def save_pretrained(self, folder: str | Path): # made if it does not exist
         "Write `config.json` and `diffusion_pytorch_model.safetensors`; diffusers opens the folder too"
         (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
-        config = dict(self.config, _class_name="UNet2DConditionModel")
+        config = dict(self.config, _class_name=type(self).__name__)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         state = {k: v.contiguous() for k, v in self.state_dict().items()}
         save_file(state, folder / "diffusion_pytorch_model.safetensors")
@@ -245,6 +223,64 @@ class UNet2DConditionModel(nn.Module):
         for m in self.modules():
             if isinstance(m, Level): m.checkpointing = on
         return self
+
+    def _walk(self, x, t, pooled=None, *text): # text: what attention reads beside x
+        c, t = self.config, torch.as_tensor(t, device=x.device).expand(len(x))
+        emb = timestep_embedding(t, c["block_out_channels"][0], c["flip_sin_to_cos"], c["freq_shift"])
+        emb = self.time_embedding(emb.to(x.dtype))
+        temb = F.silu(emb if pooled is None else emb + pooled)
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            x, new = block(x, temb, *text)
+            skips += new
+        x = self.mid_block(x, temb, *text)
+        for block in self.up_blocks: x = block(x, skips, temb, *text)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+# %% ../../nbs/32c_unet.ipynb #91f5c2a0
+class ContextKV(NamedTuple):
+    "A text projected for every cross-attention of one UNet; goes in place of the states"
+    pairs: list[tuple[Tensor, Tensor]] # keys and values, each (B, T, C of the block); see `Attention`
+    bias: Tensor | None # (B, 1, 1, T), added to the attention logits
+    pooled: Tensor | None = None # (B, width of the noise level's embedding), added to it
+
+# LDM, section 3.3 and table 15; the same network as SD 1.x in its default config
+class UNet2DConditionModel(UNet2D):
+    "(noisy latents (B, in_channels, h, w), noise levels (B,), text states (B, T, D)) -> (B, out_channels, h, w)"
+    blocks = {way: [f"CrossAttn{way}Block2D", f"{way}Block2D"] for way in ("Down", "Up")}
+    neutral = UNet2D.neutral | dict(mid_block_type="UNetMidBlock2DCrossAttn")
+
+    def __init__(self,
+        sample_size: int | None = None, # height of the latents, for information only
+        in_channels: int = 4, out_channels: int = 4,
+        down_block_types: tuple = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), # from the finest level on
+        up_block_types: tuple = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, # from the coarsest level on
+        block_out_channels: tuple = (320, 640, 1280, 1280), # width of each level
+        layers_per_block: int | tuple = 2, # residual blocks per level (one more on the way up)
+        transformer_layers_per_block: int | tuple = 1, # transformer blocks after each residual block
+        attention_head_dim: int | tuple = 8, # number of heads, also per level
+        cross_attention_dim: int = 1280, # D of the text states
+        norm_num_groups: int = 32, norm_eps: float = 1e-5, dropout: float = 0.,
+        use_linear_projection: bool = False, # layout of proj_in and proj_out
+        flip_sin_to_cos: bool = True, freq_shift: float = 0, # of `timestep_embedding`
+        addition_embed_type: str | None = None, # text: pooled, it joins the noise level's embedding
+        addition_embed_type_num_heads: int = 64): # of that pooling
+        super().__init__(locals())
+        heads, depths = self._per_level("attention_head_dim"), self._per_level("transformer_layers_per_block")
+        self._split(heads)
+        def attention(i, kind):
+            if not kind.startswith("CrossAttn"): return None
+            return partial(Transformer2DModel, heads=heads[i], context_dim=cross_attention_dim, depth=depths[i],
+                           groups=norm_num_groups, linear_proj=use_linear_projection)
+        if addition_embed_type not in (None, "text"):
+            raise ValueError(f"UNet config: addition_embed_type={addition_embed_type!r} is not supported, only None or 'text'")
+        self.add_embedding = None if addition_embed_type is None else TextTimeEmbedding(
+            cross_attention_dim, 4 * block_out_channels[0], addition_embed_type_num_heads)
+        self._levels(attention)
+        count = 0
+        for m in self.modules():
+            if isinstance(m, Transformer2DModel): m.first, count = count, count + len(m.transformer_blocks)
 
     def project_context(self, context: Tensor, # text states, (B, T, D)
                         mask: Tensor | None = None # (B, T), 1 where a token counts
@@ -270,16 +306,4 @@ class UNet2DConditionModel(nn.Module):
                 ) -> Tensor: # (B, out_channels, h, w)
         "The network's prediction of noise, velocity or flow (eq. 1, 3)"
         kvs, bias, pooled = context if isinstance(context, ContextKV) else self.project_context(context, mask)
-        t = torch.as_tensor(t, device=x.device).expand(len(x))
-        c = self.config
-        emb = timestep_embedding(t, c["block_out_channels"][0], c["flip_sin_to_cos"], c["freq_shift"])
-        emb = self.time_embedding(emb.to(x.dtype))
-        temb = F.silu(emb if pooled is None else emb + pooled)
-        x = self.conv_in(x)
-        skips = [x]
-        for block in self.down_blocks:
-            x, new = block(x, temb, kvs, bias)
-            skips += new
-        x = self.mid_block(x, temb, kvs, bias)
-        for block in self.up_blocks: x = block(x, skips, temb, kvs, bias)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self._walk(x, t, pooled, kvs, bias)
