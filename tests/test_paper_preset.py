@@ -17,7 +17,7 @@ from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.autoencoder_training import AutoencoderTask
 from mmgen.ldm.pipeline import make_process
 from mmgen.ldm.train import LDMTask, build_unet
-from mmgen.ldm.unet import Level
+from mmgen.ldm.unet_blocks import Level
 from mmgen.metrics.oracle import Oracle, OracleTask, classes
 from mmgen.presets import config_for
 from mmgen.runs import Run
