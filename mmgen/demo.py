@@ -107,7 +107,7 @@ def build_demo(
 
     def strength_of(name): return bench.editor(name).strength
 
-    with gr.Blocks(title="mmgen", analytics_enabled=False) as page:
+    with gr.Blocks(title="mmgen", analytics_enabled=False, delete_cache=(600, 3600)) as page:  # uploads and results go after an hour, seconds
         gr.Markdown("# Change a picture by saying what shall change\nLatent diffusion on the left, StyleCLIP on the right; the packaged models know portraits of one drawing style, 64 pixels wide.")
         seed, picture = gr.State(pictures[0][3]), gr.State(pictures[0][0])
         gallery = gr.Gallery([(large(picture), wish) for picture, _, wish, _ in pictures], label="the benchmark's portraits, each with its wish", columns=10, height=150, buttons=[], allow_preview=False,
@@ -146,6 +146,7 @@ def serve(
     wait: bool = True,  # until Ctrl-C
 ):
     "Serve the page; ValueError where the port is in use."
+    if not 1 <= port <= 65535: raise ValueError(f"The port {port} does not exist; one from 1 to 65535 does, such as 7860.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: probe.bind((host, port))

@@ -117,7 +117,7 @@ def load_state(
     if path.suffix == ".safetensors":
         try: state = load_file(path)
         except (SafetensorError, OSError, ValueError) as e:
-            what = disguise(path) or ("what torch writes; its name must end in .pt" if path.read_bytes()[:2] in (b"PK", b"\x80\x02") else None)
+            what = disguise(path) or ("a zip or a pickle, as torch writes; its name must end in .pt" if path.read_bytes()[:2] in (b"PK", b"\x80\x02") else None)
             raise WeightsError(f"{name} was not opened: it is {what}." if what and "safetensors" not in what else
                                f"{name} is damaged, cut short or not a safetensors file ({e}).") from e
     elif path.suffix in TORCH_FILES: state = _unpickle(path)
@@ -163,11 +163,16 @@ def fingerprint(
 
 def read_config(
     folder: Path, # of weights
+    cls: type|None = None, # a module that the fields shall build
 ) -> dict:
-    "Its config.json; WeightsError where that is no JSON, or holds no fields."
+    "Its config.json; WeightsError where that is no JSON, holds no fields, or those of another module. Names like _this are left out."
     try: config = json.loads((folder/"config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e: raise WeightsError(f"{folder.name}/config.json cannot be read as JSON ({e}).") from e
     if not isinstance(config, dict): raise WeightsError(f"{folder.name}/config.json holds a {type(config).__name__} where the fields of a model were expected.")
+    config, known = {k: v for k, v in config.items() if not k.startswith("_")}, list(inspect.signature(cls).parameters) if cls else []
+    if cls and (strange := [k for k in config if k not in known]):
+        raise WeightsError(f"{cls.__name__}.load: {folder.name} holds another model: its config.json has {', '.join(strange[:3])}{', …' if strange[3:] else ''}, "
+                           f"and a {cls.__name__} has {', '.join(known[:3])}, ….")
     return config
 
 
@@ -180,10 +185,7 @@ def load_model(
     folder = resolve(name_or_path)
     if not (folder/"config.json").is_file():
         raise WeightsError(f"{cls.__name__}.load: {name_or_path} must be a folder with a config.json.")
-    config = read_config(folder)
-    if strange := [k for k in config if k not in inspect.signature(cls).parameters]:
-        raise WeightsError(f"{cls.__name__}.load: {name_or_path} holds another model: its config.json has {', '.join(strange[:3])}{', …' if strange[3:] else ''}, "
-                           f"and a {cls.__name__} has {', '.join(list(inspect.signature(cls).parameters)[:3])}, ….")
+    config = read_config(folder, cls)
     try: model = cls(**config)
     except (TypeError, ValueError) as e:
         raise WeightsError(f"{cls.__name__}.load: {name_or_path} holds another model ({e}).") from e

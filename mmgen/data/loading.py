@@ -7,7 +7,7 @@ __all__ = ['SPLIT_NAMES', 'ImageError', 'read_image', 'open_image', 'load_source
            'content_sha256']
 
 # %% ../../nbs/42d_loading.ipynb #3ccd5a14
-import hashlib, io, json, os, warnings
+import functools, hashlib, io, json, os, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +24,12 @@ class ImageError(ValueError):
     def __init__(self, message: str, damage: str = "damaged image"):
         super().__init__(message)
         self.damage = damage
+
+@functools.cache
+def _formats() -> list:
+    "All that Pillow reads but PostScript, which it hands to another program"
+    Image.init()
+    return [kind for kind in Image.ID if kind != "EPS"]
 
 def _rgb(image: Image.Image) -> Image.Image:
     "Any mode to RGB: transparency on white, 16 bits and floats scaled to 8"
@@ -56,7 +62,7 @@ def read_image(source, # a path, bytes, an open file, a PIL image or a uint8 arr
     if isinstance(source, (bytes, bytearray, memoryview)): source = io.BytesIO(source)
     try:
         if isinstance(source, np.ndarray): image = Image.fromarray(source)
-        else: image = source if isinstance(source, Image.Image) else Image.open(source)
+        else: image = source if isinstance(source, Image.Image) else Image.open(source, formats=_formats())
         if image.width*image.height > max_pixels:
             raise ImageError(f"{name} has {image.width} × {image.height} pixels; {limit}.")
         if least: image.draft(None, (least, least))

@@ -197,7 +197,7 @@ class AutoencoderKL(nn.Module):
         folder = resolve(name_or_path)
         if not (folder / "config.json").is_file():
             raise WeightsError(f"AutoencoderKL.load: {name_or_path} must be a folder with a config.json.")
-        model = cls.from_config(read_config(folder))
+        model = cls.from_config(read_config(folder, cls))
         load_into(model, load_state(folder), where=str(name_or_path))
         return model.to(device).eval().requires_grad_(False)
 
