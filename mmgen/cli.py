@@ -126,6 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # progress lines of a job
             warnings.showwarning = hear
+            warnings.simplefilter("always", UserWarning)
             result = a.function(a)
     except KeyboardInterrupt as error:
         say(f"mmgen: stopped. {error}".rstrip())

@@ -9,8 +9,10 @@ __all__ = ['say', 'image_file', 'save_picture', 'bar', 'config_of', 'edit', 'sam
 # %% ../nbs/07a_commands.ipynb #46b2e6f2
 import argparse
 import contextlib
+import os
 import secrets
 import sys
+import tempfile
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -52,7 +54,7 @@ def bar(model, steps: int):  # an Editor or a pipeline
     "Shows how often the network has been asked that takes the time, where somebody sees it."
     network = model.unet if hasattr(model, "unet") else model.pipeline.unet if hasattr(model, "pipeline") else model.generator.synthesis if hasattr(model, "generator") else None
     with tqdm(total=steps, unit=" steps", leave=False, disable=network is None or not wants_bar()) as shown:
-        hook = network and network.register_forward_hook(lambda *_: shown.update())
+        hook = network and network.register_forward_hook(lambda *_: (shown.update(), None)[1])  # anything else would take the output's place
         try: yield
         finally: hook and hook.remove()
 
@@ -79,7 +81,7 @@ def edit(a) -> dict:
     which = build_editor(config)
     picture, source = open_source(config, which)
     ready = time.perf_counter()
-    asked = 3 if config.editor in ("ddim-inversion", "prompt-to-prompt") else 1 if hasattr(which, "generator") or getattr(which, "decoding", "") in ("plain", "residual") else 2
+    asked = {"ddim-inversion": 3, "prompt-to-prompt": 3, "styleclip-optimization": 1, "sdedit": 1 + (getattr(which, "decoding", None) == "paired")}.get(config.editor, 2)  # times a step
     with bar(which, asked * getattr(which, "steps", 0) or None): result = edit_image(which, picture, source, config.prompt, config.strength)
     save_picture(result, out, kind)
     about = {"file": str(out), "editor": config.editor, "strength": which.strength if config.strength is None else config.strength, "source": source,
@@ -164,7 +166,9 @@ def prepare(a) -> dict:
 def demo(a) -> dict:
     "The page, until Ctrl-C."
     from mmgen.demo import serve
-    page = serve(a.port, a.host, a.device, browser=not a.no_browser, wait=False)
-    say(f"http://{a.host}:{a.port} (Ctrl-C ends it)")
-    page.block_thread()
+    with tempfile.TemporaryDirectory(prefix="mmgen-demo-") as uploads:  # which end with the page
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        page = serve(a.port, a.host, a.device, browser=not a.no_browser, wait=False)
+        say(f"http://{a.host}:{a.port} (Ctrl-C ends it)")
+        page.block_thread()
     return {"address": f"http://{a.host}:{a.port}"}

@@ -136,13 +136,10 @@ _TYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _DTYPES.values()
 _INERT = ("dnnlib.", "torch_utils.", "training.", "pytorch_lightning.", "lightning.")  # packages of known checkpoints: their classes become `Plain`
 
 
-def _unknown_tensor(*_): raise PickleError("it holds numbers of a kind that is not opened, such as 8-bit floats; take the float16 or float32 ones")
-
-
 def _named(kind):
     "Calls by name that make data."
     known = {"collections.OrderedDict": PlainDict, "collections.defaultdict": lambda *_: PlainDict(), "argparse.Namespace": _Namespace, "dnnlib.util.EasyDict": PlainDict,
-             "torch._utils._rebuild_tensor_v2": _tensor, "torch._utils._rebuild_tensor_v3": _unknown_tensor, "torch._utils._rebuild_parameter": lambda tensor, *_: tensor, "torch.Size": tuple,
+             "torch._utils._rebuild_tensor_v2": _tensor, "torch._utils._rebuild_parameter": lambda tensor, *_: tensor, "torch.Size": tuple,
              "torch.device": lambda *where: ":".join(map(str, where)), "torch.storage._load_from_bytes": _nested, "_codecs.encode": _encoded,
              "numpy.ndarray": _Array, "numpy.dtype": _DType, "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
              "builtins.set": set, "__builtin__.set": set, "builtins.frozenset": frozenset}
@@ -171,6 +168,7 @@ class _Reader(pickle.Unpickler):
         if module in ("torch", "torch.storage") and name in _DTYPES: return _DTYPES[name]
         if module == "torch" and name in _TYPES: return _TYPES[name]
         if kind.startswith(_INERT) and re.fullmatch(r"[\w.]+", kind): return type(name.rpartition(".")[2], (Plain,), {"kind": kind})
+        if kind in ("torch.storage.UntypedStorage", "torch._utils._rebuild_tensor_v3"): raise PickleError("it holds numbers of a kind that is not opened, as 8-bit floats; take the float16 or float32 ones")
         raise PickleError(f"it asks for {kind}, which is no data")
 
     def persistent_load(self, saved):

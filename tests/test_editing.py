@@ -96,3 +96,8 @@ def test_editors_are_found_by_name():
         mmgen.editor("sdeditt")
     with pytest.raises(AttributeError):
         mmgen.nothing
+
+
+@pytest.mark.parametrize("name, said", [("StyleCLIP", "did you mean 'styleclip-mapper'\\? Choose from"), ("mapper", "did you mean 'styleclip-mapper'"), ("zzz", "'zzz'; choose from copy-input"), ("", "''; choose from")])
+def test_the_closest_editor_is_named(name, said):
+    with pytest.raises(EditError, match=said): mmgen.editor(name)

@@ -34,10 +34,11 @@ def _formats() -> list:
 def _rgb(image: Image.Image) -> Image.Image:
     "Any mode to RGB: transparency on white, 16 bits and floats scaled to 8"
     if image.mode.startswith(("I", "F")): # 16 or 32 bits, one channel
-        values = np.asarray(image).astype(np.float64)
+        values = np.array(image, np.float32) # a copy, changed in place: a small file may hold many pixels
         top = 1.0 if image.mode == "F" and values.max() <= 1 else 255.0 if values.max() <= 255 else 65535.0
         if image.mode.startswith("I;16"): top = 65535.0
-        return Image.fromarray((values.clip(0, top)*(255/top)).round().astype(np.uint8)).convert("RGB")
+        np.multiply(values.clip(0, top, out=values), 255/top, out=values)
+        return Image.fromarray(values.round(out=values).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
