@@ -14,11 +14,13 @@ import secrets
 import sys
 import tempfile
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
+from PIL import Image
 from tqdm.auto import tqdm
 
+from .files import atomic_write, check_writable, repo_root
 from .guards import wants_bar
 from .launch import launch
 from .presets import JOBS, config_for
@@ -32,8 +34,6 @@ def say(text: str) -> None:
 
 def image_file(out: str) -> tuple[Path, str]:  # format, in Pillow's words
     "Where a picture shall go; ValueError before any work where it cannot."
-    from PIL import Image
-    from mmgen.files import check_writable
     out = Path(out)
     kind = Image.registered_extensions().get(out.suffix.lower())
     if kind not in ("PNG", "JPEG", "WEBP", "BMP", "TIFF"):
@@ -43,16 +43,14 @@ def image_file(out: str) -> tuple[Path, str]:  # format, in Pillow's words
 
 def save_picture(picture, out: Path, kind: str) -> None:
     "An array (H, W, 3) as a file, complete or not at all."
-    from PIL import Image
-    from mmgen.files import atomic_write
     try: atomic_write(out, lambda temporary: Image.fromarray(picture).save(temporary, kind))
     except OSError as e: raise ValueError(f"{out} cannot be written ({e.strerror or e}).") from e
 
 
 @contextlib.contextmanager
 def bar(model, steps: int):  # an Editor or a pipeline
-    "Shows how often the network has been asked that takes the time, where somebody sees it."
-    network = model.unet if hasattr(model, "unet") else model.pipeline.unet if hasattr(model, "pipeline") else model.generator.synthesis if hasattr(model, "generator") else None
+    "Counts the evaluations of the network that takes the time, where somebody sees it."
+    network = getattr(getattr(model, "pipeline", model), "unet", None) or getattr(getattr(model, "generator", None), "synthesis", None)
     with tqdm(total=steps, unit=" steps", leave=False, disable=network is None or not wants_bar()) as shown:
         hook = network and network.register_forward_hook(lambda *_: (shown.update(), None)[1])  # anything else would take the output's place
         try: yield
@@ -110,9 +108,7 @@ def sample(a) -> dict:
 def train(a) -> dict:
     "A training job; its record tells the rest."
     from datetime import datetime, timezone
-    from dataclasses import replace
     from mmgen.runs import load_run
-    from mmgen.files import repo_root
     config = config_of(a, a.job)
     if config.run_id is None:
         config = replace(config, run_id=f"{a.job}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")

@@ -87,14 +87,14 @@ def _unpickle(path: Path) -> dict:
     return state
 
 
-_ROUNDED = re.compile(r".*\.(qweight|qzeros|SCB|absmax|quant_map|weight_scale)") # names beside weights of 8 bits and fewer
+_ROUNDED = re.compile(r".*\.(qweight|qzeros|SCB|absmax|quant_map|weight_scale)") # beside weights of 8 bits and fewer
 
 
 def as_floats(
     state: dict[str, torch.Tensor], # name -> tensor
     where: str, # what the weights are called, for the message
 ) -> dict[str, torch.Tensor]:
-    "Floats as float32; WeightsError for weights of 8 bits and fewer, which would have to be scaled."
+    "Floats as float32; WeightsError for weights of 8 bits and fewer, which want a scale."
     small = [k for k, v in state.items() if _ROUNDED.fullmatch(k) or v.dtype.itemsize == 1 and (v.is_floating_point() or k.endswith(("weight", "bias")))]
     if small:
         raise WeightsError(f"{where} holds 8-bit weights, or smaller ones ({small[0]}, for example); take the float16 or float32 ones.")

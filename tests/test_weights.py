@@ -1,6 +1,8 @@
 """mmgen.weights: names, safe reading, strict loading, writing."""
 import json
 import pickle
+import re
+import struct
 import subprocess
 import sys
 
@@ -258,3 +260,17 @@ def test_what_the_hubs_cache_has_and_lacks_is_said(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match=r"the hub did not give it \(no route\)\. The hub's cache holds owner/sd\."): resolve("owner/other")
     with pytest.raises(WeightsError, match="The hub's cache holds owner/sd without unet"): resolve(place/"unet")
     with pytest.raises(WeightsError, match="There is no gone in the folder"): resolve(tmp_path/"gone")
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"\n<!doctype HTML><title>Sign in</title>", "a web page"), (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "git lfs pull"), (b"GGUF\x03\0\0\0", "float16"),
+    (struct.pack("<Q", 40) + b'{"w":{"dtype":"F32","shape":[1]}}', "its name must end in .safetensors"), (b"\x89PNG\r\n", "a picture"), (b"\x1f\x8b\x08", "unpack it")])
+def test_what_comes_under_a_wrong_name_is_named(tmp_path, content, said):
+    (tmp_path/"a.ckpt").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"a\.ckpt was not opened: it is .*" + re.escape(said)):
+        load_state(tmp_path/"a.ckpt")
+
+
+def test_floats_of_8_bits_in_a_torch_file_are_refused_in_words(tmp_path):
+    torch.save({"w": torch.ones(4).to(torch.float8_e4m3fn)}, tmp_path/"a.pt")
+    with pytest.raises(WeightsError, match="as 8-bit floats; take the float16"): load_state(tmp_path/"a.pt")

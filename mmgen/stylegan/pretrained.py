@@ -91,7 +91,7 @@ def generator_of(
         if isinstance(found.get("G_ema"), Plain): found = found["G_ema"]
         elif isinstance(found.get("g_ema"), dict): found = found["g_ema"]
         else: found = {key.removeprefix("decoder."): value for key, value in parts.items() if str(key).startswith("decoder.")} or parts
-    other = f"{where} holds a StyleGAN2 generator whose tensors have other shapes than the published ones'"
+    other = f"{where} holds a StyleGAN2 generator whose tensors have other shapes than published ones"
     try:
         state = as_floats({str(key): value for key, value in state_of(found).items()}, where)
         if "synthesis/4x4/Const/const" in state: state = rename_tensorflow(state)
