@@ -24,7 +24,6 @@ from .files import atomic_write, check_writable, repo_root
 from .guards import wants_bar
 from .launch import launch
 from .presets import JOBS, config_for
-from .settings import Settings
 
 # %% ../nbs/07a_commands.ipynb #abf57f84
 def say(text: str) -> None:
@@ -52,7 +51,7 @@ def bar(model, steps: int):  # an Editor or a pipeline
     "Counts the evaluations of the network that takes the time, where somebody sees it."
     network = getattr(getattr(model, "pipeline", model), "unet", None) or getattr(getattr(model, "generator", None), "synthesis", None)
     with tqdm(total=steps, unit=" steps", leave=False, disable=network is None or not wants_bar()) as shown:
-        hook = network and network.register_forward_hook(lambda *_: (shown.update(), None)[1])  # anything else would take the output's place
+        hook = network and network.register_forward_hook(lambda *_: (shown.update(), None)[1])  # None leaves the output
         try: yield
         finally: hook and hook.remove()
 
@@ -60,7 +59,7 @@ def bar(model, steps: int):  # an Editor or a pipeline
 def config_of(
     arguments: argparse.Namespace,
     job: str,
-) -> Settings:
+):
     "The configuration that parsed options describe."
     names = {f.name for f in fields(next(iter(JOBS[job].values())))}
     given = {k: v for k, v in vars(arguments).items() if k in names and v is not None}
@@ -72,7 +71,7 @@ def edit(a) -> dict:
     from mmgen.panel import build_editor, edit_image, open_source, tags_of, wanted_caption
     config = config_of(a, "edit")
     out, kind = image_file(a.out or Path(a.image).with_name(f"{Path(a.image).stem}-edited.png"))
-    wanted_caption("", config.prompt, [])  # an empty one is said before the weights are opened
+    wanted_caption("", config.prompt, [])  # says now that one is empty
     if out.resolve() == Path(a.image).resolve():
         raise ValueError(f"{out} is the picture that is edited; give the result another name with -o.")
     start = time.perf_counter()
@@ -99,7 +98,7 @@ def sample(a) -> dict:
     out, kind = image_file(a.out)
     pipeline = LatentDiffusion.load(a.model, device=a.device)
     with bar(pipeline, a.steps): images = pipeline.sample([a.caption] * a.n, a.steps, a.guidance, a.sampler, a.seed)
-    if not images.isfinite().all(): raise ValueError(f"The samples of {a.model} left the finite numbers; a smaller --guidance may help, or other weights.")
+    if not images.isfinite().all(): raise ValueError(f"The samples of {a.model} left the finite numbers; a smaller --guidance may help.")
     save_picture(image_grid(images), out, kind)
     say(f"{out}: {a.n} picture{'s' if a.n > 1 else ''} of {a.caption[:100]!r} by {a.model}")
     return {"file": str(out), "n": a.n, "model": a.model, "caption": a.caption, "seed": a.seed}
@@ -165,6 +164,7 @@ def demo(a) -> dict:
     with tempfile.TemporaryDirectory(prefix="mmgen-demo-") as uploads:  # which end with the page
         os.environ["GRADIO_TEMP_DIR"] = uploads
         page = serve(a.port, a.host, a.device, browser=not a.no_browser, wait=False)
-        say(f"http://{a.host}:{a.port} (Ctrl-C ends it)")
+        address = f"http://{a.host}:{a.port}"
+        say(f"{address} (Ctrl-C ends it)")
         page.block_thread()
-    return {"address": f"http://{a.host}:{a.port}"}
+    return {"address": address}
