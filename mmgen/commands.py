@@ -41,7 +41,7 @@ def image_file(out: str) -> tuple[Path, str]:  # format, in Pillow's words
 
 
 def save_picture(picture, out: Path, kind: str) -> None:
-    "An array (H, W, 3) as a file, complete or not at all."
+    "An array (H, W, 3) as a file, all or nothing."
     try: atomic_write(out, lambda temporary: Image.fromarray(picture).save(temporary, kind))
     except OSError as e: raise ValueError(f"{out} cannot be written ({e.strerror or e}).") from e
 
@@ -78,7 +78,7 @@ def edit(a) -> dict:
     which = build_editor(config)
     picture, source = open_source(config, which)
     ready = time.perf_counter()
-    asked = {"ddim-inversion": 3, "prompt-to-prompt": 3, "styleclip-optimization": 1, "sdedit": 1 + (getattr(which, "decoding", None) == "paired")}.get(config.editor, 2)  # times a step
+    asked = {"ddim-inversion": 3, "prompt-to-prompt": 3, "styleclip-optimization": 1, "sdedit": 1 + (getattr(which, "decoding", None) == "paired")}.get(config.editor, 2)
     with bar(which, asked * getattr(which, "steps", 0) or None): result = edit_image(which, picture, source, config.prompt, config.strength)
     save_picture(result, out, kind)
     about = {"file": str(out), "editor": config.editor, "strength": which.strength if config.strength is None else config.strength, "source": source,
@@ -106,11 +106,10 @@ def sample(a) -> dict:
 
 def train(a) -> dict:
     "A training job; its record tells the rest."
-    from datetime import datetime, timezone
     from mmgen.runs import load_run
     config = config_of(a, a.job)
     if config.run_id is None:
-        config = replace(config, run_id=f"{a.job}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
+        config = replace(config, run_id=f"{a.job}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}")
     launch(config)
     folder = repo_root() / "reports" / "runs" / config.run_id
     record = load_run(folder)
@@ -161,7 +160,7 @@ def prepare(a) -> dict:
 def demo(a) -> dict:
     "The page, until Ctrl-C."
     from mmgen.demo import serve
-    with tempfile.TemporaryDirectory(prefix="mmgen-demo-") as uploads:  # which end with the page
+    with tempfile.TemporaryDirectory(prefix="mmgen-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         page = serve(a.port, a.host, a.device, browser=not a.no_browser, wait=False)
         address = f"http://{a.host}:{a.port}"
