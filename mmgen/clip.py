@@ -132,10 +132,9 @@ class CLIP(TextEncoder):
         device: str | torch.device | None = None,
     ) -> "CLIP":
         "Opens any CLIPModel folder, in float32; WeightsError where its weights are damaged or do not fit."
-        from mmgen.weights import WeightsError, load_into, load_state, resolve
+        from mmgen.weights import WeightsError, load_into, load_state, read_config, resolve
         folder = Path(resolve(name_or_path))
-        file = folder / "config.json"
-        if not file.exists() or json.loads(file.read_text("utf-8")).get("model_type") != "clip":
+        if not (folder / "config.json").exists() or read_config(folder).get("model_type") != "clip":
             raise WeightsError(f"{folder.name} is not a CLIP model: no config.json says model_type clip.")
         model = CLIPModel(CLIPConfig.from_pretrained(folder))
         state = {k: v for k, v in load_state(folder).items() if not k.endswith("position_ids")}

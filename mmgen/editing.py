@@ -170,9 +170,9 @@ def editor_class(
 ) -> type:
     "The class of an Editor; EditError for a name that is not there."
     if name not in EDITORS:
-        close = difflib.get_close_matches(name, EDITORS, 1)
-        raise EditError(f"There is no editor {name!r}; " + (f"did you mean {close[0]!r}? " if close else "")
-                        + f"Choose from {', '.join(EDITORS)}.")
+        close = difflib.get_close_matches(name.lower(), EDITORS, 1) or [known for known in EDITORS if name and name.lower() in known]
+        raise EditError(f"There is no editor {name!r}; " + (f"did you mean {close[0]!r}? Choose" if close else "choose")
+                        + f" from {', '.join(EDITORS)}.")
     module, attribute = EDITORS[name].split(":")
     return getattr(importlib.import_module(module), attribute)
 

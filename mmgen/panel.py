@@ -77,9 +77,9 @@ def wanted_caption(
         for part in parts:
             source = edited_caption(source, part)
         return source
-    for part in strange:
+    for part in strange[:5]:
         for close in difflib.get_close_matches(part, known, 1, cutoff=0.8):
-            warnings.warn(f"The model knows no tag {part!r}; did you mean {close!r}? As it stands, {prompt.strip()!r} is taken for a "
+            warnings.warn(f"The model knows no tag {part!r}; did you mean {close!r}? As it stands, {prompt.strip()[:100]!r} is taken for a "
                           "caption of the whole image.")
     return prompt.strip()
 
@@ -93,6 +93,7 @@ def edit_image(
 ) -> np.ndarray:  # uint8 (H, W, 3)
     "One image through an Editor."
     result = which.edit(to_float(image).cpu(), [source], [wanted_caption(source, prompt, tags_of(which))], strength)
+    if not result.isfinite().all(): raise EditError(f"{which.name} left the finite numbers, and there is no picture; a smaller guidance or alpha may help, or other weights.")
     return to_uint8(result)[0].cpu().numpy()
 
 

@@ -84,9 +84,9 @@ class Settings:
                              f"did you mean {closest(value, self.choices[name])!r}?")
         if kind in (int, float):
             low = 1 if kind is int and name not in self.zero_ok else 0
-            high = 1 if name in self.fractions else math.inf
+            high = 1 if name in self.fractions else math.inf if kind is float else 2**63 - 1 # what torch and numpy take
             if not low <= value <= high or (value == math.inf and name != "max_seconds"):
-                limits = f"{low} or more" if kind is int else "finite, 0 or more"
+                limits = "finite, 0 or more" if kind is float else f"{low} or more" if value < low else "less than 2**63"
                 if high == 1: limits = "from 0 to 1"
                 raise ValueError(f"{where} must be {limits}, not {value}.")
         if name in self.lists:

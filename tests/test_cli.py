@@ -1,6 +1,8 @@
 "The command line: what it prints where, exit codes, the mistakes that people make."
+import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmgen.cli import main
+from mmgen.cli import build_parser, main
 from mmgen.data import portraits
 from mmgen.launch import FITS
 from mmgen.presets import JOBS
@@ -97,3 +99,90 @@ def test_training_from_the_shell_is_the_notebooks_job(tmp_path, monkeypatch, cap
     assert about["status"] == "completed" and "step 6/6" in printed.err
     record = json.loads((tmp_path / "reports" / "runs" / "mine" / "run.json").read_text())
     assert record["config"]["images"] == 48 and record["config"]["preset"] == "smoke"
+
+
+def test_where_a_picture_cannot_go_is_said_before_the_weights_are_opened(me, capsys):
+    (me.parent / "folder.png").mkdir()
+    for command in (["edit", str(me), "green hair"], ["sample", "smile"]):
+        for out, said in (("folder.png", "is a folder; name a file in it"), ("me.png/a.png", "me.png is not a folder"), ("a.gif", "no image format"), ("a" * 300 + ".png", "File name too long")):
+            assert main([*command, "--model", "nothing", "-o", str(me.parent / out)]) == 1
+            assert said in capsys.readouterr().err
+    assert main(["edit", str(me), " , ", "--model", "nothing"]) == 1 and "The prompt is empty" in capsys.readouterr().err
+    assert sorted(p.name for p in me.parent.iterdir()) == ["folder.png", "me.png"]
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing(me, monkeypatch, capsys):
+    def full(self, *where): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert main(["edit", str(me), "green hair", "--editor", "copy-input"]) == 1
+    assert "me-edited.png cannot be written (No space left on device)" in capsys.readouterr().err and [p.name for p in me.parent.iterdir()] == ["me.png"]
+
+
+@pytest.mark.parametrize("option, value, said", [("--steps", "0", "at least 1"), ("--guidance", "nan", "at least 0"), ("--seed", "-1", "at least 0"), ("-n", "100000", "1000 at most"),
+                                                 ("--sampler", "eular", "There is no sampler 'eular'")])
+def test_samples_that_cannot_be_meant_are_refused(option, value, said, capsys):
+    assert main(["sample", "smile", option, value]) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["edit", "me.png", "green", "hair"], "'hair' is a word too many; several words that belong together stand in quotes"), (["edit", "a", "b", "--stregnth", "1"], "no option --stregnth; did you mean --strength?"),
+    (["train", "ldm", "--learning-rate=1"], "did you mean --lr?"), (["train", "mapper", "--batch_size", "4"], "did you mean --batch-size?")])
+def test_the_option_that_was_meant_is_named(arguments, said, capsys):
+    with pytest.raises(SystemExit) as stop: main(arguments)
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_what_nobody_foresaw_is_one_sentence_with_its_place(monkeypatch, capsys):
+    monkeypatch.setattr("mmgen.weights.packaged", lambda: 1 / 0)
+    assert main(["weights", "--json"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and "not foreseen: ZeroDivisionError (division by zero) in test_cli.py, line" in printed.err
+
+
+def test_the_bar_counts_to_its_end_and_changes_nothing(me, monkeypatch, capsys):
+    from tqdm import tqdm
+    seen = []
+
+    class Bar(tqdm):
+        def close(self):
+            seen.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr("mmgen.commands.tqdm", Bar)
+    for editor, total in (("sdedit", 4), ("ddim-inversion", 6), ("flowedit", 4), ("styleclip-optimization", None)):
+        pictures = []
+        for wanted in (False, True):
+            monkeypatch.setattr("mmgen.commands.wants_bar", lambda: wanted)
+            seen.clear()
+            assert main(["edit", str(me), "word " * 1000, "--steps", "2", "--editor", editor, "--json"]) == 0
+            printed = capsys.readouterr()
+            assert printed.err.count("does not see") == 1 and set(json.loads(printed.out)) > {"file", "editor"}  # said once, though twice heard
+            pictures.append(me.with_name("me-edited.png").read_bytes())
+        assert pictures[0] == pictures[1] and (total is None or seen[0] == (total, total))
+
+
+def test_two_trainings_in_one_second_have_two_names(monkeypatch):
+    from argparse import Namespace
+    from mmgen import commands
+    seen = []
+    monkeypatch.setattr(commands, "launch", lambda config: seen.append(config.run_id) or 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError): commands.train(Namespace(job="oracle"))
+    assert len(set(seen)) == 2
+
+
+def parsers(one):
+    "A parser and all below it."
+    yield one
+    for action in one._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values(): yield from parsers(below)
+
+
+def test_every_example_in_the_help_is_understood():
+    whole = build_parser()
+    texts = [one.format_help() for one in parsers(whole)]
+    examples = [line.strip() for text in texts for line in text.splitlines() if line.startswith("  mmgen ")]
+    assert len(examples) > 30 and not any("None" in text for text in texts)
+    for line in examples: whole.parse_args(shlex.split(line)[1:])

@@ -129,3 +129,10 @@ def test_psnr_of_a_known_error():
     x, error = torch.zeros(2, 3, 8, 8), torch.tensor([0.2, 0.02])[:, None, None, None]
     assert torch.allclose(core.psnr(x, x + error), torch.tensor([20.0, 40.0]))
     assert core.psnr(x + 1, x + 5).min() > 100  # what lies outside is clamped
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path):
+    (tmp_path / "note.txt").write_text("x")
+    assert files.check_writable(str(tmp_path / "new" / "deep" / "a.png")).name == "a.png" and not (tmp_path / "new").exists()
+    with pytest.raises(ValueError, match="is a folder; name a file in it"): files.check_writable(tmp_path)
+    with pytest.raises(ValueError, match="note.txt is not a folder"): files.check_writable(tmp_path / "note.txt" / "a.png")

@@ -1,4 +1,5 @@
 "The demo page: what it does without a browser, and a click-through in headless Chromium."
+import io
 import socket
 import subprocess
 import sys
@@ -105,3 +106,23 @@ def test_click_through(address, tmp_path):
         assert MAX_BYTES == 8 * 2**20
     finally:
         browser.quit()
+
+
+def test_a_port_that_does_not_exist_is_said():
+    for port in (0, 99_999, -1):
+        with pytest.raises(ValueError, match=f"The port {port} does not exist"): serve(port)
+
+
+def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded():
+    file = io.BytesIO()
+    Image.new("1", (8000, 5000)).save(file, "PNG")
+    assert len(file.getvalue()) < 100_000
+    with pytest.raises(ValueError, match="8000 × 5000 pixels; at most 32 million"): Workbench("cpu").see(file.getvalue(), "styleclip-mapper")
+
+
+def test_the_page_says_what_a_misspelt_tag_may_mean():
+    picture, source, _, _ = examples(1)[0]
+    _, said = Workbench("cpu").edit(picture, source, "gren hair", "styleclip-mapper", 0.5)
+    assert said.startswith("gren hair ") and said.count("did you mean 'green hair'") == 1
+    _, said = Workbench("cpu").edit(picture, source, "word " * 10_000, "styleclip-mapper", 0.5)
+    assert len(said) < 1500 and "does not see" in said

@@ -1,4 +1,5 @@
 """The Editor seam: every editor takes the same arguments and refuses the same mistakes."""
+import numpy as np
 import pytest
 import torch
 
@@ -8,6 +9,7 @@ from mmgen.data.captions import caption
 from mmgen.editing import CopyInput, EditError, Editor, check_edit, options_of, residual_decode
 from mmgen.ldm.editing import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import random_pipeline
+from mmgen.panel import edit_image
 
 PIPELINE = random_pipeline()
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -96,3 +98,16 @@ def test_editors_are_found_by_name():
         mmgen.editor("sdeditt")
     with pytest.raises(AttributeError):
         mmgen.nothing
+
+
+@pytest.mark.parametrize("name, said", [("StyleCLIP", "did you mean 'styleclip-mapper'\\? Choose from"), ("mapper", "did you mean 'styleclip-mapper'"), ("zzz", "'zzz'; choose from copy-input"), ("", "''; choose from")])
+def test_the_closest_editor_is_named(name, said):
+    with pytest.raises(EditError, match=said): mmgen.editor(name)
+
+
+def test_an_edit_that_left_the_finite_numbers_gives_no_picture():
+    class Lost(CopyInput):
+        def edit(self, images, source, target, strength=None): return images * float("nan")
+
+    with pytest.raises(EditError, match="copy-input left the finite numbers"):
+        edit_image(Lost(), np.zeros((8, 8, 3), np.uint8), "", "smile")

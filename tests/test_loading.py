@@ -255,3 +255,13 @@ def test_cache(tmp_path):
     file.write_bytes(file.read_bytes()[:20])
     with pytest.warns(UserWarning, match="damaged"): cached("z", {"a": 1}, make, tmp_path)
     assert len(made) == 2
+
+
+def test_postscript_which_another_program_would_run_is_no_picture():
+    with pytest.raises(ImageError, match="not in an image format that Pillow reads"):
+        open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+
+
+def test_all_16_bit_greys_become_the_nearest_of_8_bits():
+    grey = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    assert np.array_equal(open_image(stored(grey))[..., 0], (grey / 257).round())

@@ -223,3 +223,7 @@ def test_the_notebooks_parameters_cell_is_the_generated_one(job):
     cells = json.loads((repo_root()/"nbs"/f"train_{job}.ipynb").read_text(encoding="utf-8"))["cells"]
     tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
     assert tagged == [parameters_cell(job)]
+
+
+def test_a_seed_that_no_generator_takes_is_said():
+    with pytest.raises(ValueError, match=r"edit: seed must be less than 2\*\*63"): config_for("edit", seed=2**63)

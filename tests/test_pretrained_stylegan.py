@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import mmgen
 from mmgen.data.loading import open_image
@@ -137,3 +138,28 @@ def test_what_is_no_encoder_is_said_and_a_wrong_pair_too(generator, e4e_file):
     with pytest.raises(ValueError, match="codes for 32 px .* the generator has 64 px"): e4e_of(read_pickle(e4e_file)).fits(Generator.load())
     lacking = {k: v for k, v in to_numbered(generator).items() if k != "to_rgbs.2.bias"}
     with pytest.raises(WeightsError, match="mine does not fit Generator.*1 missing"): generator_of({"g_ema": lacking}, "mine")
+
+
+def test_a_generator_in_safetensors_opens_and_8_bits_do_not(generator, tmp_path):
+    state = {key: value.contiguous() for key, value in generator.state_dict().items()}
+    save_file(state, tmp_path / "g.safetensors")
+    assert torch.allclose(image(Generator.load(tmp_path / "g.safetensors")), image(generator), atol=1e-5)
+    (tmp_path / "g.pkl").write_bytes((tmp_path / "g.safetensors").read_bytes())
+    with pytest.raises(WeightsError, match="g.pkl was not opened: it is safetensors"): Generator.load(tmp_path / "g.pkl")
+    torch.save({"g_ema": {key: (100 * value).to(torch.int8) for key, value in to_numbered(generator).items()}}, tmp_path / "g8.pt")
+    with pytest.raises(WeightsError, match="g8.pt holds 8-bit weights"): Generator.load(tmp_path / "g8.pt")
+
+
+@pytest.mark.parametrize("change", [lambda state: {k: v.flatten() for k, v in state.items()}, lambda state: {k: torch.zeros(()) for k in state}])
+def test_a_generator_of_strange_shapes_is_one_sentence(generator, change):
+    for state in (generator.state_dict(), to_numbered(generator)):
+        with pytest.raises(WeightsError, match="mine holds a StyleGAN2 generator whose tensors have other shapes"): generator_of({"g_ema": change(state)}, "mine")
+    for average in ("none", torch.zeros(3)):
+        with pytest.raises(WeightsError, match="other shapes"): generator_of({"g_ema": to_numbered(generator), "latent_avg": average}, "mine")
+    with pytest.raises(WeightsError, match="holds no StyleGAN2 generator"): generator_of({1: torch.zeros(2)}, "mine")
+
+
+def test_an_encoder_of_a_million_layers_takes_no_memory():
+    for layer in ("1000000", "x"):
+        with pytest.raises(WeightsError, match="mine holds no encoder e4e"):
+            e4e_of({"state_dict": {f"encoder.styles.{layer}.convs.0.weight": torch.zeros(1), "encoder.latlayer1.weight": torch.zeros(1)}}, "mine")

@@ -1,6 +1,8 @@
 """mmgen.weights: names, safe reading, strict loading, writing."""
 import json
 import pickle
+import re
+import struct
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ from torch import nn
 
 from mmgen import weights
 from mmgen.files import repo_root
-from mmgen.weights import WeightsError, load_into, load_state, model_card, packaged, resolve, save_weights
+from mmgen.weights import WeightsError, load_into, load_model, load_state, model_card, packaged, resolve, save_weights
 
 
 def net(width=8):
@@ -212,3 +214,65 @@ def test_packaged_weights_are_complete(name):
     folder = packaged()[name]
     assert (folder/"README.md").read_text(encoding="utf-8").startswith("---") and json.loads((folder/"run.json").read_text())
     assert all(v.isfinite().all() for v in load_state(folder).values())
+
+
+@pytest.mark.parametrize("name, content, said", [
+    ("a.safetensors", b"<html>", "a.safetensors was not opened: it is a web page"), ("a.safetensors", b"\x80\x02]q\x00.", "a.safetensors was not opened: it is a zip or a pickle, as torch writes; its name must end in .pt"),
+    ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "mine/model.safetensors was not opened: it is a pointer of git-lfs"), ("model.safetensors", b"\x01", "mine/model.safetensors is damaged")])
+def test_a_file_under_a_wrong_name_says_what_it_is_and_where(tmp_path, name, content, said):
+    (tmp_path/"mine").mkdir()
+    (tmp_path/"mine"/name).write_bytes(content)
+    with pytest.raises(WeightsError, match=said): load_state(tmp_path/"mine"/name)
+
+
+def test_rounded_weights_are_refused_and_what_is_not_finite_too(tmp_path):
+    state = net().state_dict()
+    for changed in ({k: (100 * v).to(torch.int8) for k, v in state.items()}, {k: v.to(torch.float8_e5m2) for k, v in state.items()},
+                    state | {"0.qweight": torch.zeros(2, 2, dtype=torch.int32)}, state | {"0.SCB": torch.zeros(2)}):
+        save_file(changed, tmp_path/"a.safetensors")
+        with pytest.raises(WeightsError, match="a.safetensors holds 8-bit weights, or smaller ones .*take the float16 or float32 ones"): load_state(tmp_path/"a.safetensors")
+    save_file({"index": torch.zeros(3, dtype=torch.int8), "w": torch.ones(2).bfloat16()}, tmp_path/"b.safetensors")
+    assert load_state(tmp_path/"b.safetensors")["w"].dtype == torch.float32 # numbers of 8 bits that are no weights stay
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(WeightsError, match=r"mine does not fit Sequential: 1 with numbers that are not finite \(0.weight\)\."):
+            load_into(net(), state | {"0.weight": torch.full_like(state["0.weight"], bad)}, "mine")
+
+
+class Small(nn.Module):
+    def __init__(self, width: int = 2):
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+
+
+@pytest.mark.parametrize("text, said", [("{", "mine/config.json cannot be read as JSON"), ("[]", "mine/config.json holds a list where"), ("null", "holds a NoneType where"),
+                                        ('{"widths": 2, "_class_name": "x"}', "Small.load: mine holds another model: its config.json has widths, and a Small has width"),
+                                        ('{"width": "two"}', "holds another model")])
+def test_a_config_that_is_another_models_is_said(tmp_path, text, said):
+    save_weights(tmp_path/"mine", Small().state_dict(), {"width": 2}, "# Card")
+    assert isinstance(load_model(Small, tmp_path/"mine"), Small)
+    (tmp_path/"mine"/"config.json").write_text(text)
+    with pytest.raises(WeightsError, match=said): load_model(Small, tmp_path/"mine")
+
+
+def test_what_the_hubs_cache_has_and_lacks_is_said(tmp_path, monkeypatch):
+    place = tmp_path/"models--owner--sd"/"snapshots"/"abc"
+    place.mkdir(parents=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: (_ for _ in ()).throw(ConnectionError("no route")))
+    with pytest.raises(WeightsError, match=r"the hub did not give it \(no route\)\. The hub's cache holds owner/sd\."): resolve("owner/other")
+    with pytest.raises(WeightsError, match="The hub's cache holds owner/sd without unet"): resolve(place/"unet")
+    with pytest.raises(WeightsError, match="There is no gone in the folder"): resolve(tmp_path/"gone")
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"\n<!doctype HTML><title>Sign in</title>", "a web page"), (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "git lfs pull"), (b"GGUF\x03\0\0\0", "float16"),
+    (struct.pack("<Q", 40) + b'{"w":{"dtype":"F32","shape":[1]}}', "its name must end in .safetensors"), (b"\x89PNG\r\n", "a picture"), (b"\x1f\x8b\x08", "unpack it")])
+def test_what_comes_under_a_wrong_name_is_named(tmp_path, content, said):
+    (tmp_path/"a.ckpt").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"a\.ckpt was not opened: it is .*" + re.escape(said)):
+        load_state(tmp_path/"a.ckpt")
+
+
+def test_floats_of_8_bits_in_a_torch_file_are_refused_in_words(tmp_path):
+    torch.save({"w": torch.ones(4).to(torch.float8_e4m3fn)}, tmp_path/"a.pt")
+    with pytest.raises(WeightsError, match="as 8-bit floats; take the float16"): load_state(tmp_path/"a.pt")

@@ -7,7 +7,7 @@ __all__ = ['SPLIT_NAMES', 'ImageError', 'read_image', 'open_image', 'load_source
            'content_sha256']
 
 # %% ../../nbs/42d_loading.ipynb #3ccd5a14
-import hashlib, io, json, os, warnings
+import functools, hashlib, io, json, os, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,13 +25,20 @@ class ImageError(ValueError):
         super().__init__(message)
         self.damage = damage
 
+@functools.cache
+def _formats() -> list:
+    "All that Pillow reads but PostScript, which it hands to another program"
+    Image.init()
+    return [kind for kind in Image.ID if kind != "EPS"]
+
 def _rgb(image: Image.Image) -> Image.Image:
     "Any mode to RGB: transparency on white, 16 bits and floats scaled to 8"
     if image.mode.startswith(("I", "F")): # 16 or 32 bits, one channel
-        values = np.asarray(image).astype(np.float64)
+        values = np.array(image, np.float32) # a copy, changed in place: a small file may hold many pixels
         top = 1.0 if image.mode == "F" and values.max() <= 1 else 255.0 if values.max() <= 255 else 65535.0
         if image.mode.startswith("I;16"): top = 65535.0
-        return Image.fromarray((values.clip(0, top)*(255/top)).round().astype(np.uint8)).convert("RGB")
+        np.multiply(values.clip(0, top, out=values), 255/top, out=values)
+        return Image.fromarray(values.round(out=values).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -56,7 +63,7 @@ def read_image(source, # a path, bytes, an open file, a PIL image or a uint8 arr
     if isinstance(source, (bytes, bytearray, memoryview)): source = io.BytesIO(source)
     try:
         if isinstance(source, np.ndarray): image = Image.fromarray(source)
-        else: image = source if isinstance(source, Image.Image) else Image.open(source)
+        else: image = source if isinstance(source, Image.Image) else Image.open(source, formats=_formats())
         if image.width*image.height > max_pixels:
             raise ImageError(f"{name} has {image.width} × {image.height} pixels; {limit}.")
         if least: image.draft(None, (least, least))

@@ -23,7 +23,7 @@ from ..optimizers import build
 from ..jobs import OracleConfig
 from ..runs import Run
 from ..training import Task, train
-from ..weights import WeightsError, load_into, load_state, model_card, resolve, save_weights
+from ..weights import WeightsError, load_into, load_state, model_card, read_config, resolve, save_weights
 
 # %% ../../nbs/44a_oracle.ipynb #0adfab19
 def classes(
@@ -96,7 +96,7 @@ class Oracle(nn.Module):
     def load(cls, name_or_path: str | Path = "oracle-portraits", device=None) -> "Oracle":
         "The packaged oracle, or one from a folder."
         folder = resolve(name_or_path)
-        config = json.loads((folder / "config.json").read_text("utf-8")) if (folder / "config.json").is_file() else {}
+        config = read_config(folder) if (folder / "config.json").is_file() else {}
         if not {"attributes", "width", "size"} <= set(config):
             raise WeightsError(f"Oracle.load: {name_or_path} is not an oracle; its config.json must name attributes, width and size.")
         model = cls(**config)

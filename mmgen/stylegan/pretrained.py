@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..pickles import PickleError, Plain, read_pickle, state_of
+from ..pickles import PickleError, Plain, disguise, read_pickle, state_of
 from .generator import Generator
 from .layers import EqualLinear, binomial_filter
 from ..styleclip.identity import bottlenecks
-from ..weights import WeightsError, load_into
+from ..weights import WeightsError, as_floats, load_into, load_state
 
 # %% ../../nbs/33f_pretrained_stylegan.ipynb #aa9a3f07
 def rename_tensorflow(
@@ -90,29 +90,34 @@ def generator_of(
         parts = found.get("state_dict", found)
         if isinstance(found.get("G_ema"), Plain): found = found["G_ema"]
         elif isinstance(found.get("g_ema"), dict): found = found["g_ema"]
-        else: found = {key.removeprefix("decoder."): value for key, value in parts.items() if key.startswith("decoder.")} or parts
-    try: state = state_of(found)
+        else: found = {key.removeprefix("decoder."): value for key, value in parts.items() if str(key).startswith("decoder.")} or parts
+    other = f"{where} holds a StyleGAN2 generator whose tensors have other shapes than published ones"
+    try:
+        state = as_floats({str(key): value for key, value in state_of(found).items()}, where)
+        if "synthesis/4x4/Const/const" in state: state = rename_tensorflow(state)
+        elif "input.input" in state: state = rename_numbered(state)
     except PickleError as e: raise WeightsError(f"{where} holds no StyleGAN2 generator ({e})") from e
-    if "synthesis/4x4/Const/const" in state: state = rename_tensorflow(state)
-    elif "input.input" in state: state = rename_numbered(state)
+    except (IndexError, RuntimeError) as e: raise WeightsError(f"{other} ({e}).") from e
     if any(key.startswith(("synthesis.L", "synthesis.input")) for key in state): raise WeightsError(f"{where} holds StyleGAN3, whose layers are others; StyleGAN2 is opened.")
     if "mapping.embed.weight" in state: raise WeightsError(f"{where} holds a generator with class labels; one without is needed.")
     if not {"synthesis.b4.const", "synthesis.b4.torgb.weight", "synthesis.b4.conv1.weight", "mapping.fc0.weight"} <= state.keys():
         raise WeightsError(f"{where} holds no StyleGAN2 generator: a network Gs, G_ema, or g_ema with skip connections to RGB was expected.")
-    config = generator_config(state)
-    generator = Generator(**config)
+    try:
+        config = generator_config(state)
+        generator = Generator(**config)
+        given = {} if average is None else {"mapping.w_avg": average.float().reshape(-1, config["w_dim"])[0]}
+    except (AttributeError, IndexError, RuntimeError, ValueError) as e: raise WeightsError(f"{other} ({e}).") from e
     fixed = {key: binomial_filter() for key in generator.state_dict() if key.endswith("resample_filter")}
     noises = {key: torch.randn(value.shape, generator=torch.Generator().manual_seed(0)) for key, value in generator.state_dict().items() if key.endswith("noise_const")}
-    given = {} if average is None else {"mapping.w_avg": average.reshape(-1, config["w_dim"])[0]}
-    state = {key: value.float().contiguous() for key, value in (noises | {"mapping.w_avg": torch.zeros(config["w_dim"])} | state | given | fixed).items()}
+    state = {key: value.contiguous() for key, value in (noises | {"mapping.w_avg": torch.zeros(config["w_dim"])} | state | given | fixed).items()}
     return load_into(generator, state, where).eval().requires_grad_(False)
 
 
 def open_file(
-    path: str | Path,  # .pkl or .pt
+    path: str | Path,  # .pkl or .pt; .safetensors too
 ):
     "What `read_pickle` gives; WeightsError in its words."
-    try: return read_pickle(path)
+    try: return load_state(path) if Path(path).suffix == ".safetensors" and disguise(path) else read_pickle(path)
     except PickleError as e: raise WeightsError(str(e)) from e
 
 # %% ../../nbs/33f_pretrained_stylegan.ipynb #33bff255
@@ -163,12 +168,12 @@ def e4e_of(
 ) -> E4E:
     "The encoder in a checkpoint of e4e, frozen; WeightsError where it holds none."
     state = found.get("state_dict", found) if isinstance(found, dict) else {}
-    state = {key.removeprefix("encoder."): value for key, value in state.items() if key.startswith("encoder.")}
-    layers = {int(key.split(".")[1]) for key in state if key.startswith("styles.")}
-    if not layers or "latlayer1.weight" not in state:
+    state = {key.removeprefix("encoder."): value for key, value in state.items() if str(key).startswith("encoder.") and torch.is_tensor(value)}
+    layers = {int(m[1]) for key in state if (m := re.match(r"styles\.(\d+)\.", key))}
+    if not layers or max(layers) > 17 or "latlayer1.weight" not in state: # 18 at 1024 px
         raise WeightsError(f"{where} holds no encoder e4e: a state_dict with encoder.styles and encoder.latlayer1 was expected.")
     encoder = E4E(2 ** ((max(layers) + 3) // 2))
     average = found.get("latent_avg")
-    state["latent_avg"] = torch.zeros(encoder.num_ws, 512) if average is None else average.float().expand(encoder.num_ws, -1).clone()
-    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    return load_into(encoder, state, where).eval().requires_grad_(False)
+    try: state["latent_avg"] = torch.zeros(encoder.num_ws, 512) if average is None else average.float().expand(encoder.num_ws, -1).clone()
+    except (AttributeError, RuntimeError) as e: raise WeightsError(f"{where} holds no encoder e4e: its latent_avg is no tensor of {encoder.num_ws} codes ({e}).") from e
+    return load_into(encoder, as_floats(state, where), where).eval().requires_grad_(False)
