@@ -17,7 +17,7 @@ from .records import Evidence, curve, editing, family, label, name_of, select, v
 INK, GRID = "#24292f", "#d0d7de"  # written as variables that follow the reader's light or dark page
 _STYLE = ("<style>:root{--ink:#24292f;--grid:#d0d7de}@media(prefers-color-scheme:dark){:root{--ink:#d1d7de;--grid:#3d444d}}"
           "text{font-family:system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif !important}</style>")
-_SETTINGS = {"svg.hashsalt": "mmgen", "svg.fonttype": "none", "font.size": 10, "axes.edgecolor": GRID, "axes.labelcolor": INK, "text.color": INK,
+_SETTINGS = {"svg.hashsalt": "mmgen", "svg.fonttype": "none", "font.size": 10, "font.sans-serif": ["DejaVu Sans"], "axes.edgecolor": GRID, "axes.labelcolor": INK, "text.color": INK,
              "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "grid.color": GRID, "axes.grid": True,
              "grid.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.axisbelow": True}
 
@@ -38,8 +38,9 @@ def save_svg(
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", buffer.getvalue(), flags=re.S)
     text = text.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
+    text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
     text = re.sub(r"<defs>", _STYLE + "<defs>", text, count=1)
-    return atomic_write(path, "\n".join(line.rstrip() for line in text.splitlines()) + "\n")
+    return atomic_write(path, "\n".join(line.strip() for line in text.splitlines()) + "\n")
 
 # %% ../../nbs/44c3_report_figures.ipynb #2fbc4bca
 COLOURS = {"latent diffusion": ("#1f77d0", "#17a2a2", "#5b5bd6", "#2ea043", "#0b84a5", "#7a9a01", "#8250df"), "StyleCLIP": ("#e8710a", "#d1242f", "#c2410c", "#db61a2"),
