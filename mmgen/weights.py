@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILES', 'TORCH_FILES', 'WeightsError', 'packaged', 'at_hand', 'resolve', 'as_floats', 'load_state', 'load_into',
-           'fingerprint', 'read_config', 'load_model', 'save_weights', 'model_card', 'package']
+           'fingerprint', 'read_fields', 'read_config', 'load_model', 'save_weights', 'model_card', 'package']
 
 # %% ../nbs/04_weights.ipynb #a88dfd92
 import hashlib
@@ -162,15 +162,23 @@ def fingerprint(
     return digest.hexdigest()[:16]
 
 
+def read_fields(
+    file: Path, # JSON
+) -> dict:
+    "What a file of JSON holds; WeightsError where it holds no fields."
+    name = f"{file.parent.name}/{file.name}"
+    try: fields = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e: raise WeightsError(f"{name} cannot be read as JSON ({e}).") from e
+    if not isinstance(fields, dict): raise WeightsError(f"{name} holds a {type(fields).__name__} where the fields of a model were expected.")
+    return fields
+
+
 def read_config(
     folder: Path, # of weights
     cls: type|None = None, # a module that the fields shall build
 ) -> dict:
-    "Its config.json; WeightsError where that is no JSON, holds no fields, or those of another module. Names like _this are left out."
-    try: config = json.loads((folder/"config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e: raise WeightsError(f"{folder.name}/config.json cannot be read as JSON ({e}).") from e
-    if not isinstance(config, dict): raise WeightsError(f"{folder.name}/config.json holds a {type(config).__name__} where the fields of a model were expected.")
-    config, known = {k: v for k, v in config.items() if not k.startswith("_")}, list(inspect.signature(cls).parameters) if cls else []
+    "Its config.json; WeightsError where that holds no fields, or those of another module. Names like _this are left out."
+    config, known = {k: v for k, v in read_fields(folder/"config.json").items() if not k.startswith("_")}, list(inspect.signature(cls).parameters) if cls else []
     if cls and (strange := [k for k in config if k not in known]):
         raise WeightsError(f"{cls.__name__}.load: {folder.name} holds another model: its config.json has {', '.join(strange[:3])}{', …' if strange[3:] else ''}, "
                            f"and a {cls.__name__} has {', '.join(known[:3])}, ….")

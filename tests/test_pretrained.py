@@ -1,6 +1,7 @@
 "Weights made elsewhere: Stable Diffusion and txt2img in folders and single files, kl autoencoders, text towers, UNets without text; small, random, and of the exact layout."
 import json
 import re
+import shutil
 
 import diffusers
 import pytest
@@ -335,3 +336,32 @@ def test_a_model_without_text_samples_and_edits_nothing(tmp_path):
     for change, words in (({"first_stage_model.quantize.embedding.weight": torch.zeros(1)}, "VQ autoencoder"), ({"betas": betas**2}, "noise schedule of mine.ckpt is unknown")):
         torch.save(whole | change, tmp_path / "mine.ckpt")
         with pytest.raises(WeightsError, match=words): unconditional(tmp_path / "mine.ckpt")
+
+
+def test_weights_that_tell_no_configuration_are_one_sentence(sd, tokenizer):
+    _, pipe = sd
+    reads_no_text = without_text("beds")[1]
+    whole = {"unet": (unet_of, to_compvis_unet(pipe.unet.state_dict())), "plain": (unconditional_unet_of, reads_no_text),
+             "vae": (autoencoder_of, to_compvis_vae(pipe.vae.state_dict())),
+             "text": (lambda state, where: text_encoder_of(state, tokenizer, "cpu", where), dict(pipe.text_encoder.state_dict()))}
+    for open_it, state in whole.values():
+        for key in list(state)[::7]:
+            for broken in ({k: v for k, v in state.items() if k != key}, state | {key: torch.zeros(())}, state | {key: torch.zeros(3, 5)}):
+                with pytest.raises(WeightsError, match="mine"): open_it(broken, "mine")
+    for key in ("model.diffusion_model.label_emb.0.0.weight", "add_embedding.linear_1.weight"):
+        with pytest.raises(WeightsError, match="mine holds the UNet of Stable Diffusion XL"): unet_of(whole["unet"][1] | {key: torch.zeros(1)}, "mine")
+
+
+@pytest.mark.parametrize("file, content, words", [
+    ("model_index.json", "[]", "folder/model_index.json holds a list"), ("scheduler/scheduler_config.json", "null", "scheduler_config.json holds a NoneType"),
+    ("scheduler/scheduler_config.json", "{}", "folder lacks beta_schedule, num_train_timesteps"), ("scheduler/scheduler_config.json", None, "scheduler_config.json cannot be read"),
+    ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'; those that predict epsilon or v_prediction"),
+    ("vae/config.json", "<html>", "vae/config.json cannot be read as JSON"), ("unet/config.json", "3", "unet/config.json holds a int"),
+    ("text_encoder/config.json", None, "text_encoder/config.json cannot be read"), ("tokenizer", None, "folder lacks the folder tokenizer"),
+    ("tokenizer/tokenizer.json", "{", "The tokenizer of folder was not opened")])
+def test_a_folder_with_a_broken_file_is_one_sentence(sd, tmp_path, file, content, words):
+    folder = shutil.copytree(sd[0] / "folder", tmp_path / "folder")
+    if content is None: shutil.rmtree(folder / file) if (folder / file).is_dir() else (folder / file).unlink()
+    elif isinstance(content, dict): (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | content))
+    else: (folder / file).write_text(content)
+    with pytest.raises(WeightsError, match=words): LatentDiffusion.load(folder)

@@ -6,7 +6,6 @@
 __all__ = ['sampler', 'make_process', 'LatentDiffusion', 'random_pipeline']
 
 # %% ../../nbs/32d_pipeline.ipynb #f7d315cb
-import json
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from .diffusion import FlowMatching, make_schedule, noise_like, start
 from .samplers import DiffusersSampler, Guided, ddim, ddpm, euler, heun
 from .unet import UNet2DConditionModel
 from ..runs import without_folders
-from ..weights import WeightsError, load_into, load_state, resolve, save_weights
+from ..weights import WeightsError, load_into, load_state, read_fields, resolve, save_weights
 
 # %% ../../nbs/32d_pipeline.ipynb #cacb54fe
 def sampler(
@@ -168,7 +167,7 @@ class LatentDiffusion:
             return stable_diffusion(folder, device=device)
         if not (folder / "config.json").is_file():
             raise ValueError(f"{name_or_path} is not a latent diffusion model of mmgen: it has no config.json.")
-        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config = read_fields(folder / "config.json")
         missing = [key for key in ("autoencoder", "text_encoder", "unet", "process") if key not in config]
         if missing:
             raise ValueError(f"{name_or_path} is not a latent diffusion model of mmgen: its config.json lacks {', '.join(missing)}.")

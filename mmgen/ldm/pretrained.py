@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LDMBertLayer', 'LDMBertModel', 'common_config', 'unet_config', 'autoencoder_config', 'text_config', 'bert_config',
-           'unet_of', 'autoencoder_of', 'text_encoder_of', 'stable_diffusion']
+           'described', 'unet_of', 'autoencoder_of', 'text_encoder_of', 'stable_diffusion']
 
 # %% ../../nbs/32h_pretrained.ipynb #42e0e792
-import json
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ from .autoencoder import AutoencoderKL
 from .compvis import part_of, rename_autoencoder, rename_text_encoder, rename_unet
 from .pipeline import LatentDiffusion
 from .unet import UNet2DConditionModel
-from ..weights import WeightsError, load_into, load_state, resolve
+from ..weights import WeightsError, load_into, load_state, read_config, read_fields, resolve
 
 # %% ../../nbs/32h_pretrained.ipynb #7778ed9f
 # Vaswani et al. 2017, with the norm before each part; Rombach et al. 2022, appendix E.2.1
@@ -125,6 +125,15 @@ def bert_config(
             "encoder_attention_heads": len(state["model.layers.0.self_attn.q_proj.weight"]) // 64, "encoder_ffn_dim": len(state["model.layers.0.fc1.weight"])}
 
 # %% ../../nbs/32h_pretrained.ipynb #233f01cd
+@contextmanager
+def described(where: str):  # for the message
+    "WeightsError where weights do not tell the configuration of a module."
+    try: yield
+    except WeightsError: raise
+    except (ArithmeticError, LookupError, StopIteration, TypeError, ValueError, RuntimeError) as e:
+        raise WeightsError(f"{where} lacks weights, or some have another shape, so its configuration is unknown ({type(e).__name__}: {e}).") from e
+
+
 def unet_of(
     state: dict[str, torch.Tensor],  # of a checkpoint, with CompVis' names or diffusers'
     where: str = "the checkpoint",  # for the message of an error
@@ -134,9 +143,12 @@ def unet_of(
     found = rename_unet(part) if (part := part_of(state, "unet")) else {k: v for k, v in state.items() if not k.startswith("model_ema.")}
     if {"mid_block.attentions.0.qkv.weight", "mid_block.attentions.0.to_q.weight"} & found.keys():
         raise WeightsError(f"{where} holds a UNet that reads no text, so no caption can edit with it; mmgen.ldm.unconditional.unconditional opens it for sampling.")
+    if any(".label_emb." in key or key == "add_embedding.linear_1.weight" for key in state):
+        raise WeightsError(f"{where} holds the UNet of Stable Diffusion XL or another one that reads more than a text; 1.x and 2.x are opened.")
     if "down_blocks.0.resnets.0.conv1.weight" not in found or "mid_block.attentions.0.proj_in.weight" not in found:
         raise WeightsError(f"{where} holds no UNet of latent diffusion: names like model.diffusion_model.input_blocks or down_blocks were expected, not {_some(state)}.")
-    return load_into(UNet2DConditionModel.from_config(unet_config(found, heads)), found, where).eval().requires_grad_(False)
+    with described(where): unet = UNet2DConditionModel.from_config(unet_config(found, heads))
+    return load_into(unet, found, where).eval().requires_grad_(False)
 
 
 def autoencoder_of(
@@ -149,7 +161,8 @@ def autoencoder_of(
         raise WeightsError(f"{where} holds a VQ autoencoder; only those with a KL term are opened (kl-f4, kl-f8, kl-f16, kl-f32).")
     if "encoder.down_blocks.0.resnets.0.conv1.weight" not in found or "decoder.conv_in.weight" not in found:
         raise WeightsError(f"{where} holds no autoencoder: names like first_stage_model.encoder.down or encoder.down_blocks were expected, not {_some(state)}.")
-    return load_into(AutoencoderKL.from_config(autoencoder_config(found)), found, where).eval().requires_grad_(False)
+    with described(where): autoencoder = AutoencoderKL.from_config(autoencoder_config(found))
+    return load_into(autoencoder, found, where).eval().requires_grad_(False)
 
 
 def text_encoder_of(
@@ -165,8 +178,9 @@ def text_encoder_of(
     found = rename_text_encoder(part) if part else {k.removeprefix("text_model."): v for k, v in state.items() if not k.endswith("position_ids")}
     if "model.layers.0.self_attn.q_proj.weight" in found:
         found = {k: v for k, v in found.items() if not k.startswith("to_logits.")}
-        model = LDMBertModel(**bert_config(found))
-    elif "embeddings.token_embedding.weight" in found: model = CLIPTextModel(CLIPTextConfig(**(config or text_config(found))))
+        with described(where): model = LDMBertModel(**bert_config(found))
+    elif "embeddings.token_embedding.weight" in found:
+        with described(where): model = CLIPTextModel(CLIPTextConfig(**(config or text_config(found))))
     else: raise WeightsError(f"{where} holds no text encoder: names like cond_stage_model.transformer.text_model or transformer.attn_layers were expected, not {_some(state)}.")
     if len(tokenizer) > model.config.vocab_size:
         raise WeightsError(f"The tokenizer has {len(tokenizer)} words and the text encoder of {where} {model.config.vocab_size}: they do not belong together.")
@@ -177,6 +191,7 @@ def _some(state): return ", ".join(sorted(state)[:3]) + (f" and {len(state) - 3}
 
 # %% ../../nbs/32h_pretrained.ipynb #2d565abd
 _SCHEDULE = {"noise_schedule": "scaled_linear", "timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012}
+_SCHEDULER = {"noise_schedule": "beta_schedule", "timesteps": "num_train_timesteps", "beta_start": "beta_start", "beta_end": "beta_end"}  # ours → diffusers'
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}
 _FOLDERS = {"StableDiffusion": ("vae", "text_encoder"), "LDMTextToImage": ("vqvae", "bert")}  # of diffusers' pipelines: autoencoder, text encoder
 
@@ -211,25 +226,23 @@ def stable_diffusion(
         text_encoder = text_encoder_of(state, _tokenizer(tokenizer, bert, path.name), device, path.name)
         size = size or (256 if bert else 768 if process["prediction"] == "v" else 512)
         return LatentDiffusion(autoencoder, text_encoder, unet, 0.0, 1/0.18215, size, process, device, masked=False)
-    index = _json(path/"model_index.json")
+    index = read_fields(path/"model_index.json") if (path/"model_index.json").is_file() else {}
     kind = index.get("_class_name", "")
     vae, text_at = next((places for name, places in _FOLDERS.items() if kind.startswith(name) and "XL" not in kind), ("", ""))
     if not {"unet", vae, text_at, "tokenizer", "scheduler"} <= index.keys():
         raise WeightsError(f"{path.name} is a {kind or 'folder without model_index.json'}; Stable Diffusion 1.x and 2.x are opened (StableDiffusionPipeline and its kin) and LDMTextToImagePipeline.")
     if "VQ" in str(index[vae]): raise WeightsError(f"{path.name} has a VQ autoencoder; only those with a KL term are opened (AutoencoderKL).")
-    about, schedule = _json(path/vae/"config.json"), _json(path/"scheduler"/"scheduler_config.json")
-    unet, autoencoder = UNet2DConditionModel.load(path/"unet"), AutoencoderKL.load(path/vae)
-    words, text = AutoTokenizer.from_pretrained(path/"tokenizer"), _json(path/text_at/"config.json")
-    text_encoder = text_encoder_of(load_state(path/text_at), words, device, f"{path.name}/{text_at}", {k: v for k, v in text.items() if not k.startswith("_")})
+    about, schedule = read_fields(path/vae/"config.json"), read_fields(path/"scheduler"/"scheduler_config.json")
+    missing = [field for field in _SCHEDULER.values() if field not in schedule]
+    if missing: raise WeightsError(f"scheduler/scheduler_config.json of {path.name} lacks {', '.join(missing)}.")
     predicted = prediction or _PREDICTIONS.get(schedule.get("prediction_type", "epsilon"))
-    process = {"prediction": predicted, "noise_schedule": schedule["beta_schedule"], "timesteps": schedule["num_train_timesteps"], "beta_start": schedule["beta_start"],
-               "beta_end": schedule["beta_end"]}
+    if predicted is None: raise WeightsError(f"The UNet of {path.name} predicts {schedule['prediction_type']!r}; those that predict epsilon or v_prediction are opened.")
+    unet, autoencoder = UNet2DConditionModel.load(path/"unet"), AutoencoderKL.load(path/vae)
+    if not (path/"tokenizer").is_dir(): raise WeightsError(f"{path.name} lacks the folder tokenizer.")
+    try: words = AutoTokenizer.from_pretrained(path/"tokenizer")
+    except (OSError, ValueError) as e: raise WeightsError(f"The tokenizer of {path.name} was not opened ({str(e).splitlines()[0]}).") from e
+    text_encoder = text_encoder_of(load_state(path/text_at), words, device, f"{path.name}/{text_at}", read_config(path/text_at))
+    process = {"prediction": predicted} | {ours: schedule[field] for ours, field in _SCHEDULER.items()}
     side = (unet.config["sample_size"] or 64) * autoencoder.factor
     return LatentDiffusion(autoencoder, text_encoder, unet, 0.0, 1/about.get("scaling_factor", 0.18215), size or side, process, device, masked=False)
 
-
-def _json(file):
-    "A file of JSON; {} where there is none."
-    if not file.is_file(): return {}
-    try: return json.loads(file.read_text("utf-8"))
-    except ValueError as e: raise WeightsError(f"{file.parent.name}/{file.name} is no JSON ({e}).") from e

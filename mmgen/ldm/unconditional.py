@@ -14,7 +14,7 @@ import torch
 from .autoencoder_blocks import Attention
 from .compvis import part_of, rename_unet, split_attention
 from .pipeline import LatentDiffusion, make_process
-from .pretrained import autoencoder_of, common_config
+from .pretrained import autoencoder_of, common_config, described
 from .unet import UNet2D
 from ..weights import WeightsError, load_into, load_state, resolve
 
@@ -77,13 +77,15 @@ def unconditional_unet_of(
     averaged = {key: "model_ema." + key.removeprefix("model.").replace(".", "") for key in state if key.startswith("model.diffusion_model.")}
     if averaged and state.keys() >= set(averaged.values()): state = {key: state[name] for key, name in averaged.items()}
     found = rename_unet(part) if (part := part_of(state, "unet")) else state
-    if not {"mid_block.attentions.0.qkv.weight", "mid_block.attentions.0.to_q.weight"} & found.keys():
+    if not {"mid_block.attentions.0.qkv.weight", "mid_block.attentions.0.to_q.weight"} & found.keys() or not {"conv_in.weight", "conv_out.weight"} <= found.keys():
         raise WeightsError(f"{where} holds no UNet without text: model.diffusion_model.middle_block.1.qkv.weight, for example, was expected.")
-    given, made = found["conv_in.weight"].shape[1], len(found["conv_out.weight"])
-    if given != made:
-        raise WeightsError(f"The UNet of {where} reads {given} channels and predicts {made}, so it also reads a picture (inpainting, super-resolution); that is not supported.")
-    found = split_attention(found, heads or (8 if "down_blocks.0.downsamplers.0.conv1.weight" in found else None))
-    return load_into(UNet2DModel.from_config(unconditional_config(found, heads)), found, where).eval().requires_grad_(False)
+    with described(where):
+        given, made = found["conv_in.weight"].shape[1], len(found["conv_out.weight"])
+        if given != made:
+            raise WeightsError(f"The UNet of {where} reads {given} channels and predicts {made}, so it also reads a picture (inpainting, super-resolution); that is not supported.")
+        found = split_attention(found, heads or (8 if "down_blocks.0.downsamplers.0.conv1.weight" in found else None))
+        unet = UNet2DModel.from_config(unconditional_config(found, heads))
+    return load_into(unet, found, where).eval().requires_grad_(False)
 
 # %% ../../nbs/32h3_unconditional.ipynb #6a2497ee
 class Unconditional(LatentDiffusion):

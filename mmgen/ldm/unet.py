@@ -16,7 +16,7 @@ from torch import nn, Tensor
 import torch.nn.functional as F
 from .attention import BasicTransformerBlock, TextTimeEmbedding, Transformer2DModel
 from .unet_blocks import DownBlock, Downsample2D, Level, MidBlock, ResnetBlock2D, TimestepEmbedding, UpBlock, Upsample2D, timestep_embedding
-from ..weights import load_into, load_state, resolve
+from ..weights import load_into, load_state, read_fields, resolve
 
 # %% ../../nbs/32c_unet.ipynb #947e54a7
 class UNet2D(nn.Module):
@@ -71,7 +71,7 @@ class UNet2D(nn.Module):
         "A UNet with fresh weights from a config of this class or of diffusers"
         if not isinstance(config, dict):
             path = Path(config)
-            config = json.loads((path / "config.json" if path.is_dir() else path).read_text())
+            config = read_fields(path / "config.json" if path.is_dir() else path)
         fields = set(inspect.signature(cls.__init__).parameters) - {"self"}
         for name, value in config.items():
             absent = value is None or value is False or cls.neutral.get(name) == value
