@@ -150,10 +150,12 @@ def prepare(a) -> dict:
     from mmgen.data.prepare import prepare as whole
     from mmgen.runs import Run
     config = config_of(a, "prepare_danbooru")
+    if a.out is not None: config = replace(config, out=str(Path(a.out).expanduser().absolute()))  # a notebook's is the repository's
     with Run("prepare_danbooru", config, run_id=config.run_id) as run:
         found = whole(config, run)
     for row in run.record["dropped"]:
         say(f"{row['n']:>12,}  {row['what']:22} {row['why']}")
+    say(f"{found['folder']}: {sum(found['kept'].values()):,} images; train with --data {found['folder']}")
     return {"folder": str(found["folder"]), "images": found["kept"], "dropped": {row["what"]: row["n"] for row in run.record["dropped"]}, "record": str(run.path)}
 
 

@@ -89,6 +89,11 @@ def test_a_dump_is_prepared_from_the_shell(tmp_path, monkeypatch, capsys):
     about = json.loads(capsys.readouterr().out)
     assert about["dropped"]["no tags"] == 1 and sum(about["images"].values()) > 10 and (tmp_path / "data" / "danbooru-smoke" / "manifest.json").is_file()
     assert main(["data", "show", "data/danbooru-smoke", "--json"]) == 0
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    capsys.readouterr()
+    assert main(["data", "prepare", "--preset", "smoke", "--posts", "60", "--out", "mine", "--run-id", "other"]) == 0
+    assert (tmp_path / "here" / "mine" / "manifest.json").is_file() and f"train with --data {tmp_path / 'here' / 'mine'}" in capsys.readouterr().err
 
 
 def test_training_from_the_shell_is_the_notebooks_job(tmp_path, monkeypatch, capsys):
