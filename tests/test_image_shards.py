@@ -255,9 +255,9 @@ def test_no_room_is_said_before_anything_is_written(dump, tmp_path, monkeypatch)
 def test_a_disk_that_went_away_is_no_damage(dump, tmp_path, monkeypatch):
     import mmgen.data.loading as loading
     opened = loading.Image.open
-    def lost(source, *args):
+    def lost(source, **options):
         if str(source).endswith("1700.jpg"): raise OSError(5, "Input/output error")
-        return opened(source, *args)
+        return opened(source, **options)
     found = inventory(dump)
     with monkeypatch.context() as patch:
         patch.setattr(loading.Image, "open", lost)
