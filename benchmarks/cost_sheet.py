@@ -16,7 +16,6 @@ from pathlib import Path
 
 import lpips
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from record import record
 from torch import nn

@@ -6,7 +6,6 @@
 __all__ = ['LINE_DAMAGE', 'write_posts']
 
 # %% ../../nbs/42b_danbooru.ipynb #cfa90660
-import errno
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ import numpy as np
 
 from .danbooru_files import MetadataError, Part, bad_lines, detect_form, find_metadata, parts
 from .danbooru_table import CATEGORIES, COLUMNS, LONGEST, arrow_schema, canonical, duckdb_raw, spark_raw, unescaped
-from ..files import atomic_write, fsync, locked
+from ..files import DISK_FULL, atomic_write, fsync, locked
 
 # %% ../../nbs/42b_danbooru.ipynb #5de0d8d3
 class _Seen:
@@ -248,7 +247,6 @@ def _without_known(path: Path, seen: _Seen, counts: Counter, untagged: list[int]
 
 # %% ../../nbs/42b_danbooru.ipynb #062049d0
 LINE_DAMAGE = ("truncated line", "malformed line", "wrong encoding", "no id", "duplicate id", "no tags", "overlong tag", "HTML entity")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_posts(
@@ -269,7 +267,7 @@ def write_posts(
     with locked(out):
         try: return _write_posts(files, out, about, connection, threads or len(os.sched_getaffinity(0)), memory)
         except OSError as error:
-            if error.errno not in _FULL: raise
+            if error.errno not in DISK_FULL: raise
             raise MetadataError(f"There is no room for {out} ({os.strerror(error.errno)}); what is complete stays: make room and run again.") from error
 
 

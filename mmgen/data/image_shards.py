@@ -28,7 +28,7 @@ from .loading import ImageError
 from .near_duplicates import duplicate_counts, near_duplicates
 from .shard_jobs import SIGNATURES, Record, plan_shards, read_records, settle, write_record
 from .shards import ShardError, ShardWriter, shard_schema, write_manifest
-from ..files import atomic_write, locked
+from ..files import DISK_FULL, atomic_write, locked
 from ..guards import wants_bar
 
 # %% ../../nbs/42b3_image_shards.ipynb #3a8ac950
@@ -138,9 +138,6 @@ def _without(folder, split, number, record, later):
     return record
 
 # %% ../../nbs/42b3_image_shards.ipynb #4e64fcb6
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
 def _size(count): return f"{count/1e9:.2f} GB" if count >= 1e8 else f"{count/1e6:.2f} MB"
 
 
@@ -158,7 +155,7 @@ def _room(folder, plan, images_of, left):
         raise ShardError(f"The shards need about {_size(left*each)} more, and the disk of {folder} has {_size(free)} free: make room there; {said}.")
     try: yield
     except (OSError, ShardError) as e:
-        if not {getattr(e, "errno", None), getattr(e.__cause__, "errno", None)} & _FULL: raise
+        if not {getattr(e, "errno", None), getattr(e.__cause__, "errno", None)} & DISK_FULL: raise
         missing = max(0, total*each - sum(file.stat().st_size for file in folder.glob("*-?????.parquet")))
         raise ShardError(f"The disk of {folder} is full: about {_size(missing)} are still needed, {_size(shutil.disk_usage(folder).free)} "
                          f"are free (or the size of files is limited); {said}.") from e

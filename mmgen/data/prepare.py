@@ -6,7 +6,6 @@
 __all__ = ['WHY', 'what_was_dropped', 'prepare', 'facts', 'overview', 'samples']
 
 # %% ../../nbs/42b5_prepare.ipynb #873d4719
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from ..danbooru_job import DanbooruConfig
 from .danbooru import write_posts
-from .dump_images import files_without_post, inventory
+from .dump_images import files_without_post, image_folders, inventory
 from .folders import spaced
 from .image_shards import write_image_shards
 from .shards import Shards, read_manifest
@@ -69,8 +68,7 @@ def _synthetic(config, folder):
 def _places(config, source, out):
     "What is wrong with the folders is said before hours of reading."
     if not source.is_dir(): raise ValueError(f"There is no dump at {config.source}; give its folder, with metadata/ and 512px/ or original/ in it, or synthetic.")
-    names = split_list(config.pictures, str)
-    if not any((source / name).is_dir() for name in names): raise ValueError(f"{source} holds no folder {' or '.join(names)}, so it has no images of a dump.")
+    image_folders(source, split_list(config.pictures, str))
     there = next(place for place in (out, *out.parents) if place.exists())
     if not there.is_dir(): raise ValueError(f"{there} is a file, so there can be no training set in {out}; choose another out.")
     if out.resolve() == source.resolve(): raise ValueError(f"out is the folder of the dump itself, {out}; the training set needs one of its own.")

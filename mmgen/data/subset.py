@@ -7,7 +7,6 @@ __all__ = ['RATINGS', 'FLAGS', 'EXTENSIONS', 'DROPPED', 'CATEGORIES', 'SubsetErr
            'vocabulary', 'place', 'split_of', 'ordered', 'select']
 
 # %% ../../nbs/42b1_subset.ipynb #9f316ef8
-import errno
 import os
 import re
 import uuid
@@ -17,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from .folders import spaced
-from ..files import atomic_write, locked
+from ..files import DISK_FULL, atomic_write, locked
 
 # %% ../../nbs/42b1_subset.ipynb #9bddfa50
 RATINGS = ("general", "sensitive", "questionable", "explicit")
@@ -168,7 +167,7 @@ def _room(out):
     "Says so where the disk is full; DuckDB has an error of its own for that."
     try: yield
     except Exception as e:
-        full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = isinstance(e, OSError) and e.errno in DISK_FULL
         if not full and "No space left" not in str(e): raise
         raise SubsetError(f"There is no room for {out} (No space left on device); what is complete stays: make room and run again.") from e
 

@@ -6,7 +6,6 @@
 __all__ = ['classes', 'labels', 'Residual', 'Oracle', 'accuracy', 'edit_scores', 'score_editor', 'OracleTask', 'fit']
 
 # %% ../../nbs/44a_oracle.ipynb #43a54b02
-import json
 from pathlib import Path
 
 import numpy as np
