@@ -48,6 +48,14 @@ def test_s_is_safe_in_old_dumps_and_sensitive_in_new_ones(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["2017", "2021"])
+def test_cores_that_share_a_file_keep_its_order(tmp_path, form):
+    planted = write_dump(tmp_path / "d", 20_000, form=form, damage={"duplicate id": 40, "truncated line": 7}, images=False, files=1)
+    found = [write_posts(tmp_path / "d", tmp_path / f"out{threads}", threads=threads) for threads in (1, 4)]
+    alone, shared = (pq.read_table(tmp_path / f"out{threads}" / "posts") for threads in (1, 4))
+    assert found[0] == found[1] and found[0]["duplicate id"] == 40 and len(alone) == planted["posts"] and alone.equals(shared)
+
+
+@pytest.mark.parametrize("form", ["2017", "2021"])
 @pytest.mark.parametrize("compress, bom", [(None, False), (None, True), ("gz", True), ("zst", False), ("tar.xz", True)])
 def test_every_damage_is_counted_exactly(tmp_path, form, compress, bom):
     damage = {name: 2 + i for i, name in enumerate(LINE_DAMAGE)}

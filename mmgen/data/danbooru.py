@@ -16,161 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from .danbooru_files import MetadataError, Part, bad_lines, detect_form, find_metadata, parts
-from .danbooru_table import CATEGORIES, COLUMNS, LONGEST, arrow_schema, canonical, duckdb_raw, spark_raw, unescaped
+from .danbooru_sift import Seen, sift
+from .danbooru_table import CATEGORIES, COLUMNS, arrow_schema, canonical, duckdb_raw, spark_raw
 from ..files import DISK_FULL, atomic_write, fsync, locked
-
-# %% ../../nbs/42b_danbooru.ipynb #5de0d8d3
-class _Seen:
-    "The ids that were seen so far: a bit map for the usual ones, a set for giants."
-    def __init__(self): self.map, self.giants = np.zeros(1 << 20, bool), set()
-
-    def first(self, ids: np.ndarray) -> np.ndarray:
-        "Where an id stands for the first time; they count as seen from now on."
-        values, places = np.unique(ids, return_index=True)
-        new, small = np.empty(len(values), bool), values < 1 << 28
-        if small.any() and values[small][-1] >= len(self.map):
-            self.map = np.concatenate([self.map, np.zeros(max(len(self.map), int(values[small][-1]) + 1 - len(self.map)), bool)])
-        new[small] = ~self.map[values[small]]
-        self.map[values[small]] = True
-        new[~small] = [value not in self.giants for value in values[~small].tolist()]
-        self.giants.update(values[~small].tolist())
-        mask = np.zeros(len(ids), bool)
-        mask[places[new]] = True
-        return mask
-
-
-def _repeats(codes: np.ndarray, lengths: np.ndarray, widest: int = 64) -> list[int]:
-    "The places of codes that stand in their row for a second time."
-    starts, rows = np.concatenate([[0], np.cumsum(lengths)]), np.flatnonzero(lengths > widest).tolist()
-    for first in range(0, len(lengths), 8192):
-        last = min(first + 8192, len(lengths))
-        count, some = lengths[first:last], codes[starts[first]:starts[last]]
-        if count.max() > widest: some, count = some[np.repeat(count <= widest, count)], np.where(count > widest, 0, count)
-        width = np.arange(count.max())
-        block = np.broadcast_to((-1 - width).astype(np.int32), (len(count), len(width))).copy()
-        block[width < count[:, None]] = some
-        block.sort(axis=1)
-        rows += (first + np.flatnonzero((block[:, 1:] == block[:, :-1]).any(axis=1))).tolist()
-    found = []
-    for row in rows:
-        known = set()
-        for place in range(starts[row], starts[row + 1]):
-            if codes[place] in known: found.append(place)
-            known.add(codes[place])
-    return found
-
-
-def _joined(arrays): return np.concatenate(arrays) if len(arrays) != 1 else arrays[0]
-
-
-def _clean(codes: np.ndarray, names, counts: Counter):
-    "Codes of tags, and the tags that they stand for; the code of a tag that has to go is -1."
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    marked = pc.match_substring(names, "&").to_numpy(zero_copy_only=False)  # few tags, so only these go through Python
-    old = names.filter(pa.array(marked)).to_pylist()
-    plain = [unescaped(name) for name in old]
-    if plain != old:
-        changed = np.append(marked, False)
-        changed[np.flatnonzero(marked)] = [new != name for new, name in zip(plain, old)]
-        counts["HTML entity"] += int(changed[codes].sum())
-        merged = pc.replace_with_mask(names, pa.array(marked), pa.array(plain, pa.string())).dictionary_encode()
-        names, codes = merged.dictionary, np.append(merged.indices.to_numpy(), np.int32(-1))[codes]
-    sizes = pc.utf8_length(names).to_numpy()
-    if len(sizes) and not (0 < sizes.min() <= sizes.max() <= LONGEST):
-        counts["overlong tag"] += int(np.append(sizes > LONGEST, False)[codes].sum())
-        usable = np.where((sizes > 0) & (sizes <= LONGEST), np.arange(len(sizes)), -1)
-        codes = np.append(usable, -1).astype(np.int32)[codes]
-    return codes, names
-
-
-def _counted(mask: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    "How many of each row's places are marked."
-    sums = np.concatenate([[0], np.cumsum(mask, dtype=np.int32)])
-    return np.diff(sums[np.concatenate([[0], np.cumsum(lengths)])])
-
-
-def _lists(codes: np.ndarray, lengths: np.ndarray, names, counts: Counter):
-    "One category's tags as an Arrow array of lists, without those whose code is -1 and repeated ones."
-    import pyarrow as pa
-    if len(codes) and codes.min() < 0:
-        keep = codes >= 0
-        codes, lengths = codes[keep], _counted(keep, lengths)
-    repeated = _repeats(codes, lengths)
-    if repeated:
-        keep = np.ones(len(codes), bool)
-        keep[repeated] = False
-        codes, lengths = codes[keep], _counted(keep, lengths)
-        counts["repeated tags"] += len(repeated)
-    counts["tags"] += len(codes)
-    used = np.zeros(len(names), bool)
-    used[codes] = True
-    values = pa.DictionaryArray.from_arrays((np.cumsum(used, dtype=np.int32) - 1)[codes], names.filter(pa.array(used)), safe=False)
-    return pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), values)
-
-
-def _flat(column):
-    "The lengths of the lists of a column, and all that they hold as a chunked array."
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    return (_joined([pc.fill_null(pc.list_value_length(chunk), 0).to_numpy() for chunk in column.chunks]),
-            pa.chunked_array([chunk.flatten() for chunk in column.chunks]))
-
-
-def _coded(strings):
-    "The codes of a chunked array of strings, and what they stand for."
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    if not len(strings): return np.empty(0, np.int32), pa.array([], pa.string())
-    chunks = strings.dictionary_encode().chunks
-    return _joined([pc.fill_null(chunk.indices, -1).to_numpy() for chunk in chunks]), chunks[-1].dictionary
-
-
-def _by_category(table, counts: Counter) -> dict:
-    "The five lists of tags of some rows."
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    if "tags" not in table.column_names:
-        columns = {}
-        for name in CATEGORIES:
-            lengths, strings = _flat(table[name])
-            codes, names = _clean(*_coded(strings), counts)
-            columns[name] = _lists(codes, lengths, names, counts)
-        return columns
-    lengths, tags = _flat(table["tags"])
-    strings, kinds = tags.flatten()
-    codes, names = _clean(*_coded(strings), counts)
-    if pa.types.is_string(kinds.type): kinds = pc.index_in(kinds, pa.array(map(str, range(6)))).cast(pa.uint8())
-    kinds, columns = _joined([pc.fill_null(chunk, 255).to_numpy() for chunk in kinds.chunks]), {}
-    for name, kind in CATEGORIES.items():
-        mask = kinds == kind
-        columns[name] = _lists(codes[mask], _counted(mask, lengths), names, counts)
-        if name == "general": codes, kinds, lengths = codes[~mask], kinds[~mask], _counted(~mask, lengths)
-    return columns
-
-
-def _sift(table, seen: _Seen, counts: Counter, untagged: list[int]):
-    "The posts among some rows of the canonical table, as an Arrow table; what happened to the others is added to the counts."
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    def only(table, mask): return table if mask.all() else table.filter(pa.array(mask))
-    counts["lines"] += len(table)
-    readable, ids = table["readable"].to_numpy(), pc.fill_null(table["id"], 0).to_numpy()
-    counts["unreadable"] += int((~readable).sum())
-    counts["no id"] += int((readable & (ids <= 0)).sum())
-    table = only(table, readable & (ids > 0))
-    first = seen.first(table["id"].to_numpy())
-    counts["duplicate id"] += int((~first).sum())
-    table = only(table, first)
-    if not len(table): return arrow_schema().empty_table()
-    lists = _by_category(table, counts)
-    tagged = np.zeros(len(table), bool)
-    for column in lists.values(): tagged |= np.diff(column.offsets.to_numpy()) > 0
-    counts["posts"] += int(tagged.sum())
-    counts["no tags"] += int((~tagged).sum())
-    untagged += table["id"].to_numpy()[~tagged].tolist()
-    return only(pa.table({name: lists[name] if name in lists else table[name] for name in COLUMNS}), tagged)
 
 # %% ../../nbs/42b_danbooru.ipynb #785eb8a4
 def _batches(connection, part: Part, form: str, folder: Path, strict: bool):
@@ -205,16 +53,18 @@ def _writer(path: Path):
                             write_statistics=others, dictionary_pagesize_limit=64 << 20, store_schema=False)
 
 
-def _write_part(path: Path, connection, part: Part, form: str) -> tuple[Counter, list[int]]:
-    "Write the posts of a part, and count; strictly first, for most dumps have no bad line."
+def _write_part(path: Path, connection, part: Part, form: str) -> tuple[Counter, np.ndarray, list[int]]:
+    "Write the posts of a part: the counts, the ids that were written and those of posts without tags. Strictly first, for most dumps have no bad line."
     import duckdb
     import pyarrow as pa
     for strict in (True, False) if connection.name == "duckdb" else (False,):
-        counts, untagged, seen = Counter(), [], _Seen()
+        counts, ids, untagged, seen = Counter(), [np.empty(0, np.int64)], [], Seen()
         try:
             with _writer(path) as out:
                 for table in _row_groups(_batches(connection, part, form, path.with_suffix(""), strict), 1 << 16):
-                    out.write_table(_sift(table, seen, counts, untagged).cast(out.schema))
+                    table = sift(table, seen, counts, untagged)
+                    ids.append(table["id"].to_numpy())
+                    out.write_table(table.cast(out.schema))
             break
         except (duckdb.Error, pa.ArrowException, OSError) as error:  # DuckDB's own at the first batch, Arrow's or a bare OSError behind it
             if getattr(error, "errno", None) is not None or not strict and "maximum_object_size" not in str(error): raise
@@ -222,15 +72,14 @@ def _write_part(path: Path, connection, part: Part, form: str) -> tuple[Counter,
     unreadable = counts.pop("unreadable", 0)
     if unreadable: counts += bad_lines(part.paths, unreadable)
     if part.unpacked: part.paths[0].unlink()
-    return counts, untagged
+    return counts, np.concatenate(ids), untagged
 
 
-def _without_known(path: Path, seen: _Seen, counts: Counter, untagged: list[int]):
+def _without_known(path: Path, seen: Seen, counts: Counter, ids: np.ndarray, untagged: list[int]):
     "Take the posts out of a part that an earlier part had."
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
-    ids = pq.read_table(path, columns=["id"])["id"].to_numpy()
     first = seen.first(np.concatenate([ids, np.array(untagged, np.int64)]))
     if first.all(): return
     source, kept = path.rename(path.with_suffix(".old")), pa.array(ids[first[:len(ids)]])
@@ -295,18 +144,20 @@ def _continue(files, known, state, folder, temporary, connection, threads, memor
     "Write what is missing, part by part."
     import ibis
     import pyarrow.parquet as pq
-    seen, left_out, waiting = _Seen(), [], deque()
+    seen, left_out, waiting = Seen(), [], deque()
 
     def work(path, part):
-        own = connection or ibis.duckdb.connect(threads=1, memory_limit=f"{memory//threads}B", temp_directory=str(temporary/"spill"))
+        share = min(4, max(1, threads // (part.following + 1)))  # the last parts have idle cores beside them; more than 4 wait for the sifting
+        own = connection or ibis.duckdb.connect(threads=share, memory_limit=f"{memory*share // (2*threads)}B", temp_directory=str(temporary/"spill"))
+        if not connection: own.raw_sql("SET streaming_buffer_size='64MB'")
         try: return _write_part(path, own, part, known["form"])
         finally:
             if not connection: own.disconnect()
 
     def enter():
         path, name, task = waiting.popleft()
-        counts, untagged = task.result()
-        _without_known(path, seen, counts, untagged)
+        counts, ids, untagged = task.result()
+        _without_known(path, seen, counts, ids, untagged)
         fsync(path)
         os.replace(path, folder/path.name)
         known["parts"].append({"name": name, "file": path.name, "counts": counts, "untagged": untagged})

@@ -58,6 +58,7 @@ class Part(NamedTuple):
     name: str  # says where they come from
     paths: list[Path]
     unpacked: bool = False  # the reader removes them
+    following: int = 0  # files of the dump that come after it
 
 
 _BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)
@@ -158,20 +159,20 @@ def parts(
     "All posts of a dump, in order and in parts; those that are done have no paths."
     group, done = [], set(done)
 
-    def together():
+    def together(following):
         name = " + ".join(dict.fromkeys((group[0].name, group[-1].name)))
-        return Part(name, [] if name in done else list(group))
-    for path in files:
+        return Part(name, [] if name in done else list(group), False, following)
+    for following, path in zip(range(len(files) - 1, -1, -1), files):
         plain = not path.name.lower().endswith(_ARCHIVES + _PACKED) and not _marked(path)
         if group and (not plain or sum(p.stat().st_size for p in group) + path.stat().st_size > size):
-            yield together()
+            yield together(following + 1)
             group.clear()
         if plain: group.append(path)
-        else: yield from _unpack(path, folder, left_out, done)
-    if group: yield together()
+        else: yield from _unpack(path, folder, left_out, done, following)
+    if group: yield together(0)
 
 
-def _unpack(path, folder, left_out, done):
+def _unpack(path, folder, left_out, done, following):
     try:
         for number, (name, stream) in enumerate(_streams(path, left_out)):
             if name in done:
@@ -182,7 +183,7 @@ def _unpack(path, folder, left_out, done):
             with open(target, "wb") as out:
                 out.write(stream.read(len(_BOM)).removeprefix(_BOM))
                 shutil.copyfileobj(stream, out, 1 << 20)
-            yield Part(name, [target], True)
+            yield Part(name, [target], True, following)
     except _BROKEN as error: raise _broken(path, error) from error
     except Exception as error:
         if type(error).__module__.partition(".")[0] == "zstandard": raise _broken(path, error) from error
