@@ -149,7 +149,7 @@ def _continue(files, known, state, folder, temporary, connection, threads, memor
     def work(path, part):
         share = min(4, max(1, threads // (part.following + 1)))  # the last parts have idle cores beside them; more than 4 wait for the sifting
         own = connection or ibis.duckdb.connect(threads=share, memory_limit=f"{memory*share // (2*threads)}B", temp_directory=str(temporary/"spill"))
-        if not connection: own.raw_sql("SET streaming_buffer_size='64MB'")
+        if share > 1: own.raw_sql("SET streaming_buffer_size='64MB'")  # so that they read on while a row group is sifted
         try: return _write_part(path, own, part, known["form"])
         finally:
             if not connection: own.disconnect()
