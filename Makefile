@@ -17,8 +17,9 @@ run: $(VENV)/.installed
 	$(BIN)/papermill nbs/train_ldm.ipynb reports/runs/train_ldm-$(STAMP).ipynb -p run_id ldm-$(STAMP) --log-output --no-progress-bar
 	@echo "The pictures and the record: reports/runs/ldm-$(STAMP)"
 
+# a file of tests runs in one process, several files at once, each with one thread of torch
 test: $(VENV)/.installed notebooks
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow

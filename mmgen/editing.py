@@ -89,6 +89,7 @@ class CodeEditor:
 
     name, strength = "code", 0.5
     decodings = ("plain", "residual")
+    steps, passes = 0, 1  # of the way that an edit goes, and evaluations of the network in each; 0: it goes in one
     size: int  # pixels of the images
     device: torch.device
     clip = None  # the `CLIP` that reads the captions

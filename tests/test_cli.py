@@ -35,6 +35,13 @@ def test_an_edit_from_the_shell_makes_a_picture_and_one_line_of_json(me):
     assert result.shape == (64, 64, 3) and result.std() > 5 and "wanted:" in done.stderr
 
 
+def test_a_second_edit_leaves_the_first(me, capsys):
+    for name in ("me-edited.png", "me-edited-2.png", "me-edited-3.png"):
+        assert main(["edit", str(me), "green hair", "--editor", "copy-input", "--json"]) == 0
+        assert Path(json.loads(capsys.readouterr().out)["file"]).name == name
+    assert sorted(p.name for p in me.parent.iterdir()) == ["me-edited-2.png", "me-edited-3.png", "me-edited.png", "me.png"]
+
+
 @pytest.mark.parametrize("out, said", [("me.txt", "no image format"), ("me.png", "is the picture that is edited")])
 def test_an_edit_never_lands_where_it_should_not(me, out, said, capsys):
     before = me.read_bytes()
@@ -163,7 +170,7 @@ def test_the_bar_counts_to_its_end_and_changes_nothing(me, monkeypatch, capsys):
             assert main(["edit", str(me), "word " * 1000, "--steps", "2", "--editor", editor, "--json"]) == 0
             printed = capsys.readouterr()
             assert printed.err.count("does not see") == 1 and set(json.loads(printed.out)) > {"file", "editor"}  # said once, though twice heard
-            pictures.append(me.with_name("me-edited.png").read_bytes())
+            pictures.append(Path(json.loads(printed.out)["file"]).read_bytes())
         assert pictures[0] == pictures[1] and (total is None or seen[0] == (total, total))
 
 

@@ -14,6 +14,7 @@ class LatentEditor(CodeEditor):
     "What the diffusion Editors share: the autoencoder's latents (B, c, h, w) are the code."
 
     name = "latent"
+    passes = 2  # for the source caption and for the target
     model_class = LatentDiffusion  # what `model` is or is loaded as
 
     def __init__(
@@ -69,6 +70,8 @@ class SDEdit(LatentEditor):
     ):
         super().__init__(model, device, decoding, batch_size)
         self.steps, self.guidance, self.method, self.seed = steps, guidance, method, seed
+
+    passes = property(lambda self: 2 if self.decoding == "paired" else 1)
 
     def change(self, z, source, target, strength):
         return self.pipeline.renoise(z, target, strength, self.steps, self.guidance, self.method, self.seed)

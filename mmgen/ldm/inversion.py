@@ -89,6 +89,8 @@ class DDIMInversion(LatentEditor):
         if iterations < 1: raise EditError(f"{self.name}: iterations must be 1 or more, not {iterations}.")
         self.steps, self.guidance, self.correction, self.iterations = steps, guidance, correction, iterations
 
+    passes = property(lambda self: self.iterations + 2)
+
     def models(self, source, target, steps):
         "The networks of the two branches, for each step"
         return [tuple(self.pipeline.denoiser(captions, self.guidance) for captions in (source, target))] * steps
