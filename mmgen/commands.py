@@ -47,9 +47,10 @@ def free_name(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def save_picture(picture, out: Path, kind: str) -> None:
-    "An array (H, W, 3) as a file, all or nothing."
-    try: atomic_write(out, lambda temporary: Image.fromarray(picture).save(temporary, kind))
+def save_picture(picture, out: Path, kind: str, keep: bool = False) -> Path:
+    "An array (H, W, 3) as a file, all or nothing; `keep`: under a free name, where there is a file already."
+    if keep: out = free_name(out)
+    try: return atomic_write(out, lambda temporary: Image.fromarray(picture).save(temporary, kind))
     except OSError as e: raise ValueError(f"{out} cannot be written ({e.strerror or e}).") from e
 
 
@@ -77,7 +78,8 @@ def edit(a) -> dict:
     "One picture, one wish."
     from mmgen.panel import build_editor, edit_image, open_source, tags_of, wanted_caption
     config = config_of(a, "edit")
-    out, kind = image_file(a.out or free_name(Path(a.image).with_name(f"{Path(a.image).stem}-edited.png")))
+    if not Path(a.image).name: raise ValueError(f"The picture {a.image!r} has no name; give the path of an image.")
+    out, kind = image_file(a.out or Path(a.image).with_name(f"{Path(a.image).stem}-edited.png"))
     wanted_caption("", config.prompt, [])  # says now that one is empty
     if out.resolve() == Path(a.image).resolve():
         raise ValueError(f"{out} is the picture that is edited; give the result another name with -o.")
@@ -86,7 +88,7 @@ def edit(a) -> dict:
     picture, source = open_source(config, which)
     ready = time.perf_counter()
     with bar(which, getattr(which, "passes", 0) * getattr(which, "steps", 0) or None): result = edit_image(which, picture, source, config.prompt, config.strength)
-    save_picture(result, out, kind)
+    out = save_picture(result, out, kind, keep=a.out is None)
     about = {"file": str(out), "editor": config.editor, "strength": which.strength if config.strength is None else config.strength, "source": source,
              "wanted": wanted_caption(source, config.prompt, tags_of(which)), "size": list(result.shape[1::-1]),
              "load_seconds": round(ready - start, 2), "edit_seconds": round(time.perf_counter() - ready, 2)}
@@ -101,11 +103,11 @@ def sample(a) -> dict:
     for option, value, least, most in (("-n", a.n, 1, 1000), ("--steps", a.steps, 1, 10_000), ("--guidance", a.guidance, 0, 1000), ("--seed", a.seed, 0, 2**63 - 1)):
         if not least <= value <= most: raise ValueError(f"{option} is {value}; it must be at least {least}, and {most} at most.")
     sampler(a.sampler)
-    out, kind = image_file(a.out or free_name(Path("sample.png")))
+    out, kind = image_file(a.out or Path("sample.png"))
     pipeline = LatentDiffusion.load(a.model, device=a.device)
     with bar(pipeline, a.steps): images = pipeline.sample([a.caption] * a.n, a.steps, a.guidance, a.sampler, a.seed)
     if not images.isfinite().all(): raise ValueError(f"The samples of {a.model} left the finite numbers; a smaller --guidance may help.")
-    save_picture(image_grid(images), out, kind)
+    out = save_picture(image_grid(images), out, kind, keep=a.out is None)
     say(f"{out}: {a.n} picture{'s' if a.n > 1 else ''} of {a.caption[:100]!r} by {a.model}")
     return {"file": str(out), "n": a.n, "model": a.model, "caption": a.caption, "seed": a.seed}
 
@@ -127,7 +129,7 @@ def weights(a) -> dict:
     "What is packaged, or the card of one."
     from mmgen.weights import packaged, resolve
     if a.name:
-        folder = resolve(a.name)
+        folder = resolve(a.name, weights=False)
         card = folder / "README.md"
         say(card.read_text("utf-8") if card.is_file() else f"{folder} has no card (README.md).")
         return {"name": a.name, "folder": str(folder)}

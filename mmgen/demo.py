@@ -38,7 +38,7 @@ class Workbench:
     def see(self, data: bytes, name: str) -> tuple[np.ndarray, str]:  # uint8 (size, size, 3), caption
         "An uploaded picture at an Editor's size, and what its CLIP sees."
         which, whole = self.editor(name), read_image(data, MAX_PIXELS)
-        return open_image(whole, size_of(which)), describe(which, whole)
+        with self.lock: return open_image(whole, size_of(which)), describe(which, whole)  # warnings belong to one thread at a time
 
     def edit(self, picture: np.ndarray, source: str, prompt: str, name: str, strength: float) -> tuple[np.ndarray, str]:
         "The edited picture, and the caption that was aimed at, with what was noticed about it."

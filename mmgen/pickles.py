@@ -117,6 +117,7 @@ def _scalar(dtype, raw):
 
 def _frombuffer(data, dtype, shape, order):
     "numpy's numeric._frombuffer, by which protocol 5 writes arrays"
+    if not isinstance(data, (bytes, bytearray)): raise PickleError("an array has no bytes")
     found = np.empty(0).view(_Array)
     found.__setstate__((shape, dtype, order == "F", bytes(data)))
     return found
@@ -215,7 +216,7 @@ def disguise(
 def _legacy(file, size):
     "A bare pickle, or a torch file of the old kind."
     first = _load(file)
-    if first != _MAGIC: return first
+    if not isinstance(first, int) or first != _MAGIC: return first
     for _ in range(2): _load(file)  # version, and facts of the machine
     known = {}
 

@@ -10,6 +10,7 @@ __all__ = ['FILES', 'TORCH_FILES', 'WeightsError', 'packaged', 'at_hand', 'resol
 import hashlib
 import inspect
 import json
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def at_hand(
     name_or_path: str|Path, # a folder or file, or a packaged name
 ) -> Path|None:
     "The folder (or file) of weights on this machine, the hub's cache left out; None where there is none."
-    path, name = Path(name_or_path).expanduser(), str(name_or_path)
+    path, name = Path(os.path.expanduser(name_or_path)), str(name_or_path)
     for place in (path, repo_root()/path) if name else ():
         if place.exists(): return place
     return packaged().get(name)
@@ -62,7 +63,7 @@ def resolve(
     if (place := at_hand(name_or_path)) is not None: return place
     name, known = str(name_or_path), packaged()
     there = f"Packaged weights: {', '.join(known) or 'none'}; a folder or a hub name (owner/model) also do."
-    if (path := Path(name).expanduser()).is_absolute() and path.parent.is_dir():
+    if (path := Path(os.path.expanduser(name))).is_absolute() and path.parent.is_dir():
         cached = next((part.removeprefix("models--").replace("--", "/") for part in path.parts if part.startswith("models--")), None)
         raise WeightsError(f"The hub's cache holds {cached} without {path.name}; with a network, what is missing is fetched." if cached else f"There is no {path.name} in the folder {path.parent}.")
     hub_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name)
@@ -84,7 +85,8 @@ def _unpickle(path: Path) -> dict:
     except PickleError as e:
         hint = " Convert it to .safetensors where you trust its source." if "asks for" in str(e) else ""
         raise WeightsError(f"{e}{hint}") from e
-    while isinstance(state, dict) and isinstance(state.get("state_dict"), dict): state = state["state_dict"]
+    for _ in range(4): # a pickle can hold itself
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict): state = state["state_dict"]
     return state
 
 
@@ -118,7 +120,8 @@ def load_state(
     if path.suffix == ".safetensors":
         try: state = load_file(path)
         except (SafetensorError, OSError, ValueError) as e:
-            what = disguise(path) or ("a zip or a pickle, as torch writes; its name must end in .pt" if path.read_bytes()[:2] in (b"PK", b"\x80\x02") else None)
+            with open(path, "rb") as file: start = file.read(2)
+            what = disguise(path) or ("a zip or a pickle, as torch writes; its name must end in .pt" if start in (b"PK", b"\x80\x02") else None)
             raise WeightsError(f"{name} was not opened: it is {what}." if what and "safetensors" not in what else
                                f"{name} is damaged, cut short or not a safetensors file ({e}).") from e
     elif path.suffix in TORCH_FILES: state = _unpickle(path)
@@ -285,6 +288,7 @@ def package(
     if not (run/folder/"model.safetensors").is_file():
         raise WeightsError(f"The run {record['run_id']} has no weights in {folder}/model.safetensors.")
     shutil.copytree(run/folder, root/name, dirs_exist_ok=True, copy_function=shutil.copyfile)
+    for old in (root/name).glob("run-*.json"): old.unlink() # of what was packaged here before
     for number, each in enumerate((*earlier, run), 1):
         file = "run.json" if each is run else f"run-{number}.json"
         atomic_write(root/name/file, (Path(each)/"run.json").read_text("utf-8"))

@@ -50,7 +50,7 @@ def test_an_edit_never_lands_where_it_should_not(me, out, said, capsys):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["edit", "nowhere.png", "green hair"], "does not exist"), (["edit", "nowhere.png", "green hair", "--editor", "sdedti"], "did you mean 'sdedit'"),
+    (["edit", "nowhere.png", "green hair"], "does not exist"), (["edit", "", "green hair"], "The picture '' has no name"), (["weights", "~nobody-at-all/x"], "There are no weights"), (["edit", "nowhere.png", "green hair", "--editor", "sdedti"], "did you mean 'sdedit'"),
     (["edit", "nowhere.png", "green hair", "--strength", "2"], "strength must be from 0 to 1"), (["sample", "smile", "-n", "0"], "at least 1"),
     (["sample", "smile", "--model", "nothing"], "There are no weights"), (["weights", "nothing"], "There are no weights"),
     (["train", "ldm", "--prediction", "epsilon"], "did you mean 'eps'"), (["data", "show", "none.parquet"], "The file none.parquet does not exist")])

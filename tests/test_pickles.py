@@ -53,6 +53,16 @@ def test_arrays_of_numpy(tmp_path, protocol):
     content = [np.arange(6).astype(kind).reshape(2, 3) for kind in ("f2", "f4", "f8", "i1", "i8", "u1", ">f4", "?")] + [np.asfortranarray(np.eye(3)), np.float64(1.5)]
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, protocol))
     assert all(np.array_equal(a, b) for a, b in zip(read_pickle(tmp_path / "a.pkl"), content, strict=True))
+    for alone in (content[0], torch.arange(3)):
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(alone, protocol))
+        assert np.array_equal(read_pickle(tmp_path / "a.pkl"), alone)
+
+
+def test_an_array_has_the_bytes_that_it_asks_for(tmp_path):
+    class Greedy:
+        def __reduce__(self): return np._core.numeric._frombuffer, (60_000_000, np.dtype("u1"), (60_000_000,), "C")
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(Greedy(), 2))
+    with pytest.raises(PickleError, match="has no bytes"): read_pickle(tmp_path / "a.pkl")
 
 
 def test_a_persistent_network_of_stylegan2_ada(tmp_path, module):

@@ -148,6 +148,15 @@ def test_the_seal_survives_copies_and_packaging(tmp_path):
     assert packed["seal"] == seal_of(packed)
 
 
+def test_packaging_again_leaves_no_records_of_before(tmp_path):
+    import torch
+    for name in "abc":
+        with Run("x", {}, root=tmp_path, run_id=name) as run: save_weights(run.path / "model", {"w": torch.zeros(2)}, {"a": 1}, "card", run.record)
+    found = lambda folder: sorted(file.name for file in folder.glob("run*.json"))
+    assert found(package(run.path, "model", "name", tmp_path / "weights", [run.path.parent / "a", run.path.parent / "b"])) == ["run-1.json", "run-2.json", "run.json"]
+    assert found(package(run.path, "model", "name", tmp_path / "weights")) == ["run.json"]
+
+
 @pytest.mark.parametrize("rows, message", [
     ("{", "Run tiny: scores.json is not JSON"),
     ([{"editor": "sdedit"}], "Run tiny: row 0 of scores.json has no 'task' as evaluate writes it"),

@@ -139,6 +139,11 @@ def test_folder_opens_in_diffusers_and_back(tmp_path):
     with pytest.raises(WeightsError, match="model.safetensors"): UNet2DConditionModel.load(tmp_path)
 
 
+def test_the_field_that_stable_diffusion_2_1_has_changes_nothing():
+    given = UNet2DConditionModel(**SMALL).config
+    assert UNet2DConditionModel.from_config(given | {"upcast_attention": True}).config == given
+
+
 def test_known_timestep_embedding():
     e = timestep_embedding(torch.tensor([0, 1]), 5)
     assert torch.allclose(e[0], torch.tensor([1., 1, 0, 0, 0])) and torch.isclose(e[1, 2], torch.tensor(1.).sin())

@@ -133,6 +133,17 @@ def test_what_is_no_weights_is_refused(tmp_path, name, content, says):
     with pytest.raises(WeightsError, match="There is no file gone.pt"): load_state(tmp_path/"gone.pt")
 
 
+def test_a_state_dict_that_holds_itself_is_refused(tmp_path):
+    endless = {}
+    endless["state_dict"] = endless
+    (tmp_path/"a.ckpt").write_bytes(pickle.dumps(endless))
+    with pytest.raises(WeightsError, match="not a state dict"): load_state(tmp_path/"a.ckpt")
+
+
+def test_nobodys_home_holds_no_weights():
+    with pytest.raises(WeightsError, match="There are no weights '~nobody-at-all/x/y'"): resolve("~nobody-at-all/x/y")
+
+
 @pytest.mark.parametrize("content", [{}, {"w": 3}, [torch.ones(1)], torch.ones(1)])
 def test_what_is_no_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path/"a.pt")

@@ -14,14 +14,14 @@ from .danbooru_table import CATEGORIES, COLUMNS, LONGEST, arrow_schema, unescape
 
 # %% ../../nbs/42b0b_danbooru_sift.ipynb #5f0c1a05
 class Seen:
-    "The ids that were seen so far: a bit map for the usual ones, a set for giants."
+    "The ids that were seen so far: a byte for each of the usual ones, a set for giants."
     def __init__(self): self.map, self.giants = np.zeros(1 << 20, bool), set()
 
     def first(self, ids: np.ndarray) -> np.ndarray:
         "Where an id stands for the first time; they count as seen from now on."
         if (ids[1:] > ids[:-1]).all(): values, places = ids, np.arange(len(ids))  # a dump is mostly in the order of its ids
         else: values, places = np.unique(ids, return_index=True)
-        new, small = np.empty(len(values), bool), values < 1 << 28
+        new, small = np.empty(len(values), bool), values < 1 << 25
         if small.any() and values[small][-1] >= len(self.map):
             self.map = np.concatenate([self.map, np.zeros(max(len(self.map), int(values[small][-1]) + 1 - len(self.map)), bool)])
         new[small] = ~self.map[values[small]]

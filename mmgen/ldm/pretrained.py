@@ -218,7 +218,7 @@ def stable_diffusion(
 ) -> LatentDiffusion:
     "Stable Diffusion 1.x or 2.x, or the text-to-image model of latent diffusion (txt2img) before them."
     from transformers import AutoTokenizer
-    path = resolve(name_or_path)
+    path = resolve(name_or_path).absolute()  # a relative one that lacks a folder looks like a name on the hub
     if path.is_file():
         state, process = load_state(path), {"prediction": prediction or "eps", **_SCHEDULE}
         unet, autoencoder = unet_of(state, path.name), autoencoder_of(state, path.name)
@@ -237,7 +237,7 @@ def stable_diffusion(
     if missing: raise WeightsError(f"scheduler/scheduler_config.json of {path.name} lacks {', '.join(missing)}.")
     predicted = prediction or _PREDICTIONS.get(schedule.get("prediction_type", "epsilon"))
     if predicted is None: raise WeightsError(f"The UNet of {path.name} predicts {schedule['prediction_type']!r}; those that predict epsilon or v_prediction are opened.")
-    unet, autoencoder = UNet2DConditionModel.load(path/"unet"), AutoencoderKL.load(path/vae)
+    unet, autoencoder = UNet2DConditionModel.load(path/"unet").requires_grad_(False), AutoencoderKL.load(path/vae)
     if not (path/"tokenizer").is_dir(): raise WeightsError(f"{path.name} lacks the folder tokenizer.")
     try: words = AutoTokenizer.from_pretrained(path/"tokenizer")
     except (OSError, ValueError) as e: raise WeightsError(f"The tokenizer of {path.name} was not opened ({str(e).splitlines()[0]}).") from e

@@ -52,6 +52,9 @@ class UNet2DModel(UNet2D):
     def forward(self, x, t): return self._walk(x, t)
 
 # %% ../../nbs/32h3_unconditional.ipynb #ca3fd312
+def _heads(state): return 8 if "down_blocks.0.downsamplers.0.conv1.weight" in state else None  # where residual blocks halve the size
+
+
 def unconditional_config(
     state: dict[str, torch.Tensor],  # of a UNet, with diffusers' names
     heads: int | None = None,  # of each attention; None: 8 where residual blocks halve the size, else one for 32 channels
@@ -61,7 +64,7 @@ def unconditional_config(
     widths = common["block_out_channels"]
     how, plain = ("resnet", "Resnet{}sampleBlock2D") if "down_blocks.0.downsamplers.0.conv1.weight" in state else ("conv", "{}Block2D")
     kinds = ["Attn{}Block2D" if f"down_blocks.{i}.attentions.0.to_q.weight" in state else plain for i in range(len(widths))]
-    heads = heads or (8 if how == "resnet" else None)
+    heads = heads or _heads(state)
     return common | {"down_block_types": [kind.format("Down") for kind in kinds], "up_block_types": [kind.format("Up") for kind in kinds[::-1]],
                      "attention_head_dim": [width // heads for width in widths] if heads else 32, "attn_norm_num_groups": common["norm_num_groups"],
                      "resnet_time_scale_shift": "default" if len(state["down_blocks.0.resnets.0.time_emb_proj.weight"]) == widths[0] else "scale_shift",
@@ -83,7 +86,7 @@ def unconditional_unet_of(
         given, made = found["conv_in.weight"].shape[1], len(found["conv_out.weight"])
         if given != made:
             raise WeightsError(f"The UNet of {where} reads {given} channels and predicts {made}, so it also reads a picture (inpainting, super-resolution); that is not supported.")
-        found = split_attention(found, heads or (8 if "down_blocks.0.downsamplers.0.conv1.weight" in found else None))
+        found = split_attention(found, heads or _heads(found))
         unet = UNet2DModel.from_config(unconditional_config(found, heads))
     return load_into(unet, found, where).eval().requires_grad_(False)
 

@@ -126,7 +126,7 @@ class ContextKV(NamedTuple):
 class UNet2DConditionModel(UNet2D):
     "(noisy latents (B, in_channels, h, w), noise levels (B,), text states (B, T, D)) -> (B, out_channels, h, w)"
     blocks = {way: [f"CrossAttn{way}Block2D", f"{way}Block2D"] for way in ("Down", "Up")}
-    neutral = UNet2D.neutral | dict(mid_block_type="UNetMidBlock2DCrossAttn")
+    neutral = UNet2D.neutral | dict(mid_block_type="UNetMidBlock2DCrossAttn", upcast_attention=True) # the latter: to float32, as all is here
 
     def __init__(self,
         sample_size: int | None = None, # height of the latents, for information only

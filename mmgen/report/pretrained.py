@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from ..benchmark.pretrained import FIGURES
-from .tables import markdown
+from .tables import levels, markdown, ratio
 from ..runs import load_run, verify_run
 
 # %% ../../nbs/44c10_report_pretrained.ipynb #39d72ca4
@@ -32,11 +32,11 @@ def section(
     judge = "" if "judge" in record["weights"] else " It is the CLIP that StyleCLIP optimises, which flatters StyleCLIP."
     of = lambda figure, method, name: next(m for m in record["metrics"] if (m["figure"], m["method"], m["name"]) == (figure, method, name))
     pairs = list(dict.fromkeys((m["figure"], m["method"]) for m in record["metrics"]))
-    body = [[figure.replace("_", " "), method, str(of(figure, method, "change, %")["n"]), *(_number(of(figure, method, name)["value"], digits) for name, digits in zip(MEASURES, (1, 2, 1)))] for figure, method in pairs]
+    body = [[figure.replace("_", " "), method, str(of(figure, method, "change, %")["n"]), *(_number(of(figure, method, name)["value"], digits) for name, digits in zip(MEASURES, (levels, ratio, levels)))] for figure, method in pairs]
     pictures = "\n\n".join(f"![{name.replace('_', ' ')} on published weights]({where}/{name}.jpg)" for name in FIGURES)
     return (f"\n## Figures 6 and 7 on published weights\n\nThis section alone uses weights that others published: {names}. Face: {data['face'].removeprefix('stand-in: ')}; manga image: {data['manga'].removeprefix('stand-in: ')}. {said}The run is "
             f"`papermill nbs/pretrained.ipynb out.ipynb -r run_id {record['run_id']}` ([run.json]({where}/run.json), [scores.json]({where}/scores.json)), {record['wall_seconds'] / 60:.0f} minutes.\n\n{pictures}\n\n"
             f"Means over the columns, judged by a CLIP; change: of all pixels, in per cent of the range.{judge}\n\n" + markdown(["figure", "method", "n", *MEASURES], body) + "\n")
 
 
-def _number(value, digits): return "–" if value == "nan" else f"{value:.{digits}f}".replace("-", "−")
+def _number(value, form): return "–" if isinstance(value, str) else form(value)  # JSON has no nan and no inf
