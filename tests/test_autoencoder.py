@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import save_file
 
 from mmgen.core import psnr, to_float
 from mmgen.ldm.autoencoder import AutoencoderKL, Posterior
@@ -69,6 +70,20 @@ def test_save_pretrained_opens_in_diffusers(tmp_path):
     z = torch.randn(1, 4, 8, 8)
     assert other.config.scaling_factor == 0.7
     with torch.no_grad(): assert torch.allclose(model.decode(z), other.decode(z).sample, atol=1e-5)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_the_names_of_published_autoencoders(tmp_path, safe):
+    torch.manual_seed(0)
+    theirs = diffusers.AutoencoderKL(block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, norm_num_groups=4).eval()
+    theirs.save_pretrained(tmp_path, safe_serialization=safe)
+    file = tmp_path / f"diffusion_pytorch_model.{'safetensors' if safe else 'bin'}"
+    olds = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = {(f"{k[:k.index(now)]}{olds[now]}{k[k.index(now) + len(now):]}" if (now := next((n for n in olds if f".{n}." in k), None)) else k): v for k, v in theirs.state_dict().items()}
+    assert "decoder.mid_block.attentions.0.query.weight" in state and len(state) == len(theirs.state_dict())
+    save_file(state, file) if safe else torch.save(state, file)
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad(): assert torch.allclose(AutoencoderKL.load(tmp_path)(x)[0], diffusers.AutoencoderKL.from_pretrained(tmp_path, low_cpu_mem_usage=False)(x).sample, atol=1e-5)
 
 
 def test_phased_upsampling_equals_plain_with_gradients():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel
 
 import mmgen
@@ -178,10 +178,26 @@ def sd(tmp_path_factory, tokenizer):
     save_file(single, root / "sd.safetensors")
     torch.save({"state_dict": single | {"model_ema.decay": torch.tensor(0.5)}, "global_step": 5, "callbacks": {}}, root / "sd.ckpt")
     tokenizer.save_pretrained(root / "tokenizer")
+    as_in_2022(root / "folder", root / "2022")
     return root, pipe
 
 
-@pytest.mark.parametrize("form", ["folder", "sd.safetensors"])
+def as_in_2022(folder, old):
+    "The folder as most of the hub still has it: pickles, the names of attention layers before May 2023, a list of positions; 2.1's `upcast_attention`, no scale of the latents."
+    shutil.copytree(folder, old)
+    olds = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for part, name in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        state = load_file(old / part / f"{name}.safetensors")
+        for now, before in olds.items() if part == "vae" else (): state = {key.replace(f".{now}.", f".{before}."): value for key, value in state.items()}
+        if part == "text_encoder": state["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+        torch.save(state, old / part / ("pytorch_model.bin" if part == "text_encoder" else f"{name}.bin"))
+        (old / part / f"{name}.safetensors").unlink()
+    for part, change in (("unet", {"upcast_attention": True}), ("vae", {"scaling_factor": None})):
+        config = json.loads((old / part / "config.json").read_text()) | change
+        (old / part / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+
+@pytest.mark.parametrize("form", ["folder", "sd.safetensors", "2022"])
 def test_img2img_of_diffusers_and_ours_make_the_same_picture(sd, form):
     root, pipe = sd
     ours = stable_diffusion(root / form, tokenizer=root / "tokenizer", size=32)

@@ -82,9 +82,10 @@ def test_half_a_model_in_the_hubs_cache_is_no_model(tmp_path, monkeypatch):
     assert "model: owner/sd: the hub's cache lacks unet/diffusion_pytorch_model.safetensors, vae/diffusion_pytorch_model.safetensors, text_encoder/model.safetensors of it" in said
 
 
-def test_of_the_hub_only_what_is_read_is_fetched(monkeypatch):
+def test_of_the_hub_only_what_is_read_is_fetched(monkeypatch, tmp_path):
     asked = {}
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: asked.update(options) or "here")
+    (tmp_path / "model.safetensors").touch()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: asked.update(options) or str(tmp_path))
     resolve("stable-diffusion-v1-5/stable-diffusion-v1-5")
     there = ["model_index.json", "README.md", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt", "text_encoder/model.safetensors", "unet/config.json",
              "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"]

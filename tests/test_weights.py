@@ -5,6 +5,7 @@ import re
 import struct
 import subprocess
 import sys
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -58,6 +59,27 @@ def test_resolve_takes_a_path_then_a_packaged_name_then_the_hub(shelf, tmp_path,
     assert asked[0][0] == "openai/clip-vit-large-patch14" and "*.bin" not in asked[0][1]["allow_patterns"]
     resolve("openai/clip-vit-large-patch14", weights=False)
     assert "model.safetensors" in asked[0][1]["allow_patterns"] and not any("safetensors" in form for form in asked[1][1]["allow_patterns"])
+
+
+def test_of_the_hub_old_files_are_fetched_where_there_are_no_others(shelf, tmp_path, monkeypatch):
+    repository = {"unet/diffusion_pytorch_model.bin", "bert/pytorch_model.bin", "model_index.json"}
+
+    def download(name, allow_patterns, **options):
+        for file in repository:
+            if any(fnmatch(file, pattern) for pattern in allow_patterns):
+                (tmp_path/"hub"/file).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path/"hub"/file).write_bytes(pickle.dumps({}))
+        return str(tmp_path/"hub")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found = lambda: {str(file.relative_to(tmp_path/"hub")) for file in (tmp_path/"hub").rglob("*") if file.is_file()}
+    resolve("owner/old", weights=False)
+    assert found() == {"model_index.json"}
+    repository.add("unet/diffusion_pytorch_model.safetensors")
+    resolve("owner/new")
+    assert found() == {"model_index.json", "unet/diffusion_pytorch_model.safetensors"}
+    repository.discard("unet/diffusion_pytorch_model.safetensors")
+    (tmp_path/"hub"/"unet"/"diffusion_pytorch_model.safetensors").unlink()
+    assert resolve("owner/old") == tmp_path/"hub" and found() == repository
 
 
 @pytest.mark.parametrize("name", ["clip-portrait", "", "/no/such/folder", "runs/model.safetensors", "../x"])

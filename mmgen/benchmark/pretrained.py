@@ -32,7 +32,7 @@ from ..settings import split_list
 from ..styleclip.identity import load_identity
 from ..stylegan.encoder import Encoder
 from ..stylegan.generator import Generator
-from ..weights import WeightsError, at_hand, fingerprint, resolve
+from ..weights import OLD_FILES, WeightsError, at_hand, fingerprint, resolve
 
 # %% ../../nbs/44d3_pretrained.ipynb #abb98de7
 class Published(NamedTuple):
@@ -70,7 +70,7 @@ def find(
         if name == "random": continue
         try:
             path = found[field] = resolve(name, config.download)
-            lacks = [part for part in PARTS.get(field, ()) if at_hand(name) is None and not (path / part).is_file()]
+            lacks = [part for part in PARTS.get(field, ()) if at_hand(name) is None and not any((path / part).with_name(file).is_file() for file in (Path(part).name, *OLD_FILES))]
             if lacks:
                 del found[field]
                 missing.append(_line(field, name, f"the hub's cache lacks {', '.join(lacks)} of it"))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from .autoencoder_blocks import DownEncoderBlock2D, MidBlock2D, UpDecoderBlock2D
+from .autoencoder_blocks import DownEncoderBlock2D, MidBlock2D, UpDecoderBlock2D, rename_attention
 from ..weights import WeightsError, load_into, load_state, read_config, resolve
 
 # %% ../../nbs/32a_autoencoder.ipynb #1db0fd17
@@ -198,7 +198,7 @@ class AutoencoderKL(nn.Module):
         if not (folder / "config.json").is_file():
             raise WeightsError(f"AutoencoderKL.load: {name_or_path} must be a folder with a config.json.")
         model = cls.from_config(read_config(folder, cls))
-        load_into(model, load_state(folder), where=str(name_or_path))
+        load_into(model, rename_attention(load_state(folder)), where=str(name_or_path))
         return model.to(device).eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path):
