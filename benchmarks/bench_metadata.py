@@ -6,8 +6,7 @@ Each size is a synthetic dump (28 tags a post; 3.3 million posts are 7.4 GB). Wh
 `rows`: SELECT count(*) FROM read_json(files), as one types it; DuckDB finds out the columns. `rows and tags`: the columns of the table are declared, and those that no count
 needs are not converted. `every column`: the same, but the values of each are counted, so that all that the table needs is read. They run before and
 after `write_posts`, and the ratio is to the mean of the two; of several blocks, the median is told and every ratio beside it. All files are read once before, so that
-no step waits for the disk. Each step runs in a process of its own, of which the system tells the
-peak of memory. `select` is the whole choice: filters, 300 000 posts, vocabulary.
+no step waits for the disk. Each step runs in a process of its own, of which the system tells the peak of memory. `select` is the whole choice: filters, 300 000 posts, vocabulary.
 """
 import argparse
 import json

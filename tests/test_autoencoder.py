@@ -72,14 +72,20 @@ def test_save_pretrained_opens_in_diffusers(tmp_path):
     with torch.no_grad(): assert torch.allclose(model.decode(z), other.decode(z).sample, atol=1e-5)
 
 
+def with_old_names(state):
+    "A state dict as diffusers wrote it before May 2023."
+    for now, before in {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}.items():
+        state = {key.replace(f".{now}.", f".{before}."): value for key, value in state.items()}
+    return state
+
+
 @pytest.mark.parametrize("safe", [True, False])
 def test_the_names_of_published_autoencoders(tmp_path, safe):
     torch.manual_seed(0)
     theirs = diffusers.AutoencoderKL(block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, norm_num_groups=4).eval()
     theirs.save_pretrained(tmp_path, safe_serialization=safe)
     file = tmp_path / f"diffusion_pytorch_model.{'safetensors' if safe else 'bin'}"
-    olds = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    state = {(f"{k[:k.index(now)]}{olds[now]}{k[k.index(now) + len(now):]}" if (now := next((n for n in olds if f".{n}." in k), None)) else k): v for k, v in theirs.state_dict().items()}
+    state = with_old_names(theirs.state_dict())
     assert "decoder.mid_block.attentions.0.query.weight" in state and len(state) == len(theirs.state_dict())
     save_file(state, file) if safe else torch.save(state, file)
     x = torch.rand(1, 3, 16, 16)

@@ -38,6 +38,16 @@ def network(x, t):  # stands for a trained network: any smooth function of x and
     return torch.tanh(1.3 * x + t.reshape(-1, 1, 1, 1) / 1000) + 0.2 * x.roll(1, -1)
 
 
+@pytest.mark.parametrize("name, options", [*((name, {}) for name in ("sdedit", *NAMES)), ("flowedit", {"averages": 2}), ("ddim-inversion", {"iterations": 2})])
+def test_an_editor_tells_how_often_it_asks_the_network(name, options):
+    for decoding in type(make(name)).decodings:
+        which, asked = make(name, decoding=decoding, **options), []
+        hook = which.pipeline.unet.register_forward_hook(lambda *_: asked.append(1))
+        which.edit(IMAGES, SOURCE, TARGET, 1.0)
+        hook.remove()
+        assert len(asked) == which.passes * which.steps == which.passes * 3
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_strength_zero_is_the_reconstruction(name):
     plain = make(name, decoding="plain").edit(IMAGES, SOURCE, TARGET, 0.0)

@@ -9,6 +9,7 @@ import torch
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 from safetensors.torch import load_file, save_file
+from test_autoencoder import with_old_names
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel
 
 import mmgen
@@ -185,10 +186,9 @@ def sd(tmp_path_factory, tokenizer):
 def as_in_2022(folder, old):
     "The folder as most of the hub still has it: pickles, the names of attention layers before May 2023, a list of positions; 2.1's `upcast_attention`, no scale of the latents."
     shutil.copytree(folder, old)
-    olds = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     for part, name in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
         state = load_file(old / part / f"{name}.safetensors")
-        for now, before in olds.items() if part == "vae" else (): state = {key.replace(f".{now}.", f".{before}."): value for key, value in state.items()}
+        if part == "vae": state = with_old_names(state)
         if part == "text_encoder": state["text_model.embeddings.position_ids"] = torch.arange(77)[None]
         torch.save(state, old / part / ("pytorch_model.bin" if part == "text_encoder" else f"{name}.bin"))
         (old / part / f"{name}.safetensors").unlink()

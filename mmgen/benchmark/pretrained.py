@@ -56,6 +56,11 @@ PARTS = {"model": ("model_index.json", *(f"{part}/diffusion_pytorch_model.safete
          "clip": ("config.json", "model.safetensors"), "judge": ("config.json", "model.safetensors")}  # of a hub name; a cache may hold some of it only
 
 
+def _there(part):
+    "Whether a file is there, or in place of weights the pickle that they were before."
+    return part.is_file() or part.suffix == ".safetensors" and any(part.with_name(file).is_file() for file in OLD_FILES)
+
+
 def _line(field, name, why):
     about = PUBLISHED.get(name) or PUBLISHED.get(Path(name).name)
     return f"  {field}: {name}" + (f" ({about.what}, {about.size}; licence: {about.licence}; from {about.where})" if about else "") + (f": {why}" if why else "")
@@ -70,7 +75,7 @@ def find(
         if name == "random": continue
         try:
             path = found[field] = resolve(name, config.download)
-            lacks = [part for part in PARTS.get(field, ()) if at_hand(name) is None and not any((path / part).with_name(file).is_file() for file in (Path(part).name, *OLD_FILES))]
+            lacks = [part for part in PARTS.get(field, ()) if at_hand(name) is None and not _there(path / part)]
             if lacks:
                 del found[field]
                 missing.append(_line(field, name, f"the hub's cache lacks {', '.join(lacks)} of it"))

@@ -162,7 +162,8 @@ def parts(
     def together(following):
         name = " + ".join(dict.fromkeys((group[0].name, group[-1].name)))
         return Part(name, [] if name in done else list(group), False, following)
-    for following, path in zip(range(len(files) - 1, -1, -1), files):
+    for number, path in enumerate(files, 1):
+        following = len(files) - number
         plain = not path.name.lower().endswith(_ARCHIVES + _PACKED) and not _marked(path)
         if group and (not plain or sum(p.stat().st_size for p in group) + path.stat().st_size > size):
             yield together(following + 1)

@@ -47,6 +47,7 @@ def ddpm_replay(model: Callable, # under the source's caption or another one
 class EditFriendlyDDPM(LatentEditor):
     "Read off the noises that lead to the source, use them under the target caption."
     name, strength = "edit-friendly-ddpm", 0.6
+    passes = 2 # for both captions
     decodings = ("residual", "plain")
 
     def __init__(self, model="ldm-portraits", device=None, decoding: str | None = None, batch_size: int = 32, # see `LatentEditor`

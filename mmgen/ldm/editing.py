@@ -14,7 +14,6 @@ class LatentEditor(CodeEditor):
     "What the diffusion Editors share: the autoencoder's latents (B, c, h, w) are the code."
 
     name = "latent"
-    passes = 2  # for the source caption and for the target
     model_class = LatentDiffusion  # what `model` is or is loaded as
 
     def __init__(
@@ -33,6 +32,7 @@ class LatentEditor(CodeEditor):
     device = property(lambda self: self.pipeline.device)
     clip = property(lambda self: self.pipeline.text_encoder)
     tags = property(lambda self: self.pipeline.tags)
+    passes = property(lambda self: 2 if self.decoding == "paired" else 1)  # the edit and, where it is paired, the reference
 
     def encode(self, images):
         return self.pipeline.encode(images)
@@ -70,8 +70,6 @@ class SDEdit(LatentEditor):
     ):
         super().__init__(model, device, decoding, batch_size)
         self.steps, self.guidance, self.method, self.seed = steps, guidance, method, seed
-
-    passes = property(lambda self: 2 if self.decoding == "paired" else 1)
 
     def change(self, z, source, target, strength):
         return self.pipeline.renoise(z, target, strength, self.steps, self.guidance, self.method, self.seed)

@@ -58,6 +58,8 @@ class FlowEdit(LatentEditor):
         if averages < 1: raise EditError(f"{self.name}: averages must be 1 or more, not {averages}.")
         self.steps, self.guidance, self.source_guidance, self.averages, self.seed = steps, guidance, source_guidance, averages, seed
 
+    passes = property(lambda self: 2 * self.averages)
+
     def change(self, z, source, target, strength):
         p, generator = self.pipeline, torch.Generator().manual_seed(self.seed)
         models = p.denoiser(source, self.guidance if self.source_guidance is None else self.source_guidance), p.denoiser(target, self.guidance)

@@ -52,7 +52,10 @@ class UNet2DModel(UNet2D):
     def forward(self, x, t): return self._walk(x, t)
 
 # %% ../../nbs/32h3_unconditional.ipynb #ca3fd312
-def _heads(state): return 8 if "down_blocks.0.downsamplers.0.conv1.weight" in state else None  # where residual blocks halve the size
+def _resamples(state): return "down_blocks.0.downsamplers.0.conv1.weight" in state  # by residual blocks
+
+
+def _heads(state): return 8 if _resamples(state) else None
 
 
 def unconditional_config(
@@ -62,7 +65,7 @@ def unconditional_config(
     "The configuration that belongs to a UNet's weights."
     common = common_config(state)
     widths = common["block_out_channels"]
-    how, plain = ("resnet", "Resnet{}sampleBlock2D") if "down_blocks.0.downsamplers.0.conv1.weight" in state else ("conv", "{}Block2D")
+    how, plain = ("resnet", "Resnet{}sampleBlock2D") if _resamples(state) else ("conv", "{}Block2D")
     kinds = ["Attn{}Block2D" if f"down_blocks.{i}.attentions.0.to_q.weight" in state else plain for i in range(len(widths))]
     heads = heads or _heads(state)
     return common | {"down_block_types": [kind.format("Down") for kind in kinds], "up_block_types": [kind.format("Up") for kind in kinds[::-1]],

@@ -32,7 +32,7 @@ def section(
     judge = "" if "judge" in record["weights"] else " It is the CLIP that StyleCLIP optimises, which flatters StyleCLIP."
     of = lambda figure, method, name: next(m for m in record["metrics"] if (m["figure"], m["method"], m["name"]) == (figure, method, name))
     pairs = list(dict.fromkeys((m["figure"], m["method"]) for m in record["metrics"]))
-    body = [[figure.replace("_", " "), method, str(of(figure, method, "change, %")["n"]), *(_number(of(figure, method, name)["value"], digits) for name, digits in zip(MEASURES, (levels, ratio, levels)))] for figure, method in pairs]
+    body = [[figure.replace("_", " "), method, str(of(figure, method, "change, %")["n"]), *(_number(of(figure, method, name)["value"], form) for name, form in zip(MEASURES, (levels, ratio, levels)))] for figure, method in pairs]
     pictures = "\n\n".join(f"![{name.replace('_', ' ')} on published weights]({where}/{name}.jpg)" for name in FIGURES)
     return (f"\n## Figures 6 and 7 on published weights\n\nThis section alone uses weights that others published: {names}. Face: {data['face'].removeprefix('stand-in: ')}; manga image: {data['manga'].removeprefix('stand-in: ')}. {said}The run is "
             f"`papermill nbs/pretrained.ipynb out.ipynb -r run_id {record['run_id']}` ([run.json]({where}/run.json), [scores.json]({where}/scores.json)), {record['wall_seconds'] / 60:.0f} minutes.\n\n{pictures}\n\n"
