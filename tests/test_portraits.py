@@ -3,10 +3,12 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 
+from mmgen.data import portrait_sets
 from mmgen.data import portraits as P
 from mmgen.data.edits import NEIGHBOUR_OPTIONS, neighbour, neighbours
 from mmgen.data.portrait_sets import write_parquet
@@ -134,6 +136,22 @@ def test_parquet_is_the_same_bytes_with_one_process_or_two(tmp_path):
     face = P.sample(rows[42]["seed"])
     assert rows[42]["tags"] == P.tags(face)
     assert (np.asarray(rows[42]["image"].convert("RGB")) == P.render(face)).all()
+
+
+def test_another_process_may_ask_for_the_same_portraits_at_any_moment(tmp_path, monkeypatch):
+    "After each file that the one has written the other finds all or nothing: it neither warns nor takes away what the one has."
+    write, found = portrait_sets.atomic_write, []
+    def watched(path, content):
+        done = write(path, content)
+        with monkeypatch.context() as other:
+            other.setattr(portrait_sets, "atomic_write", write)
+            found.append(portrait_sets.dataset(4, root=tmp_path)["seed"][:])
+        return done
+    monkeypatch.setattr(portrait_sets, "atomic_write", watched)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found.append(portrait_sets.dataset(4, root=tmp_path)["seed"][:])
+    assert found == 3 * [[0, 1, 2, 3]] and not list(tmp_path.glob(".*.tmp*"))
 
 
 def test_a_script_without_a_guard_renders_in_parallel(tmp_path):

@@ -69,12 +69,16 @@ def write_parquet(
     features = Features({"image": ImageFeature(), "tags": List(Value("string")), "seed": Value("int64")})
     columns = {"image": [{"bytes": image, "path": None} for image, _ in rows], "tags": [t for _, t in rows], "seed": which}
     arrow = pa.Table.from_pydict(columns, schema=features.arrow_schema)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, lambda temporary: pq.write_table(arrow, temporary, row_group_size=1000))
     spec = hashlib.sha256(json.dumps(which).encode()).hexdigest()
-    manifest = {"file": path.name, "sha256": sha256(path), "count": len(which), "style": style, "size": size,
+    manifest = {"file": path.name, "sha256": None, "count": len(which), "style": style, "size": size,
                 "first_seed": which[0], "last_seed": which[-1], "seeds_sha256": spec}
-    atomic_write(path.with_suffix(".json"), json.dumps(manifest, indent=1).encode())
+
+    def write(temporary):
+        pq.write_table(arrow, temporary, row_group_size=1000)
+        manifest["sha256"] = sha256(temporary)
+        # before the file has its name: whoever finds the file finds its manifest, in another process too
+        atomic_write(path.with_suffix(".json"), json.dumps(manifest, indent=1))
+    atomic_write(path, write)
     return manifest
 
 
@@ -94,10 +98,9 @@ def dataset(
     made_by = [version(name) for name in ("dicebear-core", "dicebear-styles", "resvg-py")]
     stamp = hashlib.sha256(json.dumps([[table(s) for s in members(style)], sorted(map(sorted, held_out())), made_by]).encode())
     path = folder / f"{style}-{split}-{size}px-{start}+{n}-{stamp.hexdigest()[:8]}.parquet"
-    if path.exists() and not _is_whole(path):
-        warnings.warn(f"{path.name} is not what its manifest says and is rendered again.")
-        path.unlink()
-    if not path.exists():
+    there = path.exists()
+    if not (there and _is_whole(path)):
+        if there: warnings.warn(f"{path.name} is not what its manifest says and is rendered again.")
         write_parquet(path, seeds(n, split, style, start), style, size, workers)
     return Dataset.from_parquet(str(path), cache_dir=str(folder / "cache"))
 
