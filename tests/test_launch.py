@@ -60,7 +60,7 @@ def test_a_killed_ldm_resumes_to_the_same_weights(tmp_path):
     whole, cut = start(tmp_path, *job, "run_id=whole"), start(tmp_path, *job, "run_id=cut")
     checkpoints, moments = tmp_path / "reports" / "runs" / "cut" / "checkpoints", random.Random()
     wait_for(lambda: list(checkpoints.glob("checkpoint-*")), cut)
-    time.sleep(moments.uniform(0, 1.5))
+    time.sleep(moments.uniform(0, 0.8))
     cut.kill()
     cut.communicate()
     reached = max(int(p.name.split("-")[1]) for p in checkpoints.glob("checkpoint-*"))

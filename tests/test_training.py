@@ -163,7 +163,7 @@ import test_training as t
 from mmgen.training import is_main
 print("ready", flush=True)
 run, settings = t.FakeRun({str(folder)!r}), {{**t.SETTINGS, "steps": 300}}
-t.train(t.Noisy(pause=0.001), t.Points(), run, **settings, resume_from={resume!r})
+t.train(t.Noisy(pause=0.004), t.Points(), run, **settings, resume_from={resume!r})
 """
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
