@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from mmgen.danbooru_job import DanbooruConfig
-from mmgen.data.loading import load_source
+from mmgen.data.loading import ImageError, load_source
 from mmgen.data.prepare import WHY, facts, overview, prepare, samples
-from mmgen.data.shards import Shards
+from mmgen.data.shards import ShardError, Shards
 from mmgen.data.synthetic_dump import FILE_DAMAGE, LINE_DAMAGE, write_dump
+from mmgen.files import FolderInUse, locked
 from mmgen.launch import main
 from mmgen.runs import Run
 
@@ -72,6 +73,58 @@ def test_what_the_notebook_shows(prepared):
     assert images.shape == (6, 32, 32, 3) and len(tags) == 6 and all(tags)
 
 
+def test_a_set_that_is_there_is_not_changed_by_another_choice(prepared, tmp_path):
+    root, *_ = prepared
+    content = lambda: {p: p.read_bytes() for p in (root / "set").rglob("*.*") if p.is_file()}
+    before = content()
+    other = tmp_path / "other" / "dump"
+    write_dump(other, 500, form=root.name[:4], size=96, originals=False, files=2)
+    for given, said in (({"n": 20}, "made with other posts or files; choose another"), ({"rating": "explicit"}, "made with other posts|No post is left"),
+                        ({"source": str(other)}, "holds the posts of another dump")):
+        with pytest.raises(ValueError, match=said): run(root, **{"source": str(root / "dump")} | given)
+        assert content() == before
+    with locked(root / "set", ".prepare.lock"), pytest.raises(FolderInUse, match="Another run"): run(root, source=str(root / "dump"))
+    assert content() == before
+
+
+def test_folders_are_no_patterns_and_no_columns(tmp_path):
+    "DuckDB would read rating=general as a column of every post, and set[1] as the folder set1."
+    write_dump(tmp_path / "rating=x" / "dump*[1]", 120, size=32, files=1, originals=False, damage=0)
+    write_dump(tmp_path / "rating=x" / "dumps1", 30, size=32, files=1, originals=False, damage=0)
+    plain, strange = tmp_path / "plain", tmp_path / "rating=general" / "width=5" / "set[1] *"
+    one, *_ = run(tmp_path, source=str(tmp_path / "rating=x" / "dump*[1]"), out=str(strange))
+    (tmp_path / "rating=x" / "dump*[1]").rename(tmp_path / "dump")
+    two, *_ = run(tmp_path, source=str(tmp_path / "dump"), out=str(plain))
+    assert one["choice"] == two["choice"] and one["choice"]["dropped"]["rating not wanted"] > 0 and facts(strange)["ratings"] == facts(plain)["ratings"]
+    assert Shards(strange).manifest == Shards(plain).manifest
+
+
+def test_a_table_that_lost_its_end_is_made_again(prepared):
+    root, _, found, dropped, _ = prepared
+    part = sorted((root / "set" / "metadata" / "posts").iterdir())[-1]
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-20])
+    again, same, _ = run(root, source=str(root / "dump"))
+    assert same == dropped and part.read_bytes() == whole
+    state = root / "set" / "metadata" / "posts.json"
+    text = state.read_text()
+    state.write_text(text[:50])
+    with pytest.raises(ValueError, match="posts.json is damaged; remove it and the folder posts"): run(root, source=str(root / "dump"))
+    state.write_text(text)
+
+
+def test_files_that_nobody_may_read_stop_the_run(prepared, tmp_path, monkeypatch):
+    root, *_ = prepared
+    def refused(*_, **__):
+        try: raise PermissionError(13, "Permission denied")
+        except PermissionError as e: raise ImageError("The image cannot be opened.", "no file") from e
+    monkeypatch.setattr("mmgen.data.image_shards.dump_image", refused)
+    with pytest.raises(ShardError, match=r"\.\w+ cannot be read: Permission denied. The same call continues"): run(tmp_path, source=str(root / "dump"))
+    def nothing(*_, **__): raise ImageError("The image is gone.", "no file")
+    monkeypatch.setattr("mmgen.data.image_shards.dump_image", nothing)
+    with pytest.raises(ValueError, match="None of the .* chosen images can be used; .*bad.jsonl says why"): run(tmp_path, source=str(root / "dump"))
+
+
 def test_a_killed_run_goes_on_to_the_same_shards(tmp_path):
     write_dump(tmp_path / "dump", 300, damage=0.02, size=96, originals=False)
     code = ("import sys; from mmgen.danbooru_job import DanbooruConfig; from mmgen.data.prepare import prepare; from mmgen.runs import Run\n"
@@ -101,7 +154,7 @@ def test_folders_that_cannot_be_meant_are_said_before_the_metadata_are_read(prep
     (tmp_path / "file").touch()
     monkeypatch.setattr("mmgen.data.prepare.write_posts", lambda *_: pytest.fail("read"))
     for given, said in (({"out": str(root / "dump")}, "out is the folder of the dump itself"), ({"pictures": "256px"}, "holds no folder 256px"),
-                        ({"out": str(tmp_path / "file")}, "file is a file, so"), ({"out": str(tmp_path / "file" / "set")}, "file is a file, so")):
+                        ({"out": str(tmp_path / "file")}, "file is not a folder; choose another place"), ({"out": str(tmp_path / "file" / "set")}, "file is not a folder; choose another place")):
         with pytest.raises(ValueError, match=said): run(root, source=str(root / "dump"), **given)
     assert sorted(p.name for p in (root / "dump").iterdir()) == ["512px", "metadata"]
     for given in ({"size": 4}, {"near_duplicates": 11}):

@@ -110,24 +110,30 @@ def write_posts(
     out, name = Path(out), getattr(connection, "name", "duckdb")
     if name not in ("duckdb", "pyspark"):
         raise MetadataError(f"Files are read on DuckDB or Spark, not on {name}; for a table that is there already, run posts(table, form).")
-    files = find_metadata(source)
-    form = detect_form(files, form)
-    about = {"schema": 1, "kind": "mmgen posts", "form": form, "source": [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
-    with locked(out):
-        try: return _write_posts(files, out, about, connection, threads or len(os.sched_getaffinity(0)), memory)
-        except OSError as error:
-            if error.errno not in DISK_FULL: raise
-            raise MetadataError(f"There is no room for {out} ({os.strerror(error.errno)}); what is complete stays: make room and run again.") from error
+    try:
+        files = find_metadata(source)
+        form = detect_form(files, form)
+        about = {"schema": 1, "kind": "mmgen posts", "form": form, "source": [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
+        with locked(out): return _write_posts(files, out, about, connection, threads or len(os.sched_getaffinity(0)), memory)
+    except PermissionError as error: raise MetadataError(f"{error.filename or out} may not be read or written; what is complete stays: allow it and run again.") from error
+    except OSError as error:
+        if error.errno not in DISK_FULL: raise
+        raise MetadataError(f"There is no room for {out} ({os.strerror(error.errno)}); what is complete stays: make room and run again.") from error
+
+
+def _size(path): return path.stat().st_size if path.is_file() else -1
 
 
 def _write_posts(files, out, about, connection, threads, memory):
     state, folder, temporary = out/"posts.json", out/"posts", out/".posts.tmp"
-    known = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else None
+    try: known = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else None
+    except ValueError as error: raise MetadataError(f"{state} is damaged; remove it and the folder {folder.name} beside it, and run again.") from error
     if known is None and folder.exists(): raise MetadataError(f"{folder} is there already and was not written by write_posts; choose another out.")
-    names = lambda about: [Path(file).name for file, *_ in about["source"]]
+    names = lambda about: [(Path(file).name, size) for file, size, _ in about["source"]]
     if known and known["complete"] and names(known) != names(about):
-        raise MetadataError(f"{folder} holds the posts of another dump ({names(known)[0]}, …); choose another out, or remove it.")
-    if known is None or any(known[key] != about[key] for key in about) or not all((folder/p["file"]).is_file() for p in known["parts"]):
+        (name, size), *_ = [one for one in names(known) if one not in names(about)] or names(known)
+        raise MetadataError(f"{folder} holds the posts of another dump ({name} of {size:,} bytes, …); choose another out, or remove it.")
+    if known is None or any(known[key] != about[key] for key in about) or not all(_size(folder/p["file"]) == p.get("bytes") for p in known["parts"]):
         shutil.rmtree(folder, ignore_errors=True)
         known = about | {"complete": False, "parts": [], "left out": []}
         atomic_write(state, json.dumps(known))
@@ -160,7 +166,7 @@ def _continue(files, known, state, folder, temporary, connection, threads, memor
         _without_known(path, seen, counts, ids, untagged)
         fsync(path)
         os.replace(path, folder/path.name)
-        known["parts"].append({"name": name, "file": path.name, "counts": counts, "untagged": untagged})
+        known["parts"].append({"name": name, "file": path.name, "bytes": _size(folder/path.name), "counts": counts, "untagged": untagged})
         atomic_write(state, json.dumps(known))
     for part in known["parts"]:
         ids = pq.read_table(folder/part["file"], columns=["id"])["id"].to_numpy()

@@ -4,9 +4,13 @@
 
 # %% auto #0
 __all__ = ['CATEGORIES', 'RATINGS', 'LONGEST', 'ENTITIES', 'COLUMNS', 'raw_schema', 'canonical', 'unescaped', 'sifted',
-           'arrow_schema', 'posts', 'duckdb_raw', 'spark_raw']
+           'arrow_schema', 'posts', 'duckdb_posts', 'duckdb_raw', 'spark_raw']
 
 # %% ../../nbs/42b0a_danbooru_table.ipynb #9100f8ac
+import glob
+import re
+from pathlib import Path
+
 _NUMBERS = {"id": ("id", "int64"), "image_width": ("width", "int32"), "image_height": ("height", "int32"), "file_size": ("bytes", "int64"),
             "score": ("score", "int32"), "up_score": ("up_score", "int32"), "down_score": ("down_score", "int32"),
             "parent_id": ("parent_id", "int64"), "pixiv_id": ("pixiv_id", "int64")}
@@ -115,6 +119,15 @@ _DUCKDB = {"int64": "BIGINT", "int32": "INTEGER", "timestamp(6)": "TIMESTAMPTZ",
 def _quoted(text): return "'" + str(text).replace("'", "''") + "'"
 
 
+def duckdb_posts(
+    connection,  # of ibis.duckdb
+    folder,  # posts/ of `write_posts`
+):
+    "The table of posts that was written. DuckDB takes [ and * in a path for a pattern and name=value for a column; here they are names."
+    files = [glob.escape(str(path)) for path in sorted(Path(folder).glob("*.parquet"))]
+    return connection.read_parquet(files, hive_partitioning=False)
+
+
 def duckdb_raw(
     connection,  # of ibis.duckdb
     paths,  # plain files of JSON lines
@@ -123,10 +136,10 @@ def duckdb_raw(
 ):
     "The raw table of some files in DuckDB, in their order."
     fields = ", ".join(f"{name}: {_quoted(_DUCKDB[kind])}" for name, kind in raw_schema(form, typed=True).items())
-    files = ", ".join(map(_quoted, paths))
+    files = ", ".join(_quoted(glob.escape(str(path))) for path in paths)
     connection.raw_sql("SET TimeZone='UTC'")
     connection.raw_sql(f"CREATE OR REPLACE TEMP VIEW mmgen_raw AS SELECT * REPLACE (created_at::TIMESTAMP AS created_at) FROM read_json([{files}], format='newline_delimited', columns={{{fields}}}, "
-                       f"ignore_errors={not strict}, maximum_object_size=4194304)")
+                       f"ignore_errors={not strict}, maximum_object_size=4194304, hive_partitioning=false)")
     return connection.table("mmgen_raw")
 
 
@@ -140,7 +153,7 @@ def spark_raw(
 
     from pyspark.sql import functions as F
     fields = ", ".join(f"{name} {'array<struct<name: string, category: string>>' if name == 'tags' else 'string'}" for name in raw_schema(form))
-    texts = [connection._session.read.text(str(path)) for path in paths]
+    texts = [connection._session.read.text(re.sub(r"([][{}*?\\])", r"\\\1", str(path))) for path in paths]
     lines = reduce(lambda a, b: a.union(b), texts).withColumn("line", F.monotonically_increasing_id()).filter("value rlike '[^ \\t\\r]'")
     good = F.expr("is_valid_utf8(value) and rtrim(value) like '%}'")
     post = F.from_json(F.when(good, F.col("value")), f"{fields}, _bad string", {"columnNameOfCorruptRecord": "_bad", "allowSingleQuotes": "false"})

@@ -34,7 +34,7 @@ from ..guards import wants_bar
 # %% ../../nbs/42b3_image_shards.ipynb #3a8ac950
 DAMAGE = ("no file", "damaged image", "not an image")
 _JOB, _GROUP = 16, 256  # files of a job, rows of a row group
-_DISK = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENODEV, errno.ENXIO}
+_DISK = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENODEV, errno.ENXIO, errno.EACCES, errno.EPERM}
 
 
 def _made(path, original, options):

@@ -7,7 +7,7 @@ __all__ = ['SPLIT_NAMES', 'ImageError', 'read_image', 'open_image', 'load_source
            'content_sha256']
 
 # %% ../../nbs/42d_loading.ipynb #3ccd5a14
-import functools, hashlib, io, json, os, warnings
+import functools, glob, hashlib, io, json, os, warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import get_worker_info
 
 from .folders import SourceError, read_folder, with_captions
-from ..files import repo_root
+from ..files import found_path
 
 # %% ../../nbs/42d_loading.ipynb #bb3c2c6c
 class ImageError(ValueError):
@@ -136,15 +136,14 @@ def load_source(data: str, # "portraits", "portraits:lorelei", a folder (of imag
         return portrait_sets.dataset(images or 10_000, split=split, size=size, style=data.partition(":")[2] or "adventurer")
     if split not in SPLIT_NAMES:
         raise SourceError(f"There is no split {split!r}; choose from {', '.join(SPLIT_NAMES)}.")
-    path = Path(data).expanduser()
-    if not path.exists() and (repo_root()/path).exists(): path = repo_root()/path # from wherever the notebook runs
+    path = found_path(data)
     if _holds_shards(path):
         from mmgen.data.shard_columns import ShardRows
         from mmgen.data.shards import Shards
         return ShardRows(Shards(path, split), images, seed)
     if path.suffix == ".parquet":
         if not path.is_file(): raise SourceError(f"The file {data} does not exist.")
-        try: found = {"train": Dataset.from_parquet(str(path))}
+        try: found = {"train": Dataset.from_parquet(glob.escape(str(path)))}
         except Exception as e: # pyarrow's and datasets' own
             raise SourceError(f"The file {data} cannot be read as Parquet: {str(e).splitlines()[0]}.") from e
     elif (path/"dataset_dict.json").is_file(): found = load_from_disk(str(path))

@@ -15,6 +15,7 @@ from .edits import KINDS, neighbours
 from .loading import SourceError, load_source, open_image, to_arrays
 from .portraits import Options, PortraitError, change, is_held_out, sample, tags, vocabulary
 from .wishes import wish_between
+from ..files import found_path
 
 # %% ../../nbs/42e3_pairs.ipynb #3d56ebce
 def wished(
@@ -55,9 +56,11 @@ def open_pairs(
     data: str,  # a Parquet file, a saved data set, or a name
 ):  # a `datasets.Dataset`
     "The training split of a set of pairs."
+    import glob
+
     from datasets import Dataset, load_dataset, load_from_disk
-    from pathlib import Path
-    try: found = Dataset.from_parquet(data) if data.endswith(".parquet") else load_from_disk(data) if Path(data).is_dir() else load_dataset(data)
+    path = found_path(data)
+    try: found = Dataset.from_parquet(glob.escape(str(path))) if data.endswith(".parquet") else load_from_disk(path) if path.is_dir() else load_dataset(data)
     except Exception as e:  # datasets has one for each reason
         raise SourceError(f"{data!r} cannot be opened as a set of pairs: {str(e).splitlines()[0]}") from e
     if isinstance(found, dict): found = found["train" if "train" in found else next(iter(found))]

@@ -6,6 +6,7 @@
 __all__ = ['in_parallel', 'write_parquet', 'dataset']
 
 # %% ../../nbs/42a2_portrait_sets.ipynb #cc648e5a
+import glob
 import hashlib
 import json
 import multiprocessing
@@ -102,7 +103,7 @@ def dataset(
     if not (there and _is_whole(path)):
         if there: warnings.warn(f"{path.name} is not what its manifest says and is rendered again.")
         write_parquet(path, seeds(n, split, style, start), style, size, workers)
-    return Dataset.from_parquet(str(path), cache_dir=str(folder / "cache"))
+    return Dataset.from_parquet(glob.escape(str(path)), cache_dir=str(folder / "cache"))
 
 
 def _is_whole(path):

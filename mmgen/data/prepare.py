@@ -6,6 +6,8 @@
 __all__ = ['WHY', 'what_was_dropped', 'prepare', 'facts', 'overview', 'samples']
 
 # %% ../../nbs/42b5_prepare.ipynb #873d4719
+import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -13,13 +15,15 @@ import numpy as np
 
 from ..danbooru_job import DanbooruConfig
 from .danbooru import write_posts
+from .danbooru_table import duckdb_posts
 from .dump_images import files_without_post, image_folders, inventory
 from .folders import spaced
 from .image_shards import write_image_shards
+from .shard_jobs import plan_shards, settle
 from .shards import Shards, read_manifest
 from .subset import as_rated, select
 from .synthetic_dump import write_dump
-from ..files import repo_root, sha256
+from ..files import check_writable, found_path, locked, repo_root, sha256
 from ..runs import Run
 from ..settings import split_list
 
@@ -44,7 +48,7 @@ def what_was_dropped(
     "One row for each reason, in the order of the stages."
     counts = Counter(found["metadata"]) + Counter({"file without post": found["file without post"]}) + Counter(found["choice"]["dropped"])
     counts["beyond n"] = found["choice"]["usable"] - found["choice"]["chosen"]
-    for name in ("damaged image", "not an image"): counts[name] = found["images"][name]
+    for name in ("damaged image", "not an image", "no file"): counts[name] += found["images"][name]
     counts["near-duplicate"] = found["images"].get("dropped copies", 0)
     return [{"what": what, "stage": stage, "n": int(counts[what]), "why": why} for what, (stage, why) in WHY.items() if counts[what]]
 
@@ -58,20 +62,37 @@ def _engine(name):
     return ibis.pyspark.connect(SparkSession.builder.config("spark.ui.enabled", "false").getOrCreate())
 
 
-def _synthetic(config, folder):
+def _synthetic(config, out):
     "A dump with damage of every kind, made once."
-    if folder.is_dir(): return
+    form = config.form if config.form != "auto" else "2017"
+    folder = out.with_name(f"{out.name}-synthetic-dump-{form}-{config.posts}-{config.size}-{config.seed}")
+    if folder.is_dir(): return folder
     print(f"{folder.name}: a synthetic dump of {config.posts} posts, 5 % of them damaged", flush=True)
-    write_dump(folder, config.posts, config.form if config.form != "auto" else "2017", config.seed, damage=0.05, size=2 * config.size, originals=False, files=4)
+    write_dump(folder, config.posts, form, config.seed, damage=0.05, size=2 * config.size, originals=False, files=4)
+    return folder
 
 
-def _places(config, source, out):
-    "What is wrong with the folders is said before hours of reading."
+def _dump(config, out):
+    "The dump's folder; what is wrong with it is said before hours of reading."
+    source = _synthetic(config, out) if config.source == "synthetic" else found_path(config.source)
     if not source.is_dir(): raise ValueError(f"There is no dump at {config.source}; give its folder, with metadata/ and 512px/ or original/ in it, or synthetic.")
     image_folders(source, split_list(config.pictures, str))
-    there = next(place for place in (out, *out.parents) if place.exists())
-    if not there.is_dir(): raise ValueError(f"{there} is a file, so there can be no training set in {out}; choose another out.")
-    if out.resolve() == source.resolve(): raise ValueError(f"out is the folder of the dump itself, {out}; the training set needs one of its own.")
+    return source
+
+
+def _choose(config, about, out, files):
+    "`select`; its files take their names only where no shards are there, or shards of the very same posts."
+    new = about / ".choice"
+    try:
+        choice = select(about / "posts", new, config.n, config.seed, split_list(config.rating, str), split_list(config.keep, str), config.min_tag_count, config.min_tags,
+                        relatives=config.relatives, files=files)
+        if not choice["chosen"]:
+            most = max(choice["dropped"], key=choice["dropped"].get)
+            raise ValueError(f"No post is left: {choice['dropped'][most]:,} of {choice['posts']:,} were dropped for {most!r} ({WHY[most][1]}).")
+        if (out / ".records" / "settings.json").is_file(): settle(out, {"posts": plan_shards(new / "selection.parquet", files).digest})
+        for name in ("vocabulary.parquet", "selection.parquet"): os.replace(new / name, about / name)
+    finally: shutil.rmtree(new, ignore_errors=True)
+    return choice
 
 
 def prepare(
@@ -79,30 +100,28 @@ def prepare(
     run: Run,
 ) -> dict:  # counts of each stage, and the posts' facts that the figures show
     "Writes the training set into `config.out`, and what was kept and dropped into the run."
-    import pyarrow.parquet as pq
     out = repo_root() / Path(config.out).expanduser()  # the second alone where it is absolute
-    source = Path(config.source).expanduser()
-    if config.source == "synthetic":
-        source = out.with_name(f"{out.name}-synthetic-dump-{config.posts}-{config.size}")
-        _synthetic(config, source)
-    _places(config, source, out)
+    if out.resolve() == found_path(config.source).resolve(): raise ValueError(f"out is the folder of the dump itself, {out}; the training set needs one of its own.")
+    check_writable(out / "manifest.json")
+    with locked(out, ".prepare.lock"): return _prepare(config, run, out)
+
+
+def _prepare(config, run, out):
+    import pyarrow.parquet as pq
     say = lambda text: print(text, flush=True)
-    about = out / "metadata"
-    metadata = write_posts(config.metadata or source, about, config.form, _engine(config.engine))
+    source, about = _dump(config, out), out / "metadata"
+    metadata = write_posts(found_path(config.metadata) if config.metadata else source, about, config.form, _engine(config.engine))
     say(f"metadata: {metadata['lines']:,} lines, {metadata['posts']:,} posts, {metadata['tags']:,} tags")
     files = inventory(source, split_list(config.pictures, str))
     ids = pq.read_table(about / "posts", columns=["id"])["id"].to_numpy()
     orphans = len(files_without_post(files.files, ids))
     say(f"files: {len(files.files):,} images")
-    choice = select(about / "posts", about, config.n, config.seed, split_list(config.rating, str), split_list(config.keep, str), config.min_tag_count, config.min_tags,
-                    relatives=config.relatives, files=files.files)
+    choice = _choose(config, about, out, files.files)
     if choice["safe"]: say(f"ratings: the dump is from before May 2022, so s is safe: {choice['safe']:,} posts, which count as general")
     say(f"choice: {choice['chosen']:,} of {choice['usable']:,} usable posts, {choice['vocabulary']:,} different tags")
-    if not choice["chosen"]:
-        most = max(choice["dropped"], key=choice["dropped"].get)
-        raise ValueError(f"No post is left: {choice['dropped'][most]:,} of {choice['posts']:,} were dropped for {most!r} ({WHY[most][1]}).")
     images = write_image_shards(about / "selection.parquet", files, source, out, config.size, config.fit, config.encoding, near=config.near_duplicates, drop_near=config.drop_copies,
                                 shard_bytes=config.shard_mb * 1e6, workers=config.workers)
+    if not images["images"]: raise ValueError(f"None of the {images['posts']:,} chosen images can be used; {out / 'bad.jsonl'} says why of each.")
     manifest = read_manifest(out)
     kept = {name: part["rows"] for name, part in manifest["splits"].items()}
     say(f"images: {images['images']:,} in {sum(len(part['shards']) for part in manifest['splits'].values())} shards")
@@ -123,7 +142,7 @@ def facts(
     import pyarrow.parquet as pq
     folder = Path(folder) / "metadata"
     words, chosen = pq.read_table(folder / "vocabulary.parquet"), pq.read_table(folder / "selection.parquet")
-    posts, _ = as_rated(ibis.duckdb.connect().read_parquet(f"{folder}/posts/*.parquet"))
+    posts, _ = as_rated(duckdb_posts(ibis.duckdb.connect(), folder / "posts"))
     ratings = {row["rating"] or "unknown": row["number"] for row in posts.group_by("rating").aggregate(number=posts.count()).to_pyarrow().to_pylist()}
     return {"tags": list(zip(words["tag"].to_pylist(), words["category"].to_pylist(), words["count"].to_pylist())), "ratings": ratings,
             "sizes": np.stack([chosen["width"].to_numpy(zero_copy_only=False), chosen["height"].to_numpy(zero_copy_only=False)], 1),

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from .danbooru_table import duckdb_posts
 from .folders import spaced
 from ..files import DISK_FULL, atomic_write, locked
 
@@ -158,7 +159,7 @@ def select(
         if isinstance(posts, (str, os.PathLike)):
             if not list(Path(posts).glob("*.parquet")): raise SubsetError(f"{posts} holds no table of posts; write_posts makes one.")
             connection = ibis.duckdb.connect(memory_limit=memory, temp_directory=str(out / ".spill"), preserve_insertion_order=False)
-            posts = connection.read_parquet(f"{Path(posts)}/*.parquet")
+            posts = duckdb_posts(connection, posts)
         return _select(posts, out, n, seed, tuple(ratings), tuple(keep), min_tag_count, min_tags, tuple(c for c in CATEGORIES if c in categories), relatives, files)
 
 
