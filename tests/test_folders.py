@@ -221,6 +221,52 @@ def test_hidden_files_are_no_images(write):
     assert quiet(folder) == [["a"]]
 
 
+def test_tags_between_spaces(write):
+    "As boorus show them: most have an underscore somewhere, and no commas."
+    assert quiet(write({"00.txt": "1girl long_hair smile", "01.txt": "1girl solo smile", "02.txt": "red_eyes hat long_hair bow 1girl simple_background white_shirt"})) == [
+        ["1girl", "long hair", "smile"], ["1girl", "solo", "smile"], ["red eyes", "hat", "long hair", "bow", "1girl", "simple background", "white shirt"]]
+    folder = write({"00.txt": "a girl", "01.txt": "a girl with x_x eyes", "02.txt": "two girls"}, folder=write({}, 0).parent/"other")
+    assert quiet(folder)[2] in (["two girls"], "two girls")
+
+
+def test_tags_as_objects(write):
+    "Danbooru's own JSON, and what is no tag."
+    said = lambda n, tags: {f"{n:02}.json": json.dumps({"tags": tags})}
+    folder = write(said(0, [{"id": "1", "name": "long_hair", "category": "0"}, {"name": "smile"}]) | said(1, ["hat", None, 2000]) | said(2, "hat, bow"))
+    assert quiet(folder) == [["long hair", "smile"], ["hat", "2000"], ["hat", "bow"]]
+    for tags, text in ((5, "tags are 5; they must be a list"), ([["a"]], r"a tag is \['a'\]; it must be a word"), ([{"id": 1}], "a tag is {'id': 1}")):
+        write(said(1, tags))
+        with pytest.raises(SourceError, match=f"01.json: {text}"): read_folder(folder)
+
+
+def test_a_csv_with_commas_in_captions(write):
+    folder = write({"metadata.csv": "file_name,tags\n00.png,hat\n01.png,1girl, long hair\n02.png,bow\n"})
+    with pytest.raises(SourceError, match="metadata.csv has more fields in line 3 than in its first line: put captions with commas in quotes"): read_folder(folder)
+    assert quiet(write({"metadata.csv": 'file_name,tags\n00.png,hat,\n01.png,"1girl, long hair"\n02.png,bow\n'})) == [["hat"], ["1girl", "long hair"], ["bow"]]
+
+
+def test_names_that_no_system_can_say_and_links_to_folders(write, tmp_path):
+    folder = write({f"{n:02}.txt": "hat" for n in range(3)})
+    (folder/"more").symlink_to(write({}, folder=tmp_path/"elsewhere"))
+    with pytest.warns(SourceNotice, match="more is a link to a folder, and links are not followed; name .*elsewhere"): assert len(read_folder(folder)) == 3
+    (folder/"more").unlink()
+    try: (folder/b"\x83J.png".decode("utf-8", "surrogateescape")).write_bytes(stored(1))
+    except OSError: pytest.skip("the file system takes only UTF-8")
+    with pytest.raises(SourceError, match=r"The file name '\\udc83J.png' .* is not in UTF-8; rename it"): read_folder(folder)
+
+
+def test_columns_of_other_kinds():
+    classes, name = datasets.ClassLabel(names=["hat", "bow"]), "a set"
+    rows = lambda values, feature, name="tags": datasets.Dataset.from_dict({name: values}, features=datasets.Features({name: feature}))
+    for values, feature, wanted in (
+            ([["a", None, "b"], ["c"]], datasets.List(datasets.Value("string")), [["a", "b"], ["c"]]), ([[1, 2], []], datasets.List(datasets.Value("int64")), [["1", "2"], []]),
+            ([[0, 1], [1]], datasets.List(classes), [["hat", "bow"], ["bow"]]), ([0, 1], classes, [["hat"], ["bow"]]),
+            ([[{"name": "long_hair", "category": "0"}]], datasets.List({"name": datasets.Value("string"), "category": datasets.Value("string")}), [["long hair"]])):
+        assert list(with_captions(rows(values, feature), name)["tags"]) == wanted
+    assert list(with_captions(rows([3, 4], datasets.Value("int64"), "text"), name)["text"]) == ["3", "4"]
+    with pytest.raises(SourceError, match="The column tags of the data set a set cannot be used: a tag is"): with_captions(rows([[[1]]], datasets.List(datasets.List(datasets.Value("int64")))), name)
+
+
 def test_damaged_json(write):
     with pytest.raises(SourceError, match="00.json is not JSON"): read_folder(write({"00.json": "{"}, images=1))
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mmgen.data import portraits
 from mmgen.data.batches import Batches, cached
+from mmgen.data.folders import SourceNotice
 from mmgen.data.loading import ImageColumn, ImageError, SourceError, load_source, open_image, to_arrays
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -44,6 +45,14 @@ def test_exif_rotation(orientation, turn):
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(open_image(stored(PHOTO, "PNG", exif=exif)), np.rot90(PHOTO, turn))
+
+
+def test_exif_with_a_field_of_a_wrong_type_turns_all_the_same():
+    "Orientation 6, and ResolutionUnit as text."
+    exif = b"Exif\0\0II*\0\x08\0\0\0\2\0" + struct.pack("<HHIHHHHI4sI", 274, 3, 1, 6, 0, 296, 2, 4, b"two\0", 0)
+    file = io.BytesIO()
+    Image.fromarray(np.dstack([np.arange(64, dtype=np.uint8).reshape(4, 16)]*3)).save(file, "JPEG", exif=exif)
+    assert open_image(file.getvalue()).shape == (16, 4, 3)
 
 
 def test_transparency_goes_on_white():
@@ -145,8 +154,15 @@ def test_folder_with_splits(folder):
             for suffix in (".png", ".txt"):
                 name = f"{n + (10 if part == 'train' else 0):02}{suffix}"
                 (folder/name).rename(folder/part/name)
-    assert sorted(numbers(load_source(str(folder), "validation"))) == [0, 1, 2]
-    assert sorted(numbers(load_source(str(folder), "train"))) == [10, 11, 12]
+    with pytest.warns(SourceNotice, match="3 images in train/ and 3 images in val/; 34 outside of these folders are left out"):
+        assert sorted(numbers(load_source(str(folder), "validation"))) == [0, 1, 2]
+    (folder/"train").rename(folder/"Train")
+    (folder/"rest").mkdir()
+    with pytest.warns(SourceNotice): assert sorted(numbers(load_source(str(folder), "train"))) == [10, 11, 12]
+    (folder/"Train").rename(folder/"frogs")
+    with pytest.raises(SourceError, match="has 3 images in val/, and 37 outside of such folders: move those to train/"): load_source(str(folder))
+    (folder/"val").rename(folder/"valley")
+    assert len(load_source(str(folder))) == 36
 
 
 def test_bad_folders(folder, tmp_path):
@@ -191,6 +207,24 @@ def test_bad_sources(tmp_path, monkeypatch):
     with pytest.raises(SourceError, match="'some/name' is neither portraits.*ConnectionError"): load_source("some/name")
     with pytest.raises(SourceError, match="no split 'tra'"): load_source(str(tmp_path), "tra")
     with pytest.raises(SourceError, match="images is 0"): load_source("portraits", images=0)
+
+
+def test_rows_that_hold_no_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path/"cache"))
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (4, 4)), None], "text": ["a", "b"]}, features=features)
+    with pytest.raises(ImageError, match="Row 1 has no image"): ImageColumn(rows, 4)[[0, 1]]
+    datasets.Dataset.from_dict({"image": [5]*4, "text": list("abcd")}).to_parquet(tmp_path/"numbers.parquet")
+    with pytest.raises(SourceError, match="The column image of the data set .*numbers.parquet holds no images"): load_source(str(tmp_path/"numbers.parquet"))
+
+
+def test_brackets_and_stars_in_a_name_are_no_pattern(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path/"cache"))
+    for name, n in (("x[1].parquet", 3), ("x1.parquet", 5), ("x*.parquet", 4)):
+        file = io.BytesIO()
+        Image.new("RGB", (4, 4)).save(file, "PNG")
+        datasets.Dataset.from_dict({"image": [{"bytes": file.getvalue(), "path": None}]*n, "text": ["a"]*n}).to_parquet(tmp_path/name)
+    assert [sum(len(load_source(str(tmp_path/name), split)) for split in ("train", "validation", "test")) for name in ("x[1].parquet", "x*.parquet")] == [3, 4]
 
 
 def test_saved_dataset_dict(tmp_path):

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import get_worker_info
 
-from .folders import SourceError, read_folder, with_captions
+from .folders import SourceError, read_folder, split_folders, with_captions
 from ..files import found_path
 
 # %% ../../nbs/42d_loading.ipynb #bb3c2c6c
@@ -53,6 +53,15 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     if image.size == (size, size): return image
     return image.resize((size, size), Image.Resampling.LANCZOS, box=(x, y, x + side, y + side))
 
+_TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+
+def _upright(image: Image.Image) -> Image.Image:
+    "As its EXIF orientation says; `ImageOps.exif_transpose` writes all of EXIF anew, and fails on fields that a camera wrote wrongly"
+    image.load()
+    try: turn = _TURNS.get(image.getexif().get(0x0112))
+    except Exception: turn = None # EXIF that cannot be read says nothing
+    return image.transpose(Image.Transpose[turn]) if turn else image
+
 def read_image(source, # a path, bytes, an open file, a PIL image or a uint8 array (H, W, 3)
                max_pixels: float = 64e6, # larger images are refused before they are decoded
                least: int | None = None # a JPEG is decoded at 1/2, 1/4 or 1/8 where its shorter side keeps this many pixels
@@ -67,9 +76,7 @@ def read_image(source, # a path, bytes, an open file, a PIL image or a uint8 arr
         if image.width*image.height > max_pixels:
             raise ImageError(f"{name} has {image.width} × {image.height} pixels; {limit}.")
         if least: image.draft(None, (least, least))
-        if image is source: image = ImageOps.exif_transpose(image)
-        else: ImageOps.exif_transpose(image, in_place=True) # no copy
-        return _rgb(image)
+        return _rgb(_upright(image))
     except ImageError: raise
     except Image.DecompressionBombError as e:
         raise ImageError(f"{name} is far too large; {limit}.") from e
@@ -106,7 +113,9 @@ def _checked(dataset, data: str):
         raise SourceError(f"The data set {data} has the columns {', '.join(dataset.column_names)}; it needs "
                           "image, and tags or text (datasets.Dataset.rename_column renames).")
     if isinstance(dataset.features["image"], ImageFeature): return dataset
-    return dataset.cast_column("image", ImageFeature())
+    try: return dataset.cast_column("image", ImageFeature())
+    except Exception as e: # pyarrow's and datasets' own
+        raise SourceError(f"The column image of the data set {data} holds no images: {str(e).splitlines()[0].rstrip('.')}.") from e
 
 def _held_out(dataset, split: str, seed: int):
     "The part 90 : 5 : 5 of a data set that has one split, at least one row in each of the last two"
@@ -150,8 +159,8 @@ def load_source(data: str, # "portraits", "portraits:lorelei", a folder (of imag
     elif (path/"dataset_info.json").is_file(): found = {"train": load_from_disk(str(path))}
     elif path.suffix in (".json", ".jsonl", ".csv") and path.is_file(): found = {"train": read_folder(path.parent, path)}
     elif path.is_dir():
-        parts = {name: path/name for names in SPLIT_NAMES.values() for name in names if (path/name).is_dir()}
-        found = {name: read_folder(p) for name, p in (parts or {"train": path}).items()}
+        parts = split_folders(path, sum(SPLIT_NAMES.values(), ()))
+        found = {name: read_folder(p) for name, p in parts.items()}
     else:
         try: found = load_dataset(data)
         except Exception as e: # offline, unknown, private, ...: datasets has an exception for each
@@ -191,8 +200,9 @@ class ImageColumn:
         names = range(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows).tolist()
         def one(job):
             row, name = job
+            if not row or not (row["bytes"] or row["path"]): raise ImageError(f"Row {name} has no image.", "no file")
             try: return open_image(row["bytes"] or row["path"], self.size)
-            except (ImageError, TypeError) as e: raise ImageError(f"Row {name}: {e}") from e
+            except ImageError as e: raise ImageError(f"Row {name}: {e}") from e
         stored = self.rows[rows if isinstance(rows, slice) else names]["image"]
         return np.stack(self.threads.map(one, zip(stored, names)))
 
