@@ -171,7 +171,8 @@ def test_two_runs_into_one_folder(tmp_path):
 
 @pytest.mark.parametrize("lines, form, said", [
     ((post(1),), "2021", "is of the form 2017, not 2021"), ((OLD[0], ), "2022", "There is no form '2022'"), ((b"hello",), "auto", "holds no posts"),
-    (("{}",), "auto", "holds no posts"), (('{"id": 1, "tag_string": "smile", "rating": "g"}',), "auto", "neither a list `tags` nor `tag_string_general`"), ((post(1).encode("utf-16"),), "auto", "is written in UTF-16")])
+    (("{}",), "auto", "holds no posts"), (('{"id": 1, "tag_string": "smile", "rating": "g"}',), "auto", "neither a list `tags` nor `tag_string_general`"), ((post(1).encode("utf-16"),), "auto", "is written in UTF-16"),
+    (("[", post(1) + ",", post(2), "]"), "auto", "is one JSON array; the metadata of a dump has a post on each line")])
 def test_what_is_no_dump_is_said(tmp_path, lines, form, said):
     with pytest.raises(MetadataError, match=said): write_posts(dump(tmp_path / "d", *lines), tmp_path / "out", form)
 

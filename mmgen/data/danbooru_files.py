@@ -201,6 +201,8 @@ def _heads(path: Path) -> Iterator[list[bytes]]:
             lines = [stream.readline(8 << 20) for _ in range(50)]
             if lines[0][:2] in (b"\xff\xfe", b"\xfe\xff"):
                 raise MetadataError(f"{path} is written in UTF-16; the metadata of a dump is UTF-8: convert it first.")
+            if lines[0].removeprefix(_BOM).lstrip()[:1] == b"[":
+                raise MetadataError(f"{path} is one JSON array; the metadata of a dump has a post on each line: jq -c '.[]' writes it so.")
             yield lines
     except (MetadataError, GeneratorExit): raise
     except Exception as error: raise _broken(path, error) from error

@@ -88,7 +88,8 @@ def _said(
 # %% ../../nbs/42d1_folders.ipynb #7ac731a8
 def _read(path: Path) -> str:
     "A text file: UTF-8, or UTF-16 where it says so; a byte order mark is left out."
-    data = path.read_bytes()
+    try: data = path.read_bytes()
+    except OSError as e: raise SourceError(f"{path} cannot be read: {e.strerror}.") from e
     return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
 
 
