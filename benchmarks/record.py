@@ -12,7 +12,7 @@ from mmgen.provenance import git_state, hardware
 
 STATE, HERE = git_state(repo_root()), hardware()
 if STATE["dirty"]:  # rows of an earlier benchmark change no result
-    changed = subprocess.run(["git", "status", "--porcelain", "--", ".", ":!reports"], cwd=repo_root(), capture_output=True, text=True).stdout
+    changed = subprocess.run(["git", "--no-optional-locks", "status", "--porcelain", "--", ".", ":!reports"], cwd=repo_root(), capture_output=True, text=True).stdout
     STATE["dirty"] = bool(changed.strip())
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .files import atomic_write, fsync, repo_root, sha256
+from .files import atomic_write, replace_folder, repo_root, set_aside, sha256
 
 # %% ../nbs/03a_checkpoints.ipynb #fb6e2589
 def rng_state() -> dict:
@@ -72,18 +72,16 @@ def save_checkpoint(folder: str | Path, # checkpoint-<step> is made in it
         atomic_write(temp/"state.pt", lambda path: torch.save(state, path))
         files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(temp.iterdir())}
         atomic_write(temp/"checkpoint.json", json.dumps({**facts, "files": files}, indent=1))
-        if final.exists(): shutil.rmtree(final)
-        os.replace(temp, final)
-        if os.name == "posix": fsync(folder)
+        for p in earlier: # later ones are of a future that this run has left
+            if int(p.name[11:]) > step: set_aside(p)
+        replace_folder(temp, final)
     except Exception as e: # OSError, and what safetensors and torch make of it
         good = [p for p in earlier if p.exists()]
         raise CheckpointError(
             f"The checkpoint of step {step} could not be written to {relative_name(folder)}: {e}. "
             f"Last good checkpoint: {relative_name(good[-1] if good else None)}.") from e
     finally: shutil.rmtree(temp, ignore_errors=True)
-    older = [p for p in checkpoints(folder) if int(p.name[11:]) < step]
-    for p in checkpoints(folder): # later ones are of a future that this run has left
-        if p != final and p not in older[max(0, len(older) - keep + 1):]: shutil.rmtree(p, ignore_errors=True)
+    for p in checkpoints(folder)[:-max(keep, 1)]: set_aside(p)
     return final
 
 # %% ../nbs/03a_checkpoints.ipynb #b958ed0f

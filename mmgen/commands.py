@@ -42,16 +42,22 @@ def image_file(out: str) -> tuple[Path, str]:  # format, in Pillow's words
 
 
 def free_name(path: Path) -> Path:
-    "The path, or the first of NAME-2, NAME-3, … that is not there yet."
-    names = chain([path], (path.with_stem(f"{path.stem}-{number}") for number in count(2)))
-    return next(name for name in names if not name.exists())
+    "The path, or the first of NAME-2, NAME-3, … that is not there yet; an empty file keeps the name, for two commands may ask at once."
+    for name in chain([path], (path.with_stem(f"{path.stem}-{number}") for number in count(2))):
+        with contextlib.suppress(FileExistsError):
+            name.open("x").close()
+            return name
 
 
 def save_picture(picture, out: Path, kind: str, keep: bool = False) -> Path:
     "An array (H, W, 3) as a file, all or nothing; `keep`: under a free name, where there is a file already."
-    if keep: out = free_name(out)
-    try: return atomic_write(out, lambda temporary: Image.fromarray(picture).save(temporary, kind))
-    except OSError as e: raise ValueError(f"{out} cannot be written ({e.strerror or e}).") from e
+    try:
+        if keep: out = free_name(out)
+        return atomic_write(out, lambda temporary: Image.fromarray(picture).save(temporary, kind))
+    except BaseException as e:
+        if keep and out.is_file() and not out.stat().st_size: out.unlink()
+        if isinstance(e, OSError): raise ValueError(f"{out} cannot be written ({e.strerror or e}).") from e
+        raise
 
 
 @contextlib.contextmanager

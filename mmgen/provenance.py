@@ -52,7 +52,7 @@ def git_state(
 ) -> dict:
     "The commit that `root` is at and whether tracked or new files differ from it; None outside git."
     def git(*args):
-        command = ["git", "-C", str(root), *args]
+        command = ["git", "--no-optional-locks", "-C", str(root), *args] # or the user's own git, at the same moment, finds the index locked
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
     try: dirty = bool(git("status", "--porcelain").strip())
     except (OSError, subprocess.SubprocessError): return {"sha": None, "dirty": None}

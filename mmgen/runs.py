@@ -16,6 +16,7 @@ import secrets
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
@@ -25,7 +26,7 @@ import psutil
 import torch
 from PIL import Image
 
-from .files import atomic_write, repo_root, sha256
+from .files import FolderInUse, atomic_write, locked, repo_root, sha256
 from .provenance import git_state, hardware, versions
 
 # %% ../nbs/01_runs.ipynb #620eaf1e
@@ -96,8 +97,16 @@ class Run:
         self.record, self._earlier, self._stop = {}, 0.0, threading.Event()
 
     def __enter__(self) -> "Run":
+        self._held = ExitStack()
+        try: self._held.enter_context(locked(self.path))
+        except FolderInUse as e: raise RunError(f"Run {self.run_id!r} is going on in another process; wait until it ends, or choose another run_id.") from e
+        try: return self._begin()
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _begin(self) -> "Run":
         earlier = self._earlier_record()
-        self.path.mkdir(parents=True, exist_ok=True)
         self.clock, self.peak = time.perf_counter(), psutil.Process().memory_info().rss
         if torch.cuda.is_initialized(): torch.cuda.reset_peak_memory_stats()
         self.record = {
@@ -126,6 +135,7 @@ class Run:
         try: self._save()
         except OSError:
             if kind is None: raise # a full disk must not hide the error that ended the run
+        finally: self._held.close()
         return False
 
     def _earlier_record(self) -> dict:

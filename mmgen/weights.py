@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mmgen
-from .files import atomic_write, repo_root
+from .files import atomic_write, replace_folder, repo_root
 from .pickles import PickleError, disguise, read_pickle
 from .runs import to_json, without_folders
 
@@ -42,7 +43,7 @@ def packaged(
 ) -> dict[str, Path]:
     "The packaged weights: name -> folder with config.json and model.safetensors."
     root = Path(root) if root is not None else Path(mmgen.__file__).resolve().parent/"weights"
-    folders = sorted(file.parent for file in root.glob("*/model.safetensors"))
+    folders = sorted(file.parent for file in root.glob("[!.]*/model.safetensors"))
     return {folder.name: folder for folder in folders if (folder/"config.json").exists()}
 
 
@@ -294,17 +295,25 @@ def package(
             raise WeightsError(f"The run {record['run_id']} is {record['status']}; weights are packaged from completed runs.")
     if not (run/folder/"model.safetensors").is_file():
         raise WeightsError(f"The run {record['run_id']} has no weights in {folder}/model.safetensors.")
-    shutil.copytree(run/folder, root/name, dirs_exist_ok=True, copy_function=shutil.copyfile)
-    for old in (root/name).glob("run-*.json"): old.unlink() # of what was packaged here before
-    for number, each in enumerate((*earlier, run), 1):
-        file = "run.json" if each is run else f"run-{number}.json"
-        atomic_write(root/name/file, (Path(each)/"run.json").read_text("utf-8"))
-    if earlier:
+    new = root/f".{name}-{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        shutil.copytree(run/folder, new, copy_function=shutil.copyfile)
+        _add_records(new, records, (*earlier, run))
+        replace_folder(new, root/name)
+    finally: shutil.rmtree(new, ignore_errors=True)
+    return root/name
+
+
+def _add_records(folder: Path, records: list[dict], runs: tuple) -> None:
+    "The records beside copied weights, and the rounds of several in their card."
+    for number, each in enumerate(runs, 1):
+        file = "run.json" if number == len(runs) else f"run-{number}.json"
+        atomic_write(folder/file, (Path(each)/"run.json").read_text("utf-8"))
+    if len(runs) > 1:
         configs = [{k: v for k, v in record["config"].items() if k != "run_id"} for record in records]
         differ = [k for k in configs[-1] if any(config.get(k) != configs[-1][k] for config in configs)]
         rows = [f"| {record['run_id']} | {record['wall_seconds']:.0f} | {', '.join(f'{k} {config[k]}' for k in differ if k in config)} |"
                 for record, config in zip(records, configs)]
         text = "Each run began with the weights of the one before.\n\n| run | seconds | parameters that differ |\n| --- | --- | --- |\n"
-        card = (root/name/"README.md").read_text("utf-8").rstrip()
-        atomic_write(root/name/"README.md", f"{card}\n\n## Rounds\n\n{text}" + "\n".join(rows) + "\n")
-    return root/name
+        card = (folder/"README.md").read_text("utf-8").rstrip()
+        atomic_write(folder/"README.md", f"{card}\n\n## Rounds\n\n{text}" + "\n".join(rows) + "\n")

@@ -18,7 +18,11 @@ def main() -> int:
     before = files(ROOT)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "mmgen"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "weights", "runs", "portraits", "__pycache__"))
+        copy.mkdir()
+        for name in WATCHED:  # not data/, which may hold millions of images
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("weights", "__pycache__", ".ipynb_checkpoints"))
+        for name in ("settings.ini", "pyproject.toml", "setup.py", "README.md"):
+            shutil.copyfile(ROOT / name, copy / name)
         for command in ("nbdev_export", "nbdev_clean"):
             subprocess.run([str(Path(sys.executable).parent / command)], cwd=copy, check=True)
         after = files(copy)

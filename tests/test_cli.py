@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from mmgen.cli import build_parser, main
+from mmgen.commands import save_picture
 from mmgen.data import portraits
 from mmgen.launch import FITS
 from mmgen.presets import JOBS
@@ -40,6 +41,19 @@ def test_a_second_edit_leaves_the_first(me, capsys):
         assert main(["edit", str(me), "green hair", "--editor", "copy-input", "--json"]) == 0
         assert Path(json.loads(capsys.readouterr().out)["file"]).name == name
     assert sorted(p.name for p in me.parent.iterdir()) == ["me-edited-2.png", "me-edited-3.png", "me-edited.png", "me.png"]
+
+
+def test_results_that_come_at_once_get_names_of_their_own(tmp_path):
+    code = ("import sys; import numpy as np; from pathlib import Path; from mmgen.commands import save_picture\n"
+            "print(flush=True); sys.stdin.readline()\n"
+            "for n in range(10): print(save_picture(np.full((8, 8, 3), n, np.uint8), Path(sys.argv[1]), 'PNG', keep=True))")
+    both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a.png")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both: process.stdout.readline()  # both have imported
+    for process in both: process.stdin.write("\n"), process.stdin.flush()
+    names = [name for process in both for name in process.communicate(timeout=120)[0].split()]
+    assert len(set(names)) == 20 and sorted(names) == sorted(map(str, tmp_path.iterdir()))
+    with pytest.raises(KeyError): save_picture(np.zeros((8, 8, 3), np.uint8), tmp_path / "b.gif", "no such kind", keep=True)
+    assert not list(tmp_path.glob("b*")) and not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize("out, said", [("me.txt", "no image format"), ("me.png", "is the picture that is edited")])

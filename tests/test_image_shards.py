@@ -197,7 +197,7 @@ def test_two_runs_at_once(dump, tmp_path):
     out = tmp_path/"shards"
     with locked(out), pytest.raises(FolderInUse, match="Another run"): write_image_shards(selection(), inventory(dump), dump, out, **OPTIONS)
     process = child(dump, out)
-    while not (out/".records"/"settings.json").exists(): time.sleep(0.01)
+    while not (out/".records"/"settings.json").exists() and process.poll() is None: time.sleep(0.01)
     with pytest.raises(FolderInUse, match="Another run"): write_image_shards(selection(), inventory(dump), dump, out, **OPTIONS)
     process.kill()
     process.wait()

@@ -21,7 +21,7 @@ from mmgen.report.seeds import training_seeds
 from mmgen.report.site import PAGES, build, write_index
 from mmgen.report.tables import Column, percent, ratio, table
 from mmgen.runs import Run, RunError, load_run, seal_of, verify_run
-from mmgen.weights import package, save_weights
+from mmgen.weights import package, packaged, save_weights
 
 REPORTS = repo_root() / "reports"
 
@@ -148,13 +148,17 @@ def test_the_seal_survives_copies_and_packaging(tmp_path):
     assert packed["seal"] == seal_of(packed)
 
 
-def test_packaging_again_leaves_no_records_of_before(tmp_path):
+def test_packaging_again_leaves_no_records_of_before(tmp_path, monkeypatch):
     import torch
     for name in "abc":
         with Run("x", {}, root=tmp_path, run_id=name) as run: save_weights(run.path / "model", {"w": torch.zeros(2)}, {"a": 1}, "card", run.record)
     found = lambda folder: sorted(file.name for file in folder.glob("run*.json"))
     assert found(package(run.path, "model", "name", tmp_path / "weights", [run.path.parent / "a", run.path.parent / "b"])) == ["run-1.json", "run-2.json", "run.json"]
     assert found(package(run.path, "model", "name", tmp_path / "weights")) == ["run.json"]
+    before = {p.name: p.read_bytes() for p in (tmp_path / "weights" / "name").iterdir()}
+    monkeypatch.setattr("mmgen.weights._add_records", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"): package(run.path, "model", "name", tmp_path / "weights")
+    assert before == {p.name: p.read_bytes() for p in (tmp_path / "weights" / "name").iterdir()} and [*packaged(tmp_path / "weights")] == ["name"] == os.listdir(tmp_path / "weights")
 
 
 @pytest.mark.parametrize("rows, message", [

@@ -1,6 +1,7 @@
 """mmgen.runs: the record is complete and readable whatever ends the run."""
 import dataclasses
 import json
+import os
 import math
 import re
 import signal
@@ -175,6 +176,26 @@ def test_a_taken_folder_is_refused_or_resumed(tmp_path):
     assert [line["step"] for line in lines] == [1, 2] and lines[1]["seconds"] > 100
     with Run("x", root=tmp_path, run_id="new", resume=True) as fresh: pass   # nothing there yet: an ordinary start
     assert record(fresh)["status"] == "completed"
+
+
+def test_a_run_that_is_going_on_is_neither_begun_again_nor_resumed(tmp_path):
+    code = ("import multiprocessing, sys, time; from mmgen.runs import Run\n"
+            "with Run('x', root=sys.argv[1], run_id='r') as run:\n"
+            "    worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,)); worker.start()\n"
+            "    print(worker.pid, flush=True); time.sleep(60)")
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=repo_root(), text=True)
+    worker = int(process.stdout.readline())
+    before = (tmp_path/"r"/"run.json").read_bytes()
+    for resume in (False, True):
+        with pytest.raises(RunError, match="Run 'r' is going on in another process; wait until it ends"):
+            with Run("x", root=tmp_path, run_id="r", resume=resume): pass
+    assert (tmp_path/"r"/"run.json").read_bytes() == before
+    process.kill()
+    process.wait()
+    try:  # the worker lives on, and does not hold what its parent held
+        with Run("x", root=tmp_path, run_id="r", resume=True) as again: pass
+    finally: os.kill(worker, signal.SIGKILL)
+    assert record(again)["resumed"][0]["status"] == "running" and [p.name for p in again.path.iterdir()] == ["run.json"]
 
 
 @pytest.mark.parametrize("bad", ["../x", "a/b", ".hidden", "", "a\\b"])

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -233,6 +234,29 @@ def test_disk_full(tmp_path, monkeypatch):
         train(Plain(), Points(), FakeRun(tmp_path), **SETTINGS)
     assert sorted(p.name for p in (tmp_path/"checkpoints").iterdir()) == ["checkpoint-10", "checkpoint-20"]
     read_checkpoint(tmp_path)
+
+
+def test_killed_anywhere_in_a_save_the_last_checkpoint_can_be_read(tmp_path):
+    "A run that went back from 200 to 100 saves 150: killed before each renaming and each removal."
+    def save(folder, step): return ck.save_checkpoint(folder, {"step": step}, {"model": {"w": torch.full((9,), float(step))}}, {})
+    found = []
+    for moment in range(40):
+        folder = tmp_path/str(moment)
+        save(folder, 100), save(folder, 200)
+        child = os.fork()
+        if not child:
+            left = iter(range(moment))
+            def deadly(real): return lambda *a, **k: real(*a, **k) if next(left, None) is not None else os.kill(os.getpid(), signal.SIGKILL)
+            os.replace, os.unlink, os.rmdir, shutil.rmtree = map(deadly, (os.replace, os.unlink, os.rmdir, shutil.rmtree))
+            save(folder, 150)
+            os._exit(0)
+        ended = os.waitpid(child, 0)[1]
+        facts, tensors, _ = read_checkpoint(find_checkpoint(folder))
+        assert (tensors["model"]["w"] == facts["step"]).all() and (facts["step"] == 150 or not (folder/"checkpoint-150").exists())
+        found.append(facts["step"])
+        if not ended: break
+        assert [p.name for p in (save(folder, 160), *folder.iterdir()) if p.name.startswith(".")] == []
+    assert not ended and found[0] == 200 and found[-1] == 150 and 100 in found
 
 
 class Evil:

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -32,8 +33,16 @@ def in_parallel(
     workers = min(workers or os.cpu_count() or 1, max(1, len(jobs) // least))
     if workers == 1:
         return [function(job) for job in jobs]
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool, _hidden_main():
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool, _hidden_main():
         return list(pool.map(function, jobs, chunksize=min(128, -(-len(jobs) // (4 * workers)))))
+
+
+def _end_with_parent():
+    "A worker whose parent was killed ends too."
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
