@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .files import atomic_write, replace_folder, repo_root, set_aside, sha256
+from .files import atomic_write, found_path, replace_folder, repo_root, set_aside, sha256
 
 # %% ../nbs/03a_checkpoints.ipynb #fb6e2589
 def rng_state() -> dict:
@@ -75,11 +75,14 @@ def save_checkpoint(folder: str | Path, # checkpoint-<step> is made in it
         for p in earlier: # later ones are of a future that this run has left
             if int(p.name[11:]) > step: set_aside(p)
         replace_folder(temp, final)
-    except Exception as e: # OSError, and what safetensors and torch make of it
+    except Exception as cause: # OSError, and what safetensors and torch make of it
+        e = cause
         good = [p for p in earlier if p.exists()]
+        need = sum(v.numel()*v.element_size() for values in tensors.values() for v in values.values())
+        if shutil.disk_usage(folder).free < need: e = f"the disk is full ({e})"
         raise CheckpointError(
             f"The checkpoint of step {step} could not be written to {relative_name(folder)}: {e}. "
-            f"Last good checkpoint: {relative_name(good[-1] if good else None)}.") from e
+            f"Last good checkpoint: {relative_name(good[-1] if good else None)}.") from cause
     finally: shutil.rmtree(temp, ignore_errors=True)
     for p in checkpoints(folder)[:-max(keep, 1)]: set_aside(p)
     return final
@@ -88,7 +91,7 @@ def save_checkpoint(folder: str | Path, # checkpoint-<step> is made in it
 def find_checkpoint(path: str | Path # a checkpoint, or a run's folder
                     ) -> Path: # the checkpoint, or the run's last one
     "Where a user's `resume_from` leads"
-    path = Path(path)
+    path = found_path(path)
     found = [path] if (path/"checkpoint.json").is_file() else checkpoints(path)
     if not found: raise CheckpointError(f"{relative_name(path)} neither is nor holds a checkpoint.")
     return found[-1]

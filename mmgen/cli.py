@@ -18,8 +18,10 @@ import warnings
 from dataclasses import fields
 from pathlib import Path
 
+from .checkpoints import CheckpointError
 from .commands import demo, edit, prepare, sample, say, show, train, weights
 from .editing import EDITORS
+from .guards import TrainingDiverged
 from .launch import FITS
 from .presets import JOBS
 from .runs import to_json
@@ -151,7 +153,7 @@ def _unknown(word, parser):
 def _told(error):
     "An error in a sentence; of one that nobody foresaw, where it came from."
     if isinstance(error, OSError) and error.strerror and error.filename: return f"{error.filename2 or error.filename}: {error.strerror}."
-    if isinstance(error, (ValueError, OSError)): return str(error)
+    if isinstance(error, (ValueError, OSError, CheckpointError, TrainingDiverged)): return str(error)
     at = traceback.extract_tb(error.__traceback__)[-1]
     return f"this was not foreseen: {type(error).__name__} ({error}) in {Path(at.filename).name}, line {at.lineno}. With MMGEN_TRACEBACK=1 the whole way there is printed."
 

@@ -161,11 +161,10 @@ def show(a) -> dict:
 
 def prepare(a) -> dict:
     "A Danbooru dump becomes a training set."
-    from mmgen.data.prepare import prepare as whole
-    from mmgen.runs import Run
+    from mmgen.data.prepare import prepare as whole, record_of
     config = config_of(a, "prepare_danbooru")
     if a.out is not None: config = replace(config, out=str(Path(a.out).expanduser().absolute()))  # a notebook's is the repository's
-    with Run("prepare_danbooru", config, run_id=config.run_id) as run:
+    with record_of(config) as run:
         found = whole(config, run)
     for row in run.record["dropped"]:
         say(f"{row['n']:>12,}  {row['what']:22} {row['why']}")

@@ -89,8 +89,9 @@ def atomic_write(
         else: temp.write_bytes(content.encode() if isinstance(content, str) else content)
         fsync(temp)
         os.replace(temp, path)
-    except BaseException:
+    except BaseException as e:
         temp.unlink(missing_ok=True)
+        if isinstance(e, OSError) and e.filename is None: e.filename = str(path) # of a full disk Python names no file
         raise
     if os.name == "posix": fsync(path.parent)
     return path

@@ -18,6 +18,7 @@ from PIL import Image
 from .core import to_float, to_uint8
 from .data import portraits
 from .data.captions import caption
+from .data.folders import spaced
 from .data.loading import open_image
 from .data.wishes import edited_caption
 from .editing import EditError, Editor, editor, options_of
@@ -72,6 +73,8 @@ def wanted_caption(
     if not parts:
         raise EditError("The prompt is empty: write a tag such as 'green hair', or a caption of the image you want.")
     known = {*(portraits.vocabulary() if tags is None else tags)}
+    spelt = {tag.casefold(): tag for tag in known}
+    parts = [_spelt(part, spelt) for part in parts]
     strange = [part for part in parts if not {part, part.removeprefix("no ")} & known]
     if source and not strange:
         for part in parts:
@@ -81,7 +84,15 @@ def wanted_caption(
         for close in difflib.get_close_matches(part, known, 1, cutoff=0.8):
             warnings.warn(f"The model knows no tag {part!r}; did you mean {close!r}? As it stands, {prompt.strip()[:100]!r} is taken for a "
                           "caption of the whole image.")
-    return prompt.strip()
+    return prompt.strip() if strange else ", ".join(parts)
+
+
+def _spelt(part: str, spelt: dict) -> str:
+    "A tag as the model knows it where only capitals, underscores, spaces or a full stop differ; else the part as it is."
+    plain = " ".join(spaced(part).split()).rstrip(".").casefold()
+    if plain in spelt: return spelt[plain]
+    rest = plain.removeprefix("no ")
+    return f"no {spelt[rest]}" if rest != plain and rest in spelt else part
 
 # %% ../nbs/05b_panel.ipynb #b1c14dc0
 def edit_image(

@@ -142,9 +142,11 @@ class Run:
         "The record in this run's folder, or {}; RunError where it is taken and `resume` was not asked for."
         file = self.path/"run.json"
         if not file.exists(): return {}
-        if not self.resume:
-            raise RunError(f"Run {self.run_id!r} exists already; choose another run_id, or resume it.")
-        return load_run(file)
+        earlier = load_run(file)
+        if self.resume: return earlier
+        there = {path.name for path in self.path.iterdir()} - {".lock"}
+        if earlier["status"] != "completed" and not earlier["metrics"] and there == {"run.json"}: return {} # it ended before it had done anything
+        raise RunError(f"Run {self.run_id!r} exists already; choose another run_id, or resume it.")
 
     def _repair_log(self) -> float:
         "Drop a last line of metrics.jsonl that a kill cut short; the seconds of the last whole one."

@@ -187,7 +187,7 @@ def train(
     params = {name: [p for g in o.param_groups for p in g["params"]] for name, o in optimizers.items()}
     watch = LossWatch(accelerator, explode)
 
-    step, before, saved = 0, 0.0, None
+    step, before, saved, ahead = 0, 0.0, None, 0
     recipe = {"seed": seed, "batch_size": batch_size, "processes": world, "rows": len(data), **task.facts}
     if resume_from:
         saved = find_checkpoint(resume_from)
@@ -197,13 +197,15 @@ def train(
         if rank < len(state["rng"]): set_rng_state(state["rng"][rank])
         if state["scaler"] and accelerator.scaler: accelerator.scaler.load_state_dict(state["scaler"])
         step, before = facts["step"], facts["seconds"]
+        seen = facts.get("seen", step*facts["batch_size"]*facts["processes"])
+        ahead = seen//batch_size - step*world # batches; not 0 where other batches or processes led here
 
     def save() -> Path | None:
         "Every process sends its generators' states; process 0 writes"
         rng = gather_object([rng_state()])
         if not main: return None
         return save_checkpoint(
-            run.path/"checkpoints", {"step": step, "seconds": seconds, **recipe},
+            run.path/"checkpoints", {"step": step, "seconds": seconds, "seen": (step*world + ahead)*batch_size, **recipe},
             {"model": task.model.state_dict(), "ema": task.ema.state_dict()},
             {"optimizers": {name: o.state_dict() for name, o in optimizers.items()}, "rng": rng,
              "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}})
@@ -216,7 +218,7 @@ def train(
     done = lambda: max(step/steps, seconds/max_seconds if max_seconds else 0.0)
     due = lambda every: bool(every) and (step % every == 0 or done() >= 1)
     if main and wants_bar(): bar = tqdm(total=1, initial=done(), bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
-    batches = feed(data, step*world + rank, world, device, workers)
+    batches = feed(data, step*world + ahead + rank, world, device, workers)
     try:
         with graceful_stop() as stop:
             while done() < 1:
@@ -239,7 +241,7 @@ def train(
 
                 bad = watch.read() # the processes agree on what follows
                 if bad:
-                    ids = task.batch_ids(data.batch(bad[0]*world + bad[1]))
+                    ids = task.batch_ids(data.batch(bad[0]*world + ahead + bad[1]))
                     raise TrainingDiverged(bad[0], ids, saved, bad[2])
                 clock = torch.tensor([[before + time.monotonic() - start, float(stop.asked)]], device=device)
                 clock = accelerator.gather(clock).cpu() if world > 1 else clock

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mmgen
-from .files import atomic_write, replace_folder, repo_root
+from .files import atomic_write, found_path, replace_folder, repo_root
 from .pickles import PickleError, disguise, read_pickle
 from .runs import to_json, without_folders
 
@@ -285,23 +285,40 @@ def package(
     name: str, # what `resolve` will call them
     root: str|Path|None = None, # None: the weights installed with mmgen
     earlier: Sequence[str|Path] = (), # folders of the runs that it went on from by `init_from`, first one first
+    replace: bool = False, # weights of this name, where there are such
 ) -> Path:
-    "Copy weights and records of a run to where `packaged` finds them; WeightsError where a run is not complete."
+    "Copy weights and records of a run to where `packaged` finds them; WeightsError where a run is not complete, or the name is taken."
     from mmgen.runs import load_run
-    run, root = Path(run), Path(root) if root is not None else Path(mmgen.__file__).resolve().parent/"weights"
+    if Path(name).name != name or name.startswith(".") or "\\" in name: raise WeightsError(f"{name!r} cannot name weights; use letters, digits, - and _.")
+    run, root = found_path(run), Path(root) if root is not None else Path(mmgen.__file__).resolve().parent/"weights"
     records = [load_run(each) for each in (*earlier, run)]
     for record in records:
         if record["status"] != "completed":
             raise WeightsError(f"The run {record['run_id']} is {record['status']}; weights are packaged from completed runs.")
     if not (run/folder/"model.safetensors").is_file():
         raise WeightsError(f"The run {record['run_id']} has no weights in {folder}/model.safetensors.")
+    if (root/name).exists() and not replace:
+        raise WeightsError(f"There are weights called {name} already; choose another name, or replace them: package(..., replace=True).")
     new = root/f".{name}-{uuid.uuid4().hex[:8]}.tmp"
     try:
         shutil.copytree(run/folder, new, copy_function=shutil.copyfile)
         _add_records(new, records, (*earlier, run))
+        _add_frozen(new)
         replace_folder(new, root/name)
     finally: shutil.rmtree(new, ignore_errors=True)
     return root/name
+
+
+def _add_frozen(folder: Path) -> None:
+    "The networks that a diffusion model reads and that are not packaged themselves come along, in folders of it."
+    file = folder/"config.json"
+    config = read_fields(file) if file.is_file() else {}
+    for key in ("autoencoder", "text_encoder"):
+        place = at_hand(config[key]) if isinstance(config.get(key), str) and config[key] not in packaged() else None
+        if place is None or not place.is_dir() or (folder/config[key]).exists(): continue
+        shutil.copytree(place, folder/key, copy_function=shutil.copyfile)
+        config[key] = key
+        atomic_write(file, json.dumps(config, indent=1) + "\n")
 
 
 def _add_records(folder: Path, records: list[dict], runs: tuple) -> None:

@@ -1,4 +1,4 @@
-"The counterfactual benchmark: fixed rows, scores with known answers, an evaluation that survives kills and broken Editors."
+"The counterfactual benchmark: fixed rows, known scores, kills and broken Editors."
 import dataclasses
 import json
 

@@ -1,4 +1,4 @@
-"""Captions: order, shuffle, dropout, plain English, and what does not fit into 77 tokens."""
+"""Captions: order, dropout, English, the limit."""
 import random
 import warnings
 

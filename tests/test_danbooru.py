@@ -198,11 +198,18 @@ def test_spark_reads_the_same(tmp_path, form):
     sql = pytest.importorskip("pyspark.sql")
     import ibis
     write_dump(tmp_path / "d", 200, form=form, damage={name: 2 for name in LINE_DAMAGE}, images=False)
+    with open(next((tmp_path / "d" / "metadata").iterdir()), "a") as file:  # as other programs write
+        for i, more in enumerate(({"is_deleted": "1"}, {"is_flagged": "T"}, {"is_banned": "yes"}, {"id": "777000003.0"}, {"image_width": "50.0"}, {"created_at": "2262-05-10 00:00:00 UTC"})):
+            tags = {"tags": [{"id": "1", "name": "hat", "category": "0"}]} if form == "2017" else {"tag_string_general": "hat"}
+            file.write(json.dumps({"id": f"77700000{i}", "md5": f"{i:032x}", "rating": "s", "file_ext": "png", "created_at": "2019-01-01 00:00:00 UTC"} | tags | more) + "\n")
     one = write_posts(tmp_path / "d", tmp_path / "duckdb")
     session = sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").config("spark.sql.shuffle.partitions", "2").getOrCreate()
     try: other = write_posts(tmp_path / "d", tmp_path / "spark", connection=ibis.pyspark.connect(session))
     finally: session.stop()
     assert one == other and rows(tmp_path / "duckdb") == rows(tmp_path / "spark")
+    odd = [row for row in rows(tmp_path / "spark") if row["id"] >= 777_000_000]
+    assert len(odd) == 6 and [[row[f"is_{flag}"] for row in odd[:3]] for flag in ("deleted", "flagged", "banned")] == [[n == at for n in range(3)] for at in range(3)]
+    assert odd[4]["width"] == 50 and odd[5]["created_at"].year == 2262
 
 
 def test_times_are_utc_on_every_engine(tmp_path):

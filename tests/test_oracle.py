@@ -1,4 +1,4 @@
-"""The oracle: exact labels, scores with known answers, and, packaged, the accuracy that its card claims."""
+"""The oracle."""
 import numpy as np
 import pytest
 import torch
@@ -10,7 +10,7 @@ from mmgen.editing import CopyInput
 from mmgen.metrics.oracle import Oracle, accuracy, classes, edit_scores, labels, score_editor
 from mmgen.weights import packaged
 
-needs_weights = pytest.mark.skipif("oracle-portraits" not in packaged(), reason="no packaged oracle")
+needs_weights = pytest.mark.skipif("oracle-portraits" not in packaged(), reason="none")
 
 
 class Perfect:
@@ -45,7 +45,7 @@ def test_edit_scores_have_known_answers():
     seen = torch.tensor([[2, 5, 9], [0, 4, 1]])
     scores = edit_scores(seen, before, wanted, [0, 0])
     assert scores["reached"] == 0.5
-    assert scores["kept"] == pytest.approx((0.5 + 1.0) / 2)  # column 1: one of two; column 2: only where the edit leaves it
+    assert scores["kept"] == pytest.approx((0.5 + 1.0) / 2)  # column 2: only where the edit leaves it
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -27,6 +27,8 @@ def test_a_tag_changes_the_known_caption_and_anything_else_replaces_it():
     assert wanted_caption("brown hair, smile", "green hair") == "green hair, smile"
     assert wanted_caption("brown hair, smile", "a girl in the rain") == "a girl in the rain"
     assert wanted_caption("", "green hair") == "green hair"
+    for prompt in ("Green hair", "green_hair", "GREEN  HAIR.", " green hair ,"): assert wanted_caption("brown hair, smile", prompt) == "green hair, smile"
+    assert wanted_caption("", "Green_hair") == "green hair" and wanted_caption("night, blue Car", "No Blue car.", ["blue Car", "night"]) == "night"
 
 
 def test_a_model_of_other_images_has_its_own_words(tmp_path):

@@ -4,18 +4,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mmgen.danbooru_job import DanbooruConfig
 from mmgen.data.loading import ImageError, load_source
-from mmgen.data.prepare import WHY, facts, overview, prepare, samples
+from mmgen.data.prepare import WHY, facts, overview, prepare, record_of, samples
 from mmgen.data.shards import ShardError, Shards
 from mmgen.data.synthetic_dump import FILE_DAMAGE, LINE_DAMAGE, write_dump
 from mmgen.files import FolderInUse, locked
 from mmgen.launch import main
-from mmgen.runs import Run
+from mmgen.runs import Run, RunError, load_run
 
 
 def run(root, **given):
@@ -123,6 +124,23 @@ def test_files_that_nobody_may_read_stop_the_run(prepared, tmp_path, monkeypatch
     def nothing(*_, **__): raise ImageError("The image is gone.", "no file")
     monkeypatch.setattr("mmgen.data.image_shards.dump_image", nothing)
     with pytest.raises(ValueError, match="None of the .* chosen images can be used; .*bad.jsonl says why"): run(tmp_path, source=str(root / "dump"))
+
+
+def test_the_same_command_goes_on_under_the_same_name(tmp_path, monkeypatch, capsys):
+    write_dump(tmp_path / "dump", 120, size=32, files=1, originals=False, damage=0)
+    monkeypatch.setenv("MMGEN_ROOT", str(tmp_path))
+    config = DanbooruConfig(preset="smoke", source="dump", out="set", size=32, min_tag_count=2, run_id="mine")
+    with pytest.raises(KeyboardInterrupt), record_of(config): raise KeyboardInterrupt
+    with record_of(config) as run: prepare(config, run)
+    record = load_run(run.path)
+    assert record["status"] == "completed" and len(record["resumed"]) == 1 and record["data"]["rows"] > 50
+    with pytest.raises(RunError, match="exists already"), record_of(config): pass
+    few = replace(config, out="few", n=3, run_id="few")
+    with record_of(few) as run: prepare(few, run)
+    assert "no image came into validation" in capsys.readouterr().out
+    with pytest.raises(ShardError, match="no rows of the split 'validation'"):  # before it trains
+        main(["ldm", "preset=smoke", f"data={tmp_path / 'few'}", "size=32", "run_id=none", "device=cpu", "sample_every=0"])
+    assert not (tmp_path / "reports" / "runs" / "none" / "metrics.jsonl").exists()
 
 
 def test_a_killed_run_goes_on_to_the_same_shards(tmp_path):

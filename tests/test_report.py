@@ -21,7 +21,7 @@ from mmgen.report.seeds import training_seeds
 from mmgen.report.site import PAGES, build, write_index
 from mmgen.report.tables import Column, percent, ratio, table
 from mmgen.runs import Run, RunError, load_run, seal_of, verify_run
-from mmgen.weights import package, packaged, save_weights
+from mmgen.weights import WeightsError, package, packaged, save_weights
 
 REPORTS = repo_root() / "reports"
 
@@ -154,10 +154,12 @@ def test_packaging_again_leaves_no_records_of_before(tmp_path, monkeypatch):
         with Run("x", {}, root=tmp_path, run_id=name) as run: save_weights(run.path / "model", {"w": torch.zeros(2)}, {"a": 1}, "card", run.record)
     found = lambda folder: sorted(file.name for file in folder.glob("run*.json"))
     assert found(package(run.path, "model", "name", tmp_path / "weights", [run.path.parent / "a", run.path.parent / "b"])) == ["run-1.json", "run-2.json", "run.json"]
-    assert found(package(run.path, "model", "name", tmp_path / "weights")) == ["run.json"]
+    assert found(package(run.path, "model", "name", tmp_path / "weights", replace=True)) == ["run.json"]
     before = {p.name: p.read_bytes() for p in (tmp_path / "weights" / "name").iterdir()}
+    for name, said in (("name", "There are weights called name already"), ("../evil", "cannot name weights"), (".x", "cannot name")):
+        with pytest.raises(WeightsError, match=said): package(run.path, "model", name, tmp_path / "weights")
     monkeypatch.setattr("mmgen.weights._add_records", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match="No space left"): package(run.path, "model", "name", tmp_path / "weights")
+    with pytest.raises(OSError, match="No space left"): package(run.path, "model", "name", tmp_path / "weights", replace=True)
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "weights" / "name").iterdir()} and [*packaged(tmp_path / "weights")] == ["name"] == os.listdir(tmp_path / "weights")
 
 

@@ -198,6 +198,14 @@ def test_a_run_that_is_going_on_is_neither_begun_again_nor_resumed(tmp_path):
     assert record(again)["resumed"][0]["status"] == "running" and [p.name for p in again.path.iterdir()] == ["run.json"]
 
 
+def test_a_run_that_failed_before_it_did_anything_does_not_keep_its_name(tmp_path):
+    for say in (lambda run: None, lambda run: run.log(1, loss=1.0)):
+        with pytest.raises(ValueError, match="a typo"), Run("x", root=tmp_path, run_id="r") as run:
+            say(run)
+            raise ValueError("a typo")
+    with pytest.raises(RunError, match="exists already"), Run("x", root=tmp_path, run_id="r"): pass  # it has logged a step
+
+
 @pytest.mark.parametrize("bad", ["../x", "a/b", ".hidden", "", "a\\b"])
 def test_names_that_are_no_folder(bad, tmp_path):
     with pytest.raises(RunError, match="cannot name a folder"): Run(bad, root=tmp_path)

@@ -101,6 +101,7 @@ def test_mistakes_are_named(tmp_path, given, said):
     ([post(i, rating="sensitive" if i % 4 else "explicit") for i in range(1, 401)], 300),  # Danbooru2021: three letters, no g
     ([post(i, rating="sensitive" if i > 1 else "general") for i in range(1, 401)], 0),  # one g: the new ratings
     ([post(i, rating="sensitive", created_at=datetime(2023, 1, 1) if i == 7 else datetime(2020, 1, 1)) for i in range(1, 401)], 0),  # a choice from a newer dump
+    ([post(i, rating="sensitive" if i % 4 else "explicit", created_at=datetime(9999, 12, 31, 23, 59) if i == 7 else datetime(2020, 1, 1)) for i in range(1, 401)], 300),  # a damaged date
     ([post(i, rating="sensitive") for i in range(1, 100)], 0)])  # too few to tell
 def test_s_was_safe_until_may_2022(tmp_path, posts, safe):
     table = write(tmp_path, posts)

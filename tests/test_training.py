@@ -236,6 +236,22 @@ def test_disk_full(tmp_path, monkeypatch):
     read_checkpoint(tmp_path)
 
 
+def test_a_resume_with_another_batch_reads_on_where_it_stopped(tmp_path):
+    class Seen(Points):
+        def __init__(self, rows): self.rows, self.steps = rows, []
+        def batch(self, step):
+            self.steps.append(step)
+            return super().batch(step)
+    train(Plain(), Seen(8), FakeRun(tmp_path), **{**SETTINGS, "steps": 10})  # rows 0 to 79
+    data = Seen(4)
+    with pytest.warns(UserWarning, match="will not equal an uninterrupted one: batch_size 8 then, 4 now"):
+        train(Plain(), data, FakeRun(tmp_path), **{**SETTINGS, "steps": 13, "batch_size": 4}, resume_from=tmp_path)
+    assert data.steps == [20, 21, 22]
+    again = Seen(8)
+    with pytest.warns(UserWarning, match="will not equal"): train(Plain(), again, FakeRun(tmp_path), **{**SETTINGS, "steps": 15}, resume_from=tmp_path)
+    assert again.steps == [11, 12]  # 92 rows were read; half of batch 11 comes again, nothing is left out
+
+
 def test_killed_anywhere_in_a_save_the_last_checkpoint_can_be_read(tmp_path):
     "A run that went back from 200 to 100 saves 150: killed before each renaming and each removal."
     def save(folder, step): return ck.save_checkpoint(folder, {"step": step}, {"model": {"w": torch.full((9,), float(step))}}, {})

@@ -26,7 +26,7 @@ def _batches(connection, part: Part, form: str, folder: Path, strict: bool):
     import pyarrow.parquet as pq
     if connection.name == "pyspark":
         connection.to_parquet_dir(canonical(spark_raw(connection, part.paths, form), form, split=False), folder)
-        for file in sorted(folder.glob("part-*.parquet")): yield from pq.ParquetFile(file).iter_batches(1 << 16)
+        for file in sorted(folder.glob("part-*.parquet")): yield from pq.ParquetFile(file, coerce_int96_timestamp_unit="us").iter_batches(1 << 16)
         shutil.rmtree(folder)
     else:
         query = connection.compile(canonical(duckdb_raw(connection, part.paths, form, strict), form, split=False))

@@ -33,6 +33,7 @@ def raw_schema(
 # %% ../../nbs/42b0a_danbooru_table.ipynb #e695f455
 RATINGS = {"2017": {"s": "general", "q": "questionable", "e": "explicit"},
            "2021": {"g": "general", "s": "sensitive", "q": "questionable", "e": "explicit"}}
+_TRUE = ("true", "t", "yes", "y", "1")  # what DuckDB takes for true
 _TIME, _ZONE = r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,6})?", r"([+-])(\d\d):?(\d\d)?$"
 
 
@@ -51,8 +52,8 @@ def canonical(
     "Every line of a dump as a row of the canonical table; not yet sifted."
     import ibis
 
-    def number(name, kind): return raw[name] if raw[name].type() == ibis.dtype(kind) else raw[name].try_cast(kind)
-    def flag(name): return (raw[name] if raw[name].type().is_boolean() else raw[name].lower() == "true").fill_null(False)
+    def number(name, kind): return raw[name] if raw[name].type() == ibis.dtype(kind) else raw[name].re_replace(r"\.0+$", "").try_cast(kind)
+    def flag(name): return (raw[name] if raw[name].type().is_boolean() else raw[name].lower().isin(_TRUE)).fill_null(False)
     def link(name): return number(name, "int64").nullif(0)
     columns = {new: link(name) if name in ("parent_id", "pixiv_id") else number(name, kind) for name, (new, kind) in _NUMBERS.items()}
     columns |= {new: raw[name] for name, new in _TEXTS.items()} | {name: flag(name) for name in _FLAGS}

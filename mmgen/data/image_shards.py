@@ -156,7 +156,9 @@ def _room(folder, plan, images_of, left):
     try: yield
     except (OSError, ShardError) as e:
         if not {getattr(e, "errno", None), getattr(e.__cause__, "errno", None)} & DISK_FULL: raise
-        missing = max(0, total*each - sum(file.stat().st_size for file in folder.glob("*-?????.parquet")))
+        sizes = [file.stat().st_size for file in folder.glob("*-?????.parquet")]
+        missing = max(0, total*each - sum(sizes))
+        if missing < 0.1*total*each: missing = max([missing, *sizes])  # a shard is written anew without its copies
         raise ShardError(f"The disk of {folder} is full: about {_size(missing)} are still needed, {_size(shutil.disk_usage(folder).free)} "
                          f"are free (or the size of files is limited); {said}.") from e
 

@@ -118,8 +118,9 @@ def _checked(dataset, data: str):
         raise SourceError(f"The column image of the data set {data} holds no images: {str(e).splitlines()[0].rstrip('.')}.") from e
 
 def _held_out(dataset, split: str, seed: int):
-    "The part 90 : 5 : 5 of a data set that has one split, at least one row in each of the last two"
-    n, k = len(dataset), max(1, len(dataset)//20)
+    "The part 90 : 5 : 5 of a data set that has one split, at least two rows in each of the last two (of fewer than 20 rows, one)"
+    n = len(dataset)
+    k = max(2 if n >= 20 else 1, n//20)
     if n < 3: raise SourceError(f"A data set of {n} rows cannot be cut into train, validation and test.")
     order = np.random.default_rng(seed).permutation(n)
     return dataset.select({"train": order[2*k:], "validation": order[:k], "test": order[k:2*k]}[split])

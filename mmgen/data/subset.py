@@ -38,9 +38,10 @@ def as_rated(
     posts,  # an ibis table of posts
 ) -> tuple:  # an ibis table of posts, and how many of them were rated anew
     "The posts with `s` in the sense of their time: where none is general and all are older than that rating, it was safe, and counts as general."
-    table = posts.aggregate(posts=posts.count(), general=(posts.rating == "general").sum(), s=(posts.rating == "sensitive").sum(), last=posts.created_at.max())
+    table = posts.aggregate(posts=posts.count(), general=(posts.rating == "general").sum(), s=(posts.rating == "sensitive").sum(),
+                            dated=posts.created_at.count(), late=posts.created_at.between(_RENAMED, datetime.now()).sum())  # what lies in the future is damaged
     found = table.to_pyarrow().to_pylist()[0]
-    if found["general"] or not found["s"] or found["posts"] < _ENOUGH or not found["last"] or found["last"] >= _RENAMED: return posts, 0
+    if found["general"] or not found["s"] or found["posts"] < _ENOUGH or not found["dated"] or found["late"]: return posts, 0
     return posts.mutate(rating=(posts.rating == "sensitive").ifelse("general", posts.rating)), int(found["s"])
 
 

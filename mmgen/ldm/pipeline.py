@@ -17,7 +17,7 @@ from .diffusion import FlowMatching, make_schedule, noise_like, start
 from .samplers import DiffusersSampler, Guided, ddim, ddpm, euler, heun
 from .unet import UNet2DConditionModel
 from ..runs import without_folders
-from ..weights import WeightsError, load_into, load_state, read_fields, resolve, save_weights
+from ..weights import WeightsError, fingerprint, load_into, load_state, read_fields, resolve, save_weights
 
 # %% ../../nbs/32d_pipeline.ipynb #cacb54fe
 def sampler(
@@ -149,7 +149,8 @@ class LatentDiffusion:
     def save(self, folder: str | Path, autoencoder: str, text_encoder: str, card: str, run: dict | None = None) -> Path:
         "Writes the UNet and the names of the frozen networks; `load` opens it."
         names = (without_folders(str(name)) for name in (autoencoder, text_encoder))  # they lead there on another machine, too
-        save_weights(folder, self.unet.state_dict(), self.config(*names), card, run)
+        made_with = {"autoencoder": fingerprint(self.autoencoder), "text_encoder": fingerprint(self.text_encoder.model.text_model)}
+        save_weights(folder, self.unet.state_dict(), self.config(*names) | {"made_with": made_with}, card, run)
         return Path(folder)
 
     @classmethod
@@ -181,7 +182,12 @@ class LatentDiffusion:
             except WeightsError as error:
                 raise WeightsError(f"{name_or_path} needs its {key}, {name}, which is not here: put it there, or say where it "
                                    f"is with LatentDiffusion.load(..., {key}=...). {error}") from error
-        return cls(AutoencoderKL.load(frozen[0]), CLIP.load(frozen[1], device),
+        vae, clip = AutoencoderKL.load(frozen[0]), CLIP.load(frozen[1], device)
+        for key, network, place in (("autoencoder", vae, frozen[0]), ("text_encoder", clip.model.text_model, frozen[1])):
+            meant = config.get("made_with", {}).get(key)  # models of before November 2026 do not say
+            if meant and meant != fingerprint(network):
+                raise WeightsError(f"{name_or_path} was trained with another {key} ({meant}) than {place.name} ({fingerprint(network)}), and makes no pictures with this one.")
+        return cls(vae, clip,
                    unet.requires_grad_(False), config["latent_mean"], config["latent_std"], config["size"],
                    config["process"], device, config.get("tags", ()), config.get("masked", True))
 

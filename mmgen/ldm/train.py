@@ -97,6 +97,7 @@ def fit(
     for tag in config.edits if config.data == "portraits" else ():
         portraits.check_tag(tag)
     device = pick_device(config.device)
+    if config.data.partition(":")[0] != "portraits": _validation(config, 1)  # what it lacks is said now, not after the training
     pipeline = train_pipeline(config, run, device)
     _save(config, run, pipeline)
     pictures = _show(config, run, pipeline)
@@ -119,7 +120,7 @@ def train_pipeline(config, run, device):
     channels, *_, width = data.facts["latents"]
     print(f"{data.facts['rows']} images, latents {tuple(data.facts['latents'])}, sd {min(data.std):.3f} … {max(data.std):.3f} before scaling", flush=True)
     if data.beyond["cut"]:
-        print(f"{data.beyond['cut']} captions are longer than the {text_encoder.length} tokens that are read (the longest: {data.beyond['longest']}); "
+        print(f"{data.beyond['cut']} of {data.beyond['captions']} captions that were looked at are longer than the {text_encoder.length} tokens that are read (the longest: {data.beyond['longest']}); "
               f"what is lost most often: {', '.join(tag for tag, _ in data.beyond['lost'].most_common(5))}", flush=True)
 
     seed_everything(config.seed)
@@ -131,6 +132,7 @@ def train_pipeline(config, run, device):
     shown = _validation(config, 16)[1] if config.sample_every else []
     draw = lambda step, network: around(network).sample(shown, config.sampler_steps, config.guidance, config.sampler, config.seed)
     task = LDMTask(unet, text_encoder, make_process(**process), config.prediction, config.caption_dropout, config.optimizer, draw)
+    task.facts = {"data": data.facts["sha256"][:12], "latent_sd": [round(value, 2) for value in data.std]}
     run.note(parameters={"unet": sum(p.numel() for p in unet.parameters())},
              beyond_the_limit={name: n for name, n in data.beyond.items() if name != "lost"},
              data=data.facts)

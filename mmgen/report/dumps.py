@@ -36,8 +36,8 @@ def dump_section(
     return ["## A Danbooru dump",
             f"`papermill nbs/prepare_danbooru.ipynb` makes a training set from a dump on disk. Its record `{run.name}` is of {about}. Of {whole(found['metadata']['lines'])} lines of metadata and "
             f"{whole(found['metadata']['posts'])} posts came {whole(found['images']['images'])} images of {config['size']} pixels ({kept}; by the last three digits of the id, 950 to 999 are the test), with "
-            f"{found['choice']['tags'] / found['choice']['chosen']:.1f} tags each on average.",
+            f"{found['choice']['tags'] / found['choice']['chosen']:.1f} tags for each chosen post on average.",
             markdown(["what", "stage", "n", "why it is not there, or not as it was"], dropped, "llrl"),
-            f"{whole(copies)} pairs of nearly equal pictures were found" + (", and the later ones left out." if config["drop_copies"] else "." if not copies else "; they are kept, as `drop_copies` was not asked for."),
+            f"Pairs of nearly equal pictures: {whole(copies)}" + ("; the later one of each is left out." if config["drop_copies"] else "." if not copies else "; they are kept, as `drop_copies` was not asked for."),
             f"![Commonest tags, ratings, sizes, tags of an image](runs/{run.name}/overview.jpg)", f"![A sample of the training images](runs/{run.name}/samples.jpg)",
-            markdown(["the first 20 tags", "category", "posts"], tags, "llr")]
+            markdown(["the first 20 tags", "category", "usable posts"], tags, "llr")]

@@ -81,7 +81,7 @@ def draw_curves(
     if across[0] != "strength":
         axes.set_xscale("function", functions=(lambda v: abs(v)**0.5, lambda v: v**2))
         axes.set_xticks([0, 1, 2, 5, 10, 20, 40, 80])
-        axes.set_xlim(0, max(max(line.get_xdata(), default=0) for line in axes.lines) * 1.1 + 1)
+        axes.set_xlim(0, max((max(line.get_xdata(), default=0) for line in axes.lines), default=0) * 1.1 + 1)
     if lowest is not None: axes.set_ylim(lowest - 0.05)
     axes.set(xlabel=across[1], ylabel=up[1])
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
