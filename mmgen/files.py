@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DISK_FULL', 'repo_root', 'found_path', 'sha256', 'fsync', 'check_writable', 'atomic_write', 'set_aside',
-           'replace_folder', 'FolderInUse', 'locked']
+           'replace_folder', 'FolderInUse', 'lock', 'locked']
 
 # %% ../nbs/00a_files.ipynb #9e889b3a
 import configparser
@@ -15,6 +15,9 @@ import shutil
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
+
+try: import fcntl
+except ImportError: fcntl = None # Windows
 
 # %% ../nbs/00a_files.ipynb #f5de3933
 def _is_root(folder: Path) -> bool:
@@ -129,6 +132,16 @@ def _names(path: Path, fd: int) -> bool:
     except FileNotFoundError: return False
 
 
+def lock(
+    fd: int, # an open file's
+) -> None:
+    "Lock a file for this process; BlockingIOError where another has it. Nothing on Windows, and on those disks of clusters that know no locks."
+    try:
+        if fcntl: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        if e.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP): raise
+
+
 _HELD = set() # lock files that are open here; a forked worker gives them back, or it would hold them after its parent's end
 if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=lambda: [os.close(fd) for fd in _HELD])
 
@@ -138,18 +151,17 @@ def locked(
     folder: str|Path, # made where missing
     name: str = ".lock", # the lock file in it; runs with different names do not exclude each other
 ):
-    "Holds a folder for this run alone; raises FolderInUse at once where another run, or this one, holds it already. No lock on Windows."
+    "Holds a folder for this run alone; raises FolderInUse at once where another run, or this one, holds it already; see `lock`."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    try: import fcntl
-    except ImportError:
-        yield folder/name
-        return
     path = folder/name
+    if not fcntl:
+        yield path
+        return
     while True:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(fd)
             # the holder before us may have removed the file between our open and our lock: then we hold a file without a name
             if _names(path, fd): break
         except BlockingIOError:

@@ -1,8 +1,9 @@
 """mmgen.runs: the record is complete and readable whatever ends the run."""
 import dataclasses
+import errno
 import json
-import os
 import math
+import os
 import re
 import signal
 import subprocess
@@ -196,6 +197,13 @@ def test_a_run_that_is_going_on_is_neither_begun_again_nor_resumed(tmp_path):
         with Run("x", root=tmp_path, run_id="r", resume=True) as again: pass
     finally: os.kill(worker, signal.SIGKILL)
     assert record(again)["resumed"][0]["status"] == "running" and [p.name for p in again.path.iterdir()] == ["run.json"]
+
+
+def test_a_disk_without_locks_is_no_hindrance(tmp_path, monkeypatch):
+    def none(*_): raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    monkeypatch.setattr("fcntl.flock", none)
+    with Run("x", root=tmp_path, run_id="r"): pass
+    assert load_run(tmp_path/"r")["status"] == "completed"
 
 
 def test_a_run_that_failed_before_it_did_anything_does_not_keep_its_name(tmp_path):

@@ -10,14 +10,11 @@ import json
 import os
 from pathlib import Path, PurePosixPath
 
-try: import fcntl
-except ImportError: fcntl = None  # Windows: no locks
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import atomic_write, fsync, sha256
+from ..files import atomic_write, fsync, lock, sha256
 
 # %% ../../nbs/42d2_shards.ipynb #b921c163
 class ShardError(ValueError):
@@ -110,7 +107,7 @@ class ShardWriter:
         path = self._temporary()
         file = open(path, "ab")
         try:
-            if fcntl: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file.fileno())
             if os.fstat(file.fileno()).st_ino != path.stat().st_ino: raise FileNotFoundError
             file.truncate(0)
             file.seek(0)
