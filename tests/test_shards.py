@@ -242,7 +242,7 @@ def test_another_programs_manifest_makes_no_shards(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{n:02}.png")
         (tmp_path / f"{n:02}.txt").write_text("night")
     (tmp_path / "manifest.json").write_text('{"name": "my pictures"}')
-    assert len(load_source(str(tmp_path))) == 18
+    assert len(load_source(str(tmp_path))) == 16
 
 
 def test_the_order_reads_each_group_in_one_window():
