@@ -314,8 +314,10 @@ def _add_frozen(folder: Path) -> None:
     file = folder/"config.json"
     config = read_fields(file) if file.is_file() else {}
     for key in ("autoencoder", "text_encoder"):
-        place = at_hand(config[key]) if isinstance(config.get(key), str) and config[key] not in packaged() else None
-        if place is None or not place.is_dir() or (folder/config[key]).exists(): continue
+        named = config.get(key)
+        if not isinstance(named, str) or named in packaged() or named == key: continue # found by that name already
+        place = at_hand(named)
+        if place is None or not place.is_dir(): continue
         shutil.copytree(place, folder/key, copy_function=shutil.copyfile)
         config[key] = key
         atomic_write(file, json.dumps(config, indent=1) + "\n")

@@ -113,7 +113,9 @@ def test_a_run_starts_from_a_given_unet(tmp_path):
             train_pipeline(smoke(init_from=str(tmp_path / "first" / "model"), unet_channels="32,64"), run, CPU)
 
 
-def test_a_packaged_model_brings_its_networks_along_and_refuses_others(tmp_path, monkeypatch):
+@pytest.mark.parametrize("root", [".", "elsewhere"])  # the networks lie in the repository, or have absolute names
+def test_a_packaged_model_brings_its_networks_along_and_refuses_others(tmp_path, monkeypatch, root):
+    monkeypatch.setenv("MMGEN_ROOT", str(tmp_path / root))
     p = random_pipeline()
     for name, network in (("ae", p.autoencoder), ("other", random_pipeline(1).autoencoder)): save_weights(tmp_path / name, network.state_dict(), network.config, "")
     p.text_encoder.save(tmp_path / "clip", "card")
