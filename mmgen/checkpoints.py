@@ -75,14 +75,13 @@ def save_checkpoint(folder: str | Path, # checkpoint-<step> is made in it
         for p in earlier: # later ones are of a future that this run has left
             if int(p.name[11:]) > step: set_aside(p)
         replace_folder(temp, final)
-    except Exception as cause: # OSError, and what safetensors and torch make of it
-        e = cause
+    except Exception as e: # OSError, and what safetensors and torch make of it
         good = [p for p in earlier if p.exists()]
         need = sum(v.numel()*v.element_size() for values in tensors.values() for v in values.values())
-        if shutil.disk_usage(folder).free < need: e = f"the disk is full ({e})"
+        why = f"the disk is full ({e})" if shutil.disk_usage(folder).free < need else e
         raise CheckpointError(
-            f"The checkpoint of step {step} could not be written to {relative_name(folder)}: {e}. "
-            f"Last good checkpoint: {relative_name(good[-1] if good else None)}.") from cause
+            f"The checkpoint of step {step} could not be written to {relative_name(folder)}: {why}. "
+            f"Last good checkpoint: {relative_name(good[-1] if good else None)}.") from e
     finally: shutil.rmtree(temp, ignore_errors=True)
     for p in checkpoints(folder)[:-max(keep, 1)]: set_aside(p)
     return final

@@ -114,7 +114,7 @@ def replace_folder(
     new: Path, # complete
     folder: Path, # beside it; replaced where it is there
 ) -> None:
-    "Give a folder the name of another, of which nothing is left; whoever looks finds one or the other, whole."
+    "Give a folder the name of another, of which nothing is left; neither is ever there in part, and between two renamings neither at all."
     old = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.tmp")
     if folder.exists(): os.replace(folder, old)
     os.replace(new, folder)

@@ -120,9 +120,10 @@ def split_folders(
     names: tuple,  # of splits
 ) -> dict:  # name → folder
     "The folders of a set's splits, whose names may have capitals; the folder itself, as train, where it has none."
-    parts = {p.name.lower(): p for p in sorted(folder.iterdir()) if p.name.lower() in names and p.is_dir() and _images(p)}
+    within = {p: len(_images(p)) for p in sorted(folder.iterdir()) if p.name.lower() in names and p.is_dir()}
+    within = {p: count for p, count in within.items() if count}
+    parts = {p.name.lower(): p for p in within}
     if not parts: return {"train": folder}
-    within = {p: len(_images(p)) for p in parts.values()}
     outside = len(_images(folder)) - sum(within.values())
     told = " and ".join(f"{count} images in {p.name}/" for p, count in within.items())
     if outside and "train" in parts: _notice(f"The folder {folder} has {told}; {outside} outside of these folders are left out.")

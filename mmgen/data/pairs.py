@@ -6,6 +6,7 @@
 __all__ = ['wished', 'load_pairs', 'open_pairs']
 
 # %% ../../nbs/42e3_pairs.ipynb #b053d05d
+import glob
 import random
 
 import numpy as np
@@ -56,8 +57,6 @@ def open_pairs(
     data: str,  # a Parquet file, a saved data set, or a name
 ):  # a `datasets.Dataset`
     "The training split of a set of pairs."
-    import glob
-
     from datasets import Dataset, load_dataset, load_from_disk
     path = found_path(data)
     try: found = Dataset.from_parquet(glob.escape(str(path))) if data.endswith(".parquet") else load_from_disk(path) if path.is_dir() else load_dataset(data)

@@ -101,8 +101,8 @@ def record_of(
 ) -> Run:
     "The run of a preparation: a new one, or one of that name and with these settings that did not come to its end."
     path, asked = repo_root() / "reports" / "runs" / (config.run_id or "") / "run.json", json.loads(without_folders(json.dumps(to_json(config))))
-    record = load_run(path) if config.run_id and path.is_file() else {"status": "completed"}
-    return Run("prepare_danbooru", config, run_id=config.run_id, resume=record["status"] != "completed" and record["config"] == asked)
+    record = load_run(path) if config.run_id and path.is_file() else None
+    return Run("prepare_danbooru", config, run_id=config.run_id, resume=bool(record) and record["status"] != "completed" and record["config"] == asked)
 
 
 def prepare(

@@ -184,7 +184,7 @@ class LatentDiffusion:
                                    f"is with LatentDiffusion.load(..., {key}=...). {error}") from error
         vae, clip = AutoencoderKL.load(frozen[0]), CLIP.load(frozen[1], device)
         for key, network, place in (("autoencoder", vae, frozen[0]), ("text_encoder", clip.model.text_model, frozen[1])):
-            meant = config.get("made_with", {}).get(key)  # models of before November 2026 do not say
+            meant = config.get("made_with", {}).get(key)  # older models do not say
             if meant and meant != fingerprint(network):
                 raise WeightsError(f"{name_or_path} was trained with another {key} ({meant}) than {place.name} ({fingerprint(network)}), and makes no pictures with this one.")
         return cls(vae, clip,
