@@ -14,11 +14,12 @@ from PIL import Image
 from mmgen.files import repo_root
 from mmgen.report.conclusion import best, conclusion, paper_claims, which_family
 from mmgen.report.figures import draw_curves
+from mmgen.report.measurements import Measurement, section
 from mmgen.report.records import ReportError, curve, evidence, example, select
 from mmgen.report.results import write_results
 from mmgen.report.sections import comparison, decoding, languages
 from mmgen.report.seeds import training_seeds
-from mmgen.report.site import PAGES, build, write_index
+from mmgen.report.site import PAGES, build, fill, front_table, write_index
 from mmgen.report.tables import Column, percent, ratio, table
 from mmgen.runs import Run, RunError, load_run, seal_of, verify_run
 from mmgen.weights import WeightsError, package, packaged, save_weights
@@ -215,6 +216,27 @@ def test_the_committed_reports_are_what_the_records_give(tmp_path):
     assert {"results.md", "dataset.md", "settings.md", "index.html", "figures/results-curves.svg", "figures/dataset-sheet.jpg"} <= set(made)
     stale = [name for name, content in made.items() if not (REPORTS / name).is_file() or (REPORTS / name).read_bytes() != content]
     assert not stale, f"reports/{', reports/'.join(stale)}: not what the records give; run `make reports` and commit"
+
+
+def test_the_front_page_shows_the_comparison_that_the_records_give():
+    readme = (repo_root() / "README.md").read_text("utf-8")
+    runs, _ = committed()
+    assert fill(readme, {"results": front_table(evidence(runs))}) == readme, "README.md: run `make reports` and commit"
+    assert len(readme.splitlines()) <= 150
+    with pytest.raises(ValueError, match="has no lines <!-- speed -->"): fill(readme, {"speed": ""})
+
+
+def test_measurements_are_the_last_rows_of_each_key(tmp_path):
+    rows = [{"way": "b", "n": 2, "PSNR": 20.0}, {"way": "a", "n": 10, "PSNR": 30.0}, {"way": "b", "n": 2, "PSNR": 25.0}, {"way": "b", "n": 1, "PSNR": 1.0}]
+    (tmp_path / "demo.jsonl").write_text("\n".join(json.dumps(row | {"command": "python benchmarks/demo.py"}) for row in rows))
+    demo = Measurement("Demo", "Text.", "demo", {"way": "way", "n": "n"}, {"PSNR": ("PSNR", ratio), "none": ("never measured", ratio)})
+    text = section(demo, tmp_path)
+    assert [line for line in text.splitlines() if line.startswith("|")][2:] == ["| b | 1 | 1.00 |", "| b | 2 | 25.0 |", "| a | 10 | 30.0 |"]
+    assert "never measured" not in text and text.count("`python benchmarks/demo.py`") == 1
+    assert "| b | 13.0 |" in section(demo._replace(key={"way": "way"}, over="n"), tmp_path)
+    assert section(demo._replace(match=lambda row: row["way"] == "c"), tmp_path) == ""
+    (tmp_path / "demo.jsonl").write_text("{}\n{oops")
+    with pytest.raises(ValueError, match="demo.jsonl, line 2 is not JSON"): section(demo, tmp_path)
 
 
 @pytest.mark.notebooks
