@@ -97,7 +97,8 @@ def make_buffer(parts, data, dtype, shape, order="C", axes=None):
     if math.prod(shape) * dtype.itemsize != len(data):
         raise PickleError(f"an array of shape {shape} and type {dtype} has {len(data)} bytes")
     parts.spend(math.prod(max(n, 1) for n in shape) * dtype.itemsize)
-    array = np.frombuffer(data, np.uint8) != 0 if dtype == bool else np.frombuffer(bytearray(data), dtype)
+    if dtype == bool: array = np.frombuffer(data, np.uint8) != 0
+    else: array = np.frombuffer(bytearray(data), dtype).astype(dtype.newbyteorder("="), copy=False)
     return array.reshape(shape, order="F" if order == "F" else "C")
 
 

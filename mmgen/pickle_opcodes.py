@@ -218,7 +218,7 @@ class _Machine:
 # %% ../nbs/04a1_pickle_opcodes.ipynb #b8b86dbe
 def describe(
     file,  # open, binary: an `mmap` or `BytesIO`, which take no memory for bytes that are not there
-    limit: int = 1_000_000,  # opcodes
+    limit: int = 500_000,  # opcodes
 ):
     "The next pickle of a file as a description; PickleError where it is damaged or longer than the limit."
     machine = _Machine()

@@ -137,8 +137,8 @@ def _parts_of(network):
     entries = lambda name: state[name].items() if isinstance(state.get(name), dict) else ()
     if isinstance(variables := state.get("variables"), list | tuple):  # TensorFlow
         pairs = [pair for pair in variables if isinstance(pair, list | tuple) and len(pair) == 2]
-        tensors = {name: torch.from_numpy(np.array(value, np.asarray(value).dtype.newbyteorder("=")))
-                   for name, value in pairs if isinstance(name, str) and isinstance(value, np.ndarray | float)}
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in pairs
+                   if isinstance(name, str) and isinstance(value, np.ndarray | float)}
         return tensors, {f"{name}/": part for name, part in entries("components")}
     left_out = state.get("_non_persistent_buffers_set")
     tensors = {name: value for group in ("_parameters", "_buffers") for name, value in entries(group)
