@@ -26,7 +26,7 @@ def flow_edit(source: Callable, target: Callable, # model(x, t) -> prediction, u
               prediction: str = "flow", # eps, v, flow or x0
               generator: torch.Generator | None = None, # of the noise
               strength: float = 1., # level of the first step, 0 … 1; the paper's n_max / T
-              spacing: str = "trailing", # see `Schedule.levels`
+              spacing: str | None = None, # see `Schedule.levels`
               averages: int = 1 # noises for each step; the paper's n_avg
               ) -> Tensor: # like x0
     "The edited data"
