@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .autoencoder_blocks import Attention, rename_attention
-from .compvis import part_of, rename_unet, split_attention
+from .compvis import averaged, part_of, rename_unet, split_attention
 from .pipeline import LatentDiffusion, make_process
 from .pretrained import autoencoder_of, common_config, described
 from .unet import UNet2D
@@ -80,8 +80,7 @@ def unconditional_unet_of(
     heads: int | None = None,  # see `unconditional_config`
 ) -> UNet2DModel:
     "The UNet of a checkpoint, frozen; WeightsError where it has none, or one that reads more."
-    averaged = {key: "model_ema." + key.removeprefix("model.").replace(".", "") for key in state if key.startswith("model.diffusion_model.")}
-    if averaged and state.keys() >= set(averaged.values()): state = {key: state[name] for key, name in averaged.items()}
+    state = averaged(state)
     found = rename_unet(part) if (part := part_of(state, "unet")) else rename_attention(state)
     if not {"mid_block.attentions.0.qkv.weight", "mid_block.attentions.0.to_q.weight"} & found.keys() or not {"conv_in.weight", "conv_out.weight"} <= found.keys():
         raise WeightsError(f"{where} holds no UNet without text: model.diffusion_model.middle_block.1.qkv.weight, for example, was expected.")
