@@ -54,8 +54,9 @@ class EditFriendlyDDPM(LatentEditor):
                  steps: int = 12,
                  guidance: float = 1.5, # under the target caption; 1: off
                  source_guidance: float | None = None, # under the source's; None: the same
-                 seed: int = 0):
-        super().__init__(model, device, decoding, batch_size)
+                 seed: int = 0,
+                 **opening): # of `LatentEditor`
+        super().__init__(model, device, decoding, batch_size, **opening)
         self.steps, self.guidance, self.source_guidance, self.seed = steps, guidance, source_guidance, seed
 
     def change(self, z, source, target, strength):

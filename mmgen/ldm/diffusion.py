@@ -33,8 +33,9 @@ class Schedule:
     "A discrete variance-preserving process from its β (T,)"
     def __init__(self, betas: Tensor, # (T,), each in (0, 1); the last may be 1, which leaves noise alone
                  spacing: str = "trailing", # of the times that samplers visit, see `levels`
-                 offset: int = 0): # added to the times of leading spacing
-        self.betas, self.spacing, self.offset = torch.as_tensor(betas, dtype=torch.float64), spacing, offset
+                 offset: int = 0, # added to the times of leading spacing
+                 clip: float | None = None): # bound of the data that samplers see in x_t; None: none
+        self.betas, self.spacing, self.offset, self.clip = torch.as_tensor(betas, dtype=torch.float64), spacing, offset, clip
         if self.betas.ndim != 1 or not ((self.betas > 0) & (self.betas <= 1)).all() or (self.betas[:-1] == 1).any():
             raise ValueError("betas must be a list of numbers between 0 and 1")
         self.alphas_cumprod = (1 - self.betas).cumprod(0)
@@ -78,7 +79,7 @@ def make_schedule(name: str = "scaled_linear", # linear, scaled_linear, cosine
                   start: float | None = None, # first β (linear 1e-4, scaled_linear 0.00085)
                   end: float | None = None, # last β (linear 0.02, scaled_linear 0.012)
                   zero_snr: bool = False, # no data is left at the last level
-                  **visited # `spacing` and `offset` of the `Schedule`
+                  **options # `spacing`, `offset` and `clip` of the `Schedule`
                   ) -> Schedule:
     "A `Schedule` by name"
     defaults = dict(linear=(1e-4, 0.02), scaled_linear=(0.00085, 0.012), cosine=(None, None))
@@ -90,7 +91,7 @@ def make_schedule(name: str = "scaled_linear", # linear, scaled_linear, cosine
         betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
     elif name == "linear": betas = torch.linspace(start, end, T, dtype=torch.float64)
     else: betas = torch.linspace(start**.5, end**.5, T, dtype=torch.float64)**2
-    return Schedule(_without_data(betas) if zero_snr else betas, **visited)
+    return Schedule(_without_data(betas) if zero_snr else betas, **options)
 
 # Lin et al. 2024, algorithm 1
 def _without_data(betas: Tensor) -> Tensor: # (T,) each
@@ -103,6 +104,8 @@ def _without_data(betas: Tensor) -> Tensor: # (T,) each
 # Esser et al. 2024 (Stable Diffusion 3), section 3
 class FlowMatching:
     "A straight path from data (s=0) to noise (s=1)"
+    clip = None # see `Schedule`
+
     def __init__(self, shift: float = 1., # c above; more than 1: more time at high noise
                  mean: float = 0., std: float = 1., # of the normal distribution under the logit
                  T: int = 1000): # scale of the time that the network gets

@@ -8,7 +8,6 @@ __all__ = ['KINDS', 'kind_of', 'check_channels', 'check_kind']
 # %% ../../nbs/32h2_file_kinds.ipynb #0b32a004
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 from ..weights import WeightsError
 
@@ -31,8 +30,9 @@ def kind_of(
     shapes: Mapping[str, tuple[int, ...]],  # name → shape of each tensor
 ) -> tuple[str, str] | None:  # what it is and what opens it; None where it is none of `KINDS`
     "What a file of weights is, by its names."
+    names = "\n".join(shapes)
     for pattern, *about in KINDS:
-        if any(re.search(pattern, name) for name in shapes): return tuple(about)
+        if re.search(pattern, names, re.MULTILINE): return tuple(about)
     word = 0 < len(shapes) <= 2 and all("." not in name and 1 <= len(shape) <= 2 and shape[-1] in (768, 1024, 1280) for name, shape in shapes.items())
     return _WORD if word else None  # its only name is the word itself
 
@@ -72,7 +72,7 @@ def check_kind(
     last = shape("model.diffusion_model.out.2.weight", "out.2.weight", "conv_out.weight")
     if first and last and len(first) == len(last) == 4: check_channels(first[1], last[0], where, wanted)
     if first: return
-    has = lambda pattern: any(re.search(pattern, name) for name in shapes)
+    has = lambda pattern: re.search(pattern, "\n".join(shapes), re.MULTILINE)
     autoencoder, text = has(r"^(first_stage_model\.)?(encoder\.(down|down_blocks)|decoder\.(up|up_blocks))\.\d"), has(r"(token_embedding|token_emb)\.weight$")
     if autoencoder and not text: raise WeightsError(f"{where} holds an autoencoder alone, no UNet; give it as autoencoder= beside a model.")
     if text and not autoencoder: raise WeightsError(f"{where} holds a text encoder alone, no UNet; give it as text_encoder= of LatentDiffusion.load, beside a model.")

@@ -81,9 +81,9 @@ class DDIMInversion(LatentEditor):
                  steps: int = 12, # from noise to picture, and as many back
                  guidance: float = 2.0, # of both branches; 1: off
                  correction: str = "none", # one of `CORRECTIONS`
-                 iterations: int = 1 # evaluations for each step of the inversion
-                 ):
-        super().__init__(model, device, decoding, batch_size)
+                 iterations: int = 1, # evaluations for each step of the inversion
+                 **opening): # of `LatentEditor`
+        super().__init__(model, device, decoding, batch_size, **opening)
         if correction not in CORRECTIONS:
             raise EditError(f"{self.name}: correction must be one of {', '.join(CORRECTIONS)}, not {correction!r}.")
         if iterations < 1: raise EditError(f"{self.name}: iterations must be 1 or more, not {iterations}.")

@@ -26,7 +26,8 @@ def predict(model: Callable, process: Schedule | FlowMatching, prediction: str, 
             at: tuple # (a, b) of t
             ) -> tuple[Tensor, Tensor]: # x_0, w
     "The data and the noise that the network sees in x_t"
-    return to_x0_eps(model(x, process.model_time(t).expand(len(x))), x, *at, prediction)
+    x0, eps = to_x0_eps(model(x, process.model_time(t).expand(len(x))), x, *at, prediction)
+    return x0 if process.clip is None else x0.clamp(-process.clip, process.clip), eps
 
 def posterior(x: Tensor, # x_t
               x0: Tensor, # predicted data
