@@ -17,7 +17,7 @@ from .benchmark.counterfactuals import counterfactuals
 from .data import portraits
 from .data.captions import caption
 from .data.loading import open_image, read_image
-from .editing import Editor, editor, editors
+from .editing import Editor, editor, editor_class, editors, options_of
 from .panel import describe, edit_image, size_of, tags_of, wanted_caption
 
 # %% ../nbs/08_demo.ipynb #a83e8135
@@ -26,14 +26,20 @@ MAX_BYTES, MAX_PIXELS, WAITING = 8 * 2**20, 32e6, 16  # of an upload; edits in t
 
 class Workbench:
     "Editors by name, and one edit at a time."
-    def __init__(self, device: str | None = None):
-        self.device, self.opened, self.lock = device, {}, threading.Lock()
+    def __init__(self, device: str | None = None, **given):  # `model` of the diffusion Editors, and what belongs to its files
+        self.device, self.given, self.opened, self.lock = device, given, {}, threading.Lock()
 
     def editor(self, name: str) -> Editor:
-        "The Editor of that name, with its packaged weights."
+        "The Editor of that name, with the given weights or its packaged ones."
         with self.lock:
-            if name not in self.opened: self.opened[name] = editor(name, self.device)
+            if name not in self.opened: self.opened[name] = editor(name, self.device, **self._options(name))
             return self.opened[name]
+
+    def _options(self, name):
+        "The given model is opened once."
+        if not self.given or "prediction_type" not in options_of(name): return {}
+        reads = editor_class(name).model_class.reads
+        return next(({"model": e.pipeline} for e in self.opened.values() if getattr(getattr(e, "pipeline", None), "reads", None) == reads), self.given)
 
     def see(self, data: bytes, name: str) -> tuple[np.ndarray, str]:  # uint8 (size, size, 3), caption
         "An uploaded picture at an Editor's size, and what its CLIP sees."
@@ -84,12 +90,13 @@ def build_demo(
     device: str | None = None,  # None: the best one present
     left: str = "sdedit",  # Editors at the start
     right: str = "styleclip-mapper",
+    **given,  # of `Workbench`
 ) -> "gradio.Blocks":
     "The page, not yet served; ValueError where gradio is not installed."
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is sent anywhere
     try: import gradio as gr
     except ImportError as e: raise ValueError("The page needs one package more: pip install 'mmgen[demo]', or pip install gradio.") from e
-    bench, pictures, names = Workbench(device), examples(), [name for name in editors() if name != "copy-input"]
+    bench, pictures, names = Workbench(device, **given), examples(), [name for name in editors() if name != "copy-input"]
 
     def chosen(event: gr.SelectData):
         picture, source, wish, seed = pictures[event.index]
@@ -149,6 +156,7 @@ def serve(
     device: str | None = None,
     browser: bool = True,  # open it there
     wait: bool = True,  # until Ctrl-C
+    **given,  # of `Workbench`
 ):
     "Serve the page; ValueError where the port is in use."
     if not 1 <= port <= 65535: raise ValueError(f"The port {port} does not exist; one from 1 to 65535 does, such as 7860.")
@@ -156,6 +164,6 @@ def serve(
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: probe.bind((host, port))
         except OSError as e: raise ValueError(f"The port {port} on {host} cannot be used ({e.strerror}); take another one with --port.") from e
-    page = build_demo(device)
+    page = build_demo(device, **given)
     page.launch(server_name=host, server_port=port, inbrowser=browser, max_file_size=MAX_BYTES, quiet=True, prevent_thread_lock=not wait, show_error=True, share=False, footer_links=[])
     return page

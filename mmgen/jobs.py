@@ -82,15 +82,18 @@ class EditConfig(Settings):
     generator: str | None = None # of StyleCLIP
     encoder: str | None = None # of StyleCLIP
     clip: str | None = None # of StyleCLIP
+    autoencoder: str | None = None # in place of a diffusion model's own: a file or a folder
+    tokenizer: str | None = None # of Stable Diffusion in one file: a folder or a file
+    prediction_type: str | None = None # of Stable Diffusion: epsilon or v_prediction; None: what its weights say
     # the run
     device: str | None = None # cpu, cuda, ...; None: the best one present
     run_id: str | None = None # folder below reports/runs; None: made of time and four hex digits
 
     job: ClassVar[str] = "edit"
-    choices: ClassVar[dict] = {"decoding": ("paired", "residual", "plain")}
+    choices: ClassVar[dict] = {"decoding": ("paired", "residual", "plain"), "prediction_type": ("epsilon", "v_prediction")}
     zero_ok: ClassVar[tuple] = (*Settings.zero_ok, "inversion_steps")
     fractions: ClassVar[tuple] = (*Settings.fractions, "beta")
-    dials: ClassVar[tuple] = ("decoding", "seed", "guidance", "steps", "alpha", "beta", "inversion_steps", "model", "generator", "encoder", "clip")
+    dials: ClassVar[tuple] = ("decoding", "seed", "guidance", "steps", "alpha", "beta", "inversion_steps", "model", "generator", "encoder", "clip", "autoencoder", "tokenizer", "prediction_type")
 
 # %% ../nbs/02b_jobs.ipynb #886a4454
 @dataclass(frozen=True)

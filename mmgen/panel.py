@@ -167,6 +167,7 @@ def panel(
         for name, dial in dials.items():
             dial.layout.display = None if hasattr(which, name) else "none"
             if hasattr(which, name):
+                dial.max = max(dial.max, getattr(which, name))
                 dial.value = getattr(which, name)
         state["busy"] = False
 

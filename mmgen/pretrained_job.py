@@ -24,6 +24,9 @@ class PretrainedConfig(Settings):
     model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5" # Stable Diffusion 1.x or 2.x: hub name, diffusers folder, file
     generator: str = "data/pretrained/stylegan2-ffhq-config-f.pkl" # StyleGAN2 of faces: a .pkl or .pt, e4e's too
     encoder: str = "data/pretrained/e4e_ffhq_encode.pt" # e4e for that generator
+    autoencoder: str | None = None # in place of Stable Diffusion's own: a file or a folder
+    tokenizer: str | None = None # of Stable Diffusion in one file: a folder or a file
+    prediction_type: str | None = None # of Stable Diffusion: epsilon or v_prediction; None: what its weights say
     clip: str = "openai/clip-vit-large-patch14" # what StyleCLIP optimises: hub name or folder
     judge: str | None = None # CLIP that scores; None: clip, which flatters StyleCLIP
     identity: str = "none" # ArcFace's model_ir_se50.pth for StyleCLIP's identity loss; none: without
@@ -44,6 +47,7 @@ class PretrainedConfig(Settings):
     style_strength: float = 0.5 # of StyleCLIP, 0 to 1; 0.5: the penalty as published
 
     job: ClassVar[str] = "pretrained"
+    choices: ClassVar[dict] = {"prediction_type": ("epsilon", "v_prediction")}
     fractions: ClassVar[tuple] = (*Settings.fractions, "style_strength")
     lists: ClassVar[dict] = {"prompts": str, "strengths": float}
     widths_in: ClassVar[tuple] = ()

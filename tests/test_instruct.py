@@ -75,10 +75,10 @@ def test_a_diffusion_model_is_no_instruct_model_and_the_other_way_round():
     with pytest.raises(EditError, match="instruct-pix2pix needs a InstructPix2Pix, not a LatentDiffusion"):
         InstructEditor(random_pipeline())
     p = random_pipeline()
-    with pytest.raises(ValueError, match="2 times the 4 channels"):
+    with pytest.raises(ValueError, match="This model is no InstructPix2Pix: its UNet reads 4 channels"):
         InstructPix2Pix(p.autoencoder, p.text_encoder, p.unet)
     if "instruct-portraits" in packaged():
-        with pytest.raises(ValueError, match="do not belong together"):
+        with pytest.raises(ValueError, match="instruct-portraits is an InstructPix2Pix: its UNet reads"):
             LatentDiffusion.load("instruct-portraits", "cpu")
 
 

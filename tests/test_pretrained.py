@@ -154,11 +154,16 @@ def test_autoencoders_of_latent_diffusion(name):
             assert model.factor == int(name[4:]) and torch.allclose(model.encode(x).mode(), wanted, atol=1e-4) and torch.allclose(model.decode(wanted), image, atol=1e-4)
 
 
+def padded(rows, pad, length=77):
+    "Token ids filled up by hand, so that no tokenizer is shared with what is tested."
+    return torch.tensor([row + [pad] * (length - len(row)) for row in rows])
+
+
 def test_text_towers_of_both_versions(tokenizer):
     first, second = text_tower(tokenizer), text_tower(tokenizer, 1024, 1, "gelu")
     old = {f"cond_stage_model.transformer.text_model.{k}": v for k, v in first.state_dict().items()} | {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None]}
-    ids = tokenizer(["green hair", "a face"], padding="max_length", max_length=77, return_tensors="pt").input_ids
     for tower, state in ((first, old), (second, to_openclip(second, 0.5))):
+        ids = padded(tokenizer(["green hair", "a face"]).input_ids, 0 if tower is second else tokenizer.eos_token_id)
         if tower is second: tower.config.num_attention_heads = 16
         encoder = text_encoder_of(state, tokenizer, "cpu")
         reference = CLIPTextModel(CLIPTextConfig(**{**tower.config.to_dict(), "num_attention_heads": max(1, tower.config.hidden_size // 64)})).eval()
@@ -202,6 +207,8 @@ def test_img2img_of_diffusers_and_ours_make_the_same_picture(sd, form):
     root, pipe = sd
     ours = stable_diffusion(root / form, tokenizer=root / "tokenizer", size=32)
     assert ours.process_config["prediction"] == "eps" and not ours.masked
+    of_a_file = dict(timestep_spacing="leading", steps_offset=1) if form.endswith("safetensors") else {}  # as the original code samples
+    pipe = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components | {"scheduler": diffusers.DDIMScheduler.from_config(pipe.scheduler.config, **of_a_file)}, requires_safety_checker=False)
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     z = ours.encode(x)
     theirs = pipe("green hair", image=z.clone(), strength=0.5, num_inference_steps=20, guidance_scale=5.0, generator=torch.Generator().manual_seed(3), output_type="np").images[0]
@@ -224,7 +231,7 @@ def test_every_diffusion_editor_takes_it(sd):
 
 def test_a_ckpt_with_trainer_state_opens_too(sd):
     root, pipe = sd
-    model = stable_diffusion(root / "sd.ckpt", tokenizer=root / "tokenizer", prediction="v")
+    model = stable_diffusion(root / "sd.ckpt", tokenizer=root / "tokenizer", prediction_type="v_prediction")
     assert model.process_config["prediction"] == "v" and model.size == 768
     assert all(torch.equal(v, pipe.unet.state_dict()[k]) for k, v in model.unet.state_dict().items())
 
@@ -249,7 +256,8 @@ def test_what_does_not_fit_is_named(sd, tmp_path, tokenizer):
         unet_of(lacking, "mine")
     with pytest.raises(WeightsError, match="1 unexpected .*extra"):
         unet_of(whole | {"model.diffusion_model.input_blocks.1.0.in_layers.0.extra": torch.zeros(1)}, "mine")
-    with pytest.raises(WeightsError, match="holds no UNet"): unet_of(to_compvis_vae(pipe.vae.state_dict()), "mine")
+    with pytest.raises(WeightsError, match="mine holds an autoencoder alone, no UNet; give it as autoencoder="): unet_of(to_compvis_vae(pipe.vae.state_dict()), "mine")
+    with pytest.raises(WeightsError, match="holds no UNet of latent diffusion"): unet_of({"layer.weight": torch.zeros(1)}, "mine")
     with pytest.raises(WeightsError, match="holds no autoencoder"): autoencoder_of(whole, "mine")
     with pytest.raises(WeightsError, match="VQ autoencoder"): autoencoder_of({"first_stage_model.quantize.embedding.weight": torch.zeros(1)}, "vq-f4.ckpt")
     with pytest.raises(WeightsError, match="needs CLIP's tokenizer"): stable_diffusion(root / "sd.safetensors", tokenizer=tmp_path)
@@ -285,8 +293,9 @@ def txt2img(tmp_path_factory):
 @pytest.mark.parametrize("form", ["folder", "txt2img.ckpt"])
 def test_txt2img_draws_what_diffusers_draws(txt2img, form):
     root, pipe = txt2img
-    ours = stable_diffusion(root / form, size=32, tokenizer=root)
-    z = start(ours.process, torch.zeros(1, 4, 8, 8), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)), 1.0)
+    ours = stable_diffusion(root / form, size=32, tokenizer=root if form.endswith("ckpt") else None)
+    if form.endswith("ckpt"): pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="leading")  # as the original code samples
+    z = start(ours.process, torch.zeros(1, 4, 8, 8), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3)), 1.0, 4)
     theirs = pipe("green hair, a face", 64, 64, num_inference_steps=4, guidance_scale=3.0, latents=z, output_type="np").images[0]  # 64: for autoencoders of factor 8
     image = ours.sample(["green hair, a face"], 4, 3.0, "ddim", seed=3)[0].permute(1, 2, 0) / 2 + 0.5
     assert theirs.std() > 0.02 and abs(image.numpy() - theirs).max() < 1e-3
@@ -365,7 +374,7 @@ def test_weights_that_tell_no_configuration_are_one_sentence(sd, tokenizer):
             for broken in ({k: v for k, v in state.items() if k != key}, state | {key: torch.zeros(())}, state | {key: torch.zeros(3, 5)}):
                 with pytest.raises(WeightsError, match="mine"): open_it(broken, "mine")
     for key in ("model.diffusion_model.label_emb.0.0.weight", "add_embedding.linear_1.weight"):
-        with pytest.raises(WeightsError, match="mine holds the UNet of Stable Diffusion XL"): unet_of(whole["unet"][1] | {key: torch.zeros(1)}, "mine")
+        with pytest.raises(WeightsError, match="mine holds (the UNet of )?Stable Diffusion XL"): unet_of(whole["unet"][1] | {key: torch.zeros(1)}, "mine")
 
 
 @pytest.mark.parametrize("file, content, words", [

@@ -94,12 +94,13 @@ _WANTED = {"model": (LatentDiffusion.load, "Stable Diffusion"), "generator": (Ge
 def open_all(
     places: dict[str, Path],  # field → folder or file
     device=None,  # torch device
+    **of_model,  # `autoencoder`, `tokenizer` and `prediction_type` of `LatentDiffusion.load`
 ) -> dict:  # field → network
     "All networks; WeightsError says which files hold something else."
     opened, wrong = {}, []
     for field, path in places.items():
         load, what = _WANTED[field]
-        try: opened[field] = load(path, device)
+        try: opened[field] = load(path, device, **of_model if field == "model" else {})
         except Exception as error: # files of other makers fail in many ways
             told = (str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}").replace(str(path), Path(path).name)
             wrong.append(f"{field}: {Path(path).name} cannot be opened as {what}: {told}")
@@ -199,7 +200,7 @@ def pretrained(
         if drawn:
             made = random_weights(folder, config.seed)
             places |= {field: made["clip" if field == "judge" else field] for field in drawn}
-        opened = open_all(places, device)
+        opened = open_all(places, device, autoencoder=config.autoencoder, tokenizer=config.tokenizer, prediction_type=config.prediction_type)
     judge = opened.get("judge", opened["clip"])
     known = {"model": opened["model"].unet, "generator": opened["generator"], "encoder": opened["encoder"]}
     run.note(weights={field: {"name": Path(name).name, "fingerprint": fingerprint(known[field])} for field, name in config.weights.items() if field in known} | {

@@ -25,7 +25,7 @@ def ddpm_invert(model: Callable, # model(x, t) -> prediction
                 prediction: str = "eps", # eps, v, flow or x0
                 generator: torch.Generator | None = None, # of the noise at every level
                 strength: float = 1., # noise level where the way ends, 0 … 1
-                spacing: str = "trailing" # see `Schedule.levels`
+                spacing: str | None = None # see `Schedule.levels`
                 ) -> tuple[Tensor, list[Tensor]]: # x at the noisiest level, σ_t z_t of each step from there
     "Where `ddpm` starts, and the noises that lead it to x0"
     levels = visits(process, steps, strength, spacing, x0)
@@ -36,7 +36,7 @@ def ddpm_invert(model: Callable, # model(x, t) -> prediction
 @torch.no_grad()
 def ddpm_replay(model: Callable, # under the source's caption or another one
                 x: Tensor, noises: list[Tensor], # of `ddpm_invert`
-                process: Schedule | FlowMatching, prediction: str = "eps", strength: float = 1., spacing: str = "trailing"
+                process: Schedule | FlowMatching, prediction: str = "eps", strength: float = 1., spacing: str | None = None
                 ) -> Tensor: # x_0
     "Ancestral sampling with given noises"
     for (t, now, then), noise in zip(visits(process, len(noises), strength, spacing, x), noises):
@@ -54,8 +54,9 @@ class EditFriendlyDDPM(LatentEditor):
                  steps: int = 12,
                  guidance: float = 1.5, # under the target caption; 1: off
                  source_guidance: float | None = None, # under the source's; None: the same
-                 seed: int = 0):
-        super().__init__(model, device, decoding, batch_size)
+                 seed: int = 0,
+                 **opening): # of `LatentEditor`
+        super().__init__(model, device, decoding, batch_size, **opening)
         self.steps, self.guidance, self.source_guidance, self.seed = steps, guidance, source_guidance, seed
 
     def change(self, z, source, target, strength):

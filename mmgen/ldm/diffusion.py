@@ -31,10 +31,12 @@ def _check_strength(strength: float) -> float:
 # DDPM (Ho et al. 2020), eq. 4: q(x_t | x_0)
 class Schedule:
     "A discrete variance-preserving process from its β (T,)"
-    def __init__(self, betas: Tensor, # (T,), each in (0, 1)
-                 ):
-        self.betas = torch.as_tensor(betas, dtype=torch.float64)
-        if self.betas.ndim != 1 or not ((self.betas > 0) & (self.betas < 1)).all():
+    def __init__(self, betas: Tensor, # (T,), each in (0, 1); the last may be 1, which leaves noise alone
+                 spacing: str = "trailing", # of the times that samplers visit, see `levels`
+                 offset: int = 0, # added to the times of leading spacing
+                 clip: float | None = None): # bound of the data that samplers see in x_t; None: none
+        self.betas, self.spacing, self.offset, self.clip = torch.as_tensor(betas, dtype=torch.float64), spacing, offset, clip
+        if self.betas.ndim != 1 or not ((self.betas > 0) & (self.betas <= 1)).all() or (self.betas[:-1] == 1).any():
             raise ValueError("betas must be a list of numbers between 0 and 1")
         self.alphas_cumprod = (1 - self.betas).cumprod(0)
         self.T = len(self.betas)
@@ -53,15 +55,16 @@ class Schedule:
 
     def levels(self, steps: int, # evaluations
                strength: float = 1., # start at noise level strength·T
-               spacing: str = "trailing" # trailing: T-1 is used; leading: 0 is used; linspace: both
+               spacing: str | None = None # trailing: T-1 is used; leading: 0 is used; linspace: both; None: the schedule's
                ) -> Tensor: # (steps,) integers, descending
         "The times that a sampler visits"
+        spacing = spacing or self.spacing
         n = round(_check_strength(strength) * self.T)
         steps = min(steps, n)
         if steps == 0: return torch.empty(0, dtype=torch.long)
         i = torch.arange(steps, dtype=torch.float64)
         if spacing == "trailing": t = (n - i * n / steps).round() - 1
-        elif spacing == "leading": t = (i * (n // steps)).flip(0)
+        elif spacing == "leading": t = (i * (n // steps) + self.offset).flip(0).clamp(max=self.T - 1)
         elif spacing == "linspace": t = torch.linspace(0, n - 1, steps, dtype=torch.float64).round().flip(0)
         else: raise ValueError(f"spacing={spacing!r}: needs trailing, leading or linspace")
         return t.long()
@@ -74,22 +77,35 @@ class Schedule:
 def make_schedule(name: str = "scaled_linear", # linear, scaled_linear, cosine
                   T: int = 1000, # number of noise levels
                   start: float | None = None, # first β (linear 1e-4, scaled_linear 0.00085)
-                  end: float | None = None # last β (linear 0.02, scaled_linear 0.012)
+                  end: float | None = None, # last β (linear 0.02, scaled_linear 0.012)
+                  zero_snr: bool = False, # no data is left at the last level
+                  **options # `spacing`, `offset` and `clip` of the `Schedule`
                   ) -> Schedule:
     "A `Schedule` by name"
     defaults = dict(linear=(1e-4, 0.02), scaled_linear=(0.00085, 0.012), cosine=(None, None))
     if name not in defaults: raise ValueError(f"schedule {name!r}: needs one of {', '.join(defaults)}")
     start, end = (given if given is not None else d for given, d in zip((start, end), defaults[name]))
-    if name == "linear": return Schedule(torch.linspace(start, end, T, dtype=torch.float64))
-    if name == "scaled_linear": return Schedule(torch.linspace(start**.5, end**.5, T, dtype=torch.float64)**2)
-    t = torch.arange(T + 1, dtype=torch.float64) / T
-    bar = ((t + 0.008) / 1.008 * math.pi / 2).cos()**2
-    return Schedule((1 - bar[1:] / bar[:-1]).clamp(max=0.999))
+    if name == "cosine":
+        t = torch.arange(T + 1, dtype=torch.float64) / T
+        bar = ((t + 0.008) / 1.008 * math.pi / 2).cos()**2
+        betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+    elif name == "linear": betas = torch.linspace(start, end, T, dtype=torch.float64)
+    else: betas = torch.linspace(start**.5, end**.5, T, dtype=torch.float64)**2
+    return Schedule(_without_data(betas) if zero_snr else betas, **options)
+
+# Lin et al. 2024, algorithm 1
+def _without_data(betas: Tensor) -> Tensor: # (T,) each
+    "The √α_t shifted to 0 at the last level and scaled to what they were at the first"
+    root = (1 - betas).cumprod(0).sqrt()
+    bar = ((root - root[-1]) * root[0] / (root[0] - root[-1]))**2
+    return 1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])
 
 # %% ../../nbs/32b_diffusion.ipynb #2a613c28
 # Esser et al. 2024 (Stable Diffusion 3), section 3
 class FlowMatching:
     "A straight path from data (s=0) to noise (s=1)"
+    clip = None # see `Schedule`
+
     def __init__(self, shift: float = 1., # c above; more than 1: more time at high noise
                  mean: float = 0., std: float = 1., # of the normal distribution under the logit
                  T: int = 1000): # scale of the time that the network gets
@@ -110,7 +126,7 @@ class FlowMatching:
         logit = self.mean + self.std * torch.randn(n, generator=generator, device=where)
         return self.shifted(torch.sigmoid(logit).to(device))
 
-    def levels(self, steps: int, strength: float = 1., spacing: str = "trailing") -> Tensor: # (steps,)
+    def levels(self, steps: int, strength: float = 1., spacing: str | None = None) -> Tensor: # (steps,)
         "The times that a sampler visits, descending; evenly spaced from `strength` on before the shift"
         if _check_strength(strength) == 0: return torch.empty(0)
         return self.shifted(torch.linspace(strength, 0, steps + 1)[:-1])
@@ -130,10 +146,11 @@ def q_sample(process: Schedule | FlowMatching,
     return a * x0 + b * noise
 
 def start(process: Schedule | FlowMatching, x0: Tensor, noise: Tensor,
-          strength: float # 0 … 1
+          strength: float, # 0 … 1
+          steps: int = 1 # of the sampler; leading spacing begins lower with few
           ) -> Tensor: # x at the noise level where every sampler with this `strength` begins
     "Noise the data for a partial run (SDEdit, Meng et al. 2022)"
-    levels = process.levels(1, strength)
+    levels = process.levels(steps, strength)
     return q_sample(process, x0, levels[0], noise) if len(levels) else x0
 
 # %% ../../nbs/32b_diffusion.ipynb #9009dfed

@@ -22,11 +22,18 @@ class LatentEditor(CodeEditor):
         device=None,
         decoding: str | None = None,  # one of `decodings`; None: the first
         batch_size: int = 32,
+        autoencoder: str | None = None,  # in place of the model's: a file or a folder
+        tokenizer: str | None = None,  # of Stable Diffusion, where its file brings none: a folder or a file
+        prediction_type: str | None = None,  # of Stable Diffusion: epsilon or v_prediction; None: what its weights say
     ):
         super().__init__(decoding, batch_size)
-        if isinstance(model, LatentDiffusion) and not isinstance(model, self.model_class):
-            raise EditError(f"{self.name} needs a {self.model_class.__name__}, not a {type(model).__name__}.")
-        self.pipeline = model if isinstance(model, LatentDiffusion) else self.model_class.load(model, device)
+        opening = {"autoencoder": autoencoder, "tokenizer": tokenizer, "prediction_type": prediction_type}
+        given = {option: value for option, value in opening.items() if value is not None}
+        if isinstance(model, LatentDiffusion):
+            if model.reads != self.model_class.reads:
+                raise EditError(f"{self.name} needs a {self.model_class.__name__}, not a {type(model).__name__}.")
+            if given: raise EditError(f"{self.name}: {', '.join(given)} belong to a model that is opened by its name; this one is open.")
+        self.pipeline = model if isinstance(model, LatentDiffusion) else self.model_class.load(model, device, **given)
 
     size = property(lambda self: self.pipeline.size)
     device = property(lambda self: self.pipeline.device)
@@ -67,8 +74,9 @@ class SDEdit(LatentEditor):
         guidance: float = 2.0,  # classifier-free guidance; 1: off
         method: str = "euler",  # see `mmgen.ldm.pipeline.sampler`
         seed: int = 0,
+        **opening,  # of `LatentEditor`
     ):
-        super().__init__(model, device, decoding, batch_size)
+        super().__init__(model, device, decoding, batch_size, **opening)
         self.steps, self.guidance, self.method, self.seed = steps, guidance, method, seed
 
     def change(self, z, source, target, strength):

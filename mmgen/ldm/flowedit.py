@@ -26,7 +26,7 @@ def flow_edit(source: Callable, target: Callable, # model(x, t) -> prediction, u
               prediction: str = "flow", # eps, v, flow or x0
               generator: torch.Generator | None = None, # of the noise
               strength: float = 1., # level of the first step, 0 … 1; the paper's n_max / T
-              spacing: str = "trailing", # see `Schedule.levels`
+              spacing: str | None = None, # see `Schedule.levels`
               averages: int = 1 # noises for each step; the paper's n_avg
               ) -> Tensor: # like x0
     "The edited data"
@@ -53,8 +53,9 @@ class FlowEdit(LatentEditor):
                  guidance: float = 1.5, # under the target caption; 1: off
                  source_guidance: float | None = None, # under the source's; None: the same
                  averages: int = 1, # noises for each step
-                 seed: int = 0):
-        super().__init__(model, device, decoding, batch_size)
+                 seed: int = 0,
+                 **opening): # of `LatentEditor`
+        super().__init__(model, device, decoding, batch_size, **opening)
         if averages < 1: raise EditError(f"{self.name}: averages must be 1 or more, not {averages}.")
         self.steps, self.guidance, self.source_guidance, self.averages, self.seed = steps, guidance, source_guidance, averages, seed
 

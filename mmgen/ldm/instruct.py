@@ -42,6 +42,16 @@ class InstructPix2Pix(LatentDiffusion):
     "Autoencoder, text encoder, and a UNet that reads the source's latents beside the noisy ones."
 
     reads = 2  # noisy and source
+    published = {"unscaled": True}
+
+    def __init__(
+        self,
+        *given,
+        unscaled: bool = False,  # the UNet reads the source's latents as the autoencoder gives them; its first authors trained it so
+        **named,  # arguments of `LatentDiffusion`
+    ):
+        super().__init__(*given, **named)
+        self.unscaled = unscaled
 
     @torch.no_grad()
     def follow(
@@ -57,14 +67,20 @@ class InstructPix2Pix(LatentDiffusion):
         "The latents of the edited images, from pure noise."
         generator, n = torch.Generator().manual_seed(seed), len(wishes)
         states, mask = self.context([*wishes, ""])
-        model = InstructGuided(self.unet, z, (states[:n], mask[:n]), (states[n:], mask[n:]), guidance, image_guidance)
+        source = z * self.std + self.mean if self.unscaled else z
+        model = InstructGuided(self.unet, source, (states[:n], mask[:n]), (states[n:], mask[n:]), guidance, image_guidance)
         noise = noise_like(z[:1], generator).expand_as(z)
-        x = start(self.process, torch.zeros_like(z), noise, 1.0)
+        x = start(self.process, torch.zeros_like(z), noise, 1.0, steps)
         return sampler(method)(model, x, steps, self.process, self.prediction, generator)
 
     def sample(self, *given, **named):
         "It edits; LatentDiffusion samples."
         raise NotImplementedError("InstructPix2Pix edits a source image; LatentDiffusion samples new ones.")
+
+    def save(self, *given, **named):
+        "See `LatentDiffusion.save`; ValueError for weights from elsewhere."
+        if self.unscaled: raise ValueError("Published weights of InstructPix2Pix are not saved; their own file or folder opens them.")
+        return super().save(*given, **named)
 
 
 def random_instruct(
@@ -86,15 +102,23 @@ class InstructEditor(LatentEditor):
 
     def __init__(self, model="instruct-portraits", device=None, decoding: str | None = None, batch_size: int = 32,  # see `LatentEditor`
                  steps: int = 12,
-                 guidance: float = 2.0,  # s_T at strength 1
-                 image_guidance: float = 1.0,  # s_I; more: nearer to the source
-                 seed: int = 0):
-        super().__init__(model, device, decoding, batch_size)
-        self.steps, self.guidance, self.image_guidance, self.seed = steps, guidance, image_guidance, seed
+                 guidance: float | None = None,  # s_T at strength 1; None: 2, or 15 of published weights (7.5 at strength 0.5)
+                 image_guidance: float | None = None,  # s_I; more: nearer to the source; None: 1, or 1.5 of published weights
+                 seed: int = 0,
+                 **opening):  # of `LatentEditor`
+        super().__init__(model, device, decoding, batch_size, **opening)
+        usual = (15.0, 1.5) if self.pipeline.unscaled else (2.0, 1.0)
+        self.guidance, self.image_guidance = (own if given is None else given for given, own in zip((guidance, image_guidance), usual))
+        self.steps, self.seed = steps, seed
 
     def change(self, z, source, target, strength):
         if strength == 0: return self.reference(z, source, strength)
-        return self._follow(z, [*map(wish_between, source, target)], strength * self.guidance)
+        return self._follow(z, [*map(self.wish, source, target)], strength * self.guidance)
+
+    def wish(self, source: str, target: str) -> str:
+        "What the UNet reads: the difference of the captions; of published weights a target that shares no tag with the source is the instruction."
+        tags = lambda text: {part.strip() for part in text.split(",")}
+        return target if self.pipeline.unscaled and not tags(source) & tags(target) else wish_between(source, target)
 
     def reference(self, z, source, strength):
         return self._follow(z, [""] * len(z), 0.0) if self.decoding == "paired" else z

@@ -37,7 +37,7 @@ def ddim_invert(model: Callable, # model(x, t) -> prediction
                 process: Schedule | FlowMatching,
                 prediction: str = "eps", # eps, v or flow
                 strength: float = 1., # noise level where the way ends, 0 … 1
-                spacing: str = "trailing", # see `Schedule.levels`
+                spacing: str | None = None, # see `Schedule.levels`
                 iterations: int = 1 # evaluations for each step
                 ) -> list[Tensor]: # x at every level, the noisiest first, x0 last
     "The way of `ddim` backwards"
@@ -58,7 +58,7 @@ CORRECTIONS = ("none", "source", "both")
 @torch.no_grad()
 def two_branches(models: Sequence, # (source's, target's) network for each step
                  way: list[Tensor], # of `ddim_invert`
-                 process: Schedule | FlowMatching, prediction: str = "eps", strength: float = 1., spacing: str = "trailing",
+                 process: Schedule | FlowMatching, prediction: str = "eps", strength: float = 1., spacing: str | None = None,
                  correction: str = "none" # the branches to which the source branch's error is added: none, source, both
                  ) -> tuple[Tensor, Tensor]: # x_0 of the source branch and of the target's
     "From the noise back, under two captions"
@@ -81,9 +81,9 @@ class DDIMInversion(LatentEditor):
                  steps: int = 12, # from noise to picture, and as many back
                  guidance: float = 2.0, # of both branches; 1: off
                  correction: str = "none", # one of `CORRECTIONS`
-                 iterations: int = 1 # evaluations for each step of the inversion
-                 ):
-        super().__init__(model, device, decoding, batch_size)
+                 iterations: int = 1, # evaluations for each step of the inversion
+                 **opening): # of `LatentEditor`
+        super().__init__(model, device, decoding, batch_size, **opening)
         if correction not in CORRECTIONS:
             raise EditError(f"{self.name}: correction must be one of {', '.join(CORRECTIONS)}, not {correction!r}.")
         if iterations < 1: raise EditError(f"{self.name}: iterations must be 1 or more, not {iterations}.")

@@ -14,6 +14,7 @@ from ..clip import CLIP
 from ..core import pick_device, seed_everything
 from .autoencoder import AutoencoderKL
 from .diffusion import FlowMatching, make_schedule, noise_like, start
+from .file_kinds import check_channels
 from .samplers import DiffusersSampler, Guided, ddim, ddpm, euler, heun
 from .unet import UNet2DConditionModel
 from ..runs import without_folders
@@ -39,11 +40,12 @@ def make_process(
     beta_start: float | None = None,
     beta_end: float | None = None,
     shift: float = 1.0,  # of flow; more than 1: more time at high noise
+    **options,  # of eps and v: `zero_snr`, `spacing`, `offset` and `clip` of `make_schedule`
 ):
     "The noising process that belongs to a prediction."
     if prediction == "flow":
         return FlowMatching(shift, T=timesteps)
-    return make_schedule(noise_schedule, timesteps, beta_start, beta_end)
+    return make_schedule(noise_schedule, timesteps, beta_start, beta_end, **options)
 
 # %% ../../nbs/32d_pipeline.ipynb #44aa0e3e
 # Latent diffusion (Rombach et al. 2022); the paper's section 3.2
@@ -51,6 +53,7 @@ class LatentDiffusion:
     "Autoencoder, CLIP text tower and UNet; samples from captions and noises latents for editing."
 
     reads = 1  # latents that the UNet sees at once
+    published = {}  # arguments for weights from elsewhere
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class LatentDiffusion:
         self.size, self.tags, self.masked = size, list(tags), masked
         self.process_config = process or {"prediction": "flow"}
         self.prediction, self.process = self.process_config["prediction"], make_process(**self.process_config)
+        check_channels(unet.config["in_channels"], unet.config["out_channels"], "This model", self.reads)
         if unet.config["in_channels"] != self.reads * autoencoder.config["latent_channels"]:
             raise ValueError(f"The UNet reads {unet.config['in_channels']} channels and this model has {self.reads} times the "
                              f"{autoencoder.config['latent_channels']} channels of the autoencoder's latents: they do not belong together.")
@@ -118,7 +122,7 @@ class LatentDiffusion:
         "New images for captions."
         side, generator = self.size // self.autoencoder.factor, torch.Generator().manual_seed(seed)
         zeros = torch.zeros(len(captions), self.autoencoder.config["latent_channels"], side, side, device=self.device)
-        x = start(self.process, zeros, noise_like(zeros, generator), 1.0)
+        x = start(self.process, zeros, noise_like(zeros, generator), 1.0, steps)
         z = sampler(method)(self.denoiser(captions, guidance), x, steps, self.process, self.prediction, generator)
         return self.decode(z).clamp(-1, 1)
 
@@ -137,7 +141,7 @@ class LatentDiffusion:
         if strength == 0:
             return latents
         generator = torch.Generator().manual_seed(seed)
-        x = start(self.process, latents, noise_like(latents, generator), strength)
+        x = start(self.process, latents, noise_like(latents, generator), strength, steps)
         return sampler(method)(self.denoiser(captions, guidance), x, steps, self.process, self.prediction, generator, strength)
 
     def config(self, autoencoder: str, text_encoder: str) -> dict:
@@ -160,19 +164,27 @@ class LatentDiffusion:
         device=None,
         autoencoder: str | Path | None = None,  # where it lies now; None: what the model's config.json says
         text_encoder: str | Path | None = None,  # likewise
+        tokenizer: str | Path | None = None,  # of Stable Diffusion: see `mmgen.clip.open_tokenizer`
+        prediction_type: str | None = None,  # of Stable Diffusion: epsilon or v_prediction; None: what the weights say
     ) -> "LatentDiffusion":
         "A packaged model, or one from a folder or a hub name; Stable Diffusion too (32h)."
         folder = resolve(name_or_path)
         if folder.is_file() or (folder / "model_index.json").is_file():
             from mmgen.ldm.pretrained import stable_diffusion
-            return stable_diffusion(folder, device=device)
+            return stable_diffusion(folder, prediction_type, None, tokenizer, device, autoencoder, text_encoder, cls)
         if not (folder / "config.json").is_file():
             raise ValueError(f"{name_or_path} is not a latent diffusion model of mmgen: it has no config.json.")
         config = read_fields(folder / "config.json")
+        if "_class_name" in config or "architectures" in config:
+            what = config.get("_class_name") or config["architectures"]
+            raise WeightsError(f"{name_or_path} holds one part of a pipeline ({what}); give the folder above, which has model_index.json.")
+        for option, given in (("tokenizer", tokenizer), ("prediction_type", prediction_type)):
+            if given: raise WeightsError(f"{name_or_path} is a model of mmgen and says this itself; {option} belongs to Stable Diffusion.")
         missing = [key for key in ("autoencoder", "text_encoder", "unet", "process") if key not in config]
         if missing:
             raise ValueError(f"{name_or_path} is not a latent diffusion model of mmgen: its config.json lacks {', '.join(missing)}.")
         unet = UNet2DConditionModel.from_config(config["unet"])
+        check_channels(unet.config["in_channels"], unet.config["out_channels"], str(name_or_path), cls.reads)
         load_into(unet, load_state(folder / "model.safetensors"), where=str(name_or_path))
         frozen = []
         for key, given in (("autoencoder", autoencoder), ("text_encoder", text_encoder)):

@@ -14,7 +14,7 @@ from torch import Tensor
 from .diffusion import FlowMatching, Schedule, from_x0_eps, noise_like, to_x0_eps
 
 # %% ../../nbs/32b2_samplers.ipynb #e1978bd2
-def visits(process: Schedule | FlowMatching, steps: int, strength: float, spacing: str,
+def visits(process: Schedule | FlowMatching, steps: int, strength: float, spacing: str | None,
            x: Tensor # gives shape, type and device
            ) -> list[tuple]:
     "(time, (a, b) there, (a, b) at the next level) for each step; the last level is clean: (1, 0)"
@@ -26,7 +26,8 @@ def predict(model: Callable, process: Schedule | FlowMatching, prediction: str, 
             at: tuple # (a, b) of t
             ) -> tuple[Tensor, Tensor]: # x_0, w
     "The data and the noise that the network sees in x_t"
-    return to_x0_eps(model(x, process.model_time(t).expand(len(x))), x, *at, prediction)
+    x0, eps = to_x0_eps(model(x, process.model_time(t).expand(len(x))), x, *at, prediction)
+    return x0 if process.clip is None else x0.clamp(-process.clip, process.clip), eps
 
 def posterior(x: Tensor, # x_t
               x0: Tensor, # predicted data
@@ -51,7 +52,7 @@ def ddpm(model: Callable, # model(x, t) -> prediction
          prediction: str = "eps", # eps, v, flow or x0
          generator: torch.Generator | None = None, # for the noise of each step
          strength: float = 1., # noise level of the start, 0 … 1
-         spacing: str = "trailing" # see `Schedule.levels`
+         spacing: str | None = None # see `Schedule.levels`
          ) -> Tensor: # x_0
     "Ancestral sampling (Ho et al. 2020, algorithm 2)"
     for t, now, then in visits(process, steps, strength, spacing, x):
@@ -70,7 +71,7 @@ def ddim_step(x0: Tensor, eps: Tensor, # the prediction at t
 
 @torch.no_grad()
 def ddim(model: Callable, x: Tensor, steps: int, process: Schedule | FlowMatching, prediction: str = "eps",
-         generator: torch.Generator | None = None, strength: float = 1., spacing: str = "trailing",
+         generator: torch.Generator | None = None, strength: float = 1., spacing: str | None = None,
          eta: float = 0. # 0: deterministic, 1: as much noise as DDPM
          ) -> Tensor: # x_0
     "DDIM (Song et al. 2021); arguments as in `ddpm`"
@@ -82,14 +83,14 @@ def ddim(model: Callable, x: Tensor, steps: int, process: Schedule | FlowMatchin
 @torch.no_grad()
 def euler(model: Callable, x: Tensor, steps: int, process: Schedule | FlowMatching, prediction: str = "eps",
           generator: torch.Generator | None = None, strength: float = 1.,
-          spacing: str = "trailing") -> Tensor: # x_0
+          spacing: str | None = None) -> Tensor: # x_0
     "Euler's method on the flow; deterministic, arguments as in `ddpm`"
     return ddim(model, x, steps, process, prediction, generator, strength, spacing)
 
 @torch.no_grad()
 def heun(model: Callable, x: Tensor, steps: int, process: Schedule | FlowMatching, prediction: str = "eps",
          generator: torch.Generator | None = None, strength: float = 1.,
-         spacing: str = "trailing") -> Tensor: # x_0
+         spacing: str | None = None) -> Tensor: # x_0
     "Heun's method on the flow (Karras et al. 2022, algorithm 1); two evaluations a step, one in the last"
     path = visits(process, steps, strength, spacing, x)
     for (t, (a, b), (a_next, b_next)), following in zip(path, path[1:] + [None]):
@@ -164,7 +165,7 @@ class DiffusersSampler:
         n, steps = int((times <= levels[0].cpu() + 1e-6).sum()), len(levels)
         even = n // steps * steps # a multiple of the steps
         picked = (torch.arange(1, even + 1) * n / even).round().long() - 1
-        bar, times = schedule.alphas_cumprod[picked], times[picked].to(x.device)
+        bar, times = schedule.alphas_cumprod[picked].clamp(min=2**-24), times[picked].to(x.device) # their solvers divide by it
         betas = 1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])
         kind, name = ("eps", "epsilon") if prediction == "eps" else ("v", "v_prediction")
         scheduler = self.scheduler(betas, name)

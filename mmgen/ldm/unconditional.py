@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from .autoencoder_blocks import Attention, rename_attention
-from .compvis import part_of, rename_unet, split_attention
-from .pipeline import LatentDiffusion, make_process
-from .pretrained import autoencoder_of, common_config, described
+from .compvis import averaged, part_of, rename_unet, split_attention
+from .pipeline import LatentDiffusion
+from .pretrained import autoencoder_of, betas_of, common_config, described
 from .unet import UNet2D
 from ..weights import WeightsError, load_into, load_state, resolve
 
@@ -80,8 +80,7 @@ def unconditional_unet_of(
     heads: int | None = None,  # see `unconditional_config`
 ) -> UNet2DModel:
     "The UNet of a checkpoint, frozen; WeightsError where it has none, or one that reads more."
-    averaged = {key: "model_ema." + key.removeprefix("model.").replace(".", "") for key in state if key.startswith("model.diffusion_model.")}
-    if averaged and state.keys() >= set(averaged.values()): state = {key: state[name] for key, name in averaged.items()}
+    state = averaged(state)
     found = rename_unet(part) if (part := part_of(state, "unet")) else rename_attention(state)
     if not {"mid_block.attentions.0.qkv.weight", "mid_block.attentions.0.to_q.weight"} & found.keys() or not {"conv_in.weight", "conv_out.weight"} <= found.keys():
         raise WeightsError(f"{where} holds no UNet without text: model.diffusion_model.middle_block.1.qkv.weight, for example, was expected.")
@@ -122,8 +121,5 @@ def unconditional(
     state = load_state(path := resolve(path))
     unet, autoencoder = unconditional_unet_of(state, path.name), autoencoder_of(state, path.name)
     if "betas" not in state: raise WeightsError(f"{path.name} lacks its noise schedule, betas.")
-    betas = state["betas"].double()
-    process = {"noise_schedule": "scaled_linear", "timesteps": len(betas), "beta_start": betas[0].item(), "beta_end": betas[-1].item()}
-    if not torch.allclose(make_process("eps", **process).betas, betas, rtol=1e-4):
-        raise WeightsError(f"The noise schedule of {path.name} is unknown: the root of β should grow linearly.")
-    return Unconditional(autoencoder, unet, 0.0, 1 / float(state.get("scale_factor", 1)), size, {"prediction": "eps"} | process, device)
+    process = {"prediction": "eps"} | betas_of(state["betas"], path.name)
+    return Unconditional(autoencoder, unet, 0.0, 1 / float(state.get("scale_factor", 1)), size, process, device)
