@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['say', 'image_file', 'free_name', 'save_picture', 'bar', 'config_of', 'edit', 'sample', 'train', 'weights', 'show',
-           'prepare', 'demo']
+           'prepare', 'demo', 'export']
 
 # %% ../nbs/07a_commands.ipynb #46b2e6f2
 import argparse
@@ -182,3 +182,11 @@ def demo(a) -> dict:
         say(f"{address} (Ctrl-C ends it)")
         page.block_thread()
     return {"address": address}
+
+# %% ../nbs/07a_commands.ipynb #d4d0d73c
+def export(a) -> dict:
+    "A model for other programs: a folder for diffusers, or one file."
+    from mmgen.export import export_model
+    out = export_model(a.model, check_writable(Path(a.out)))
+    say(f"{out}: {a.model} for {'ComfyUI, webui and diffusers' if out.is_file() else 'diffusers'}")
+    return {"file": str(out), "model": a.model}
