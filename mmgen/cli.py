@@ -19,7 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from .checkpoints import CheckpointError
-from .commands import demo, edit, prepare, sample, say, show, train, weights
+from .commands import demo, edit, export, prepare, sample, say, show, train, weights
 from .editing import EDITORS
 from .guards import TrainingDiverged
 from .launch import FITS
@@ -104,6 +104,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     one = command(commands, "weights", weights, "List packaged weights, or show the card of one.", "mmgen weights", "mmgen weights ldm-portraits", takes="[name]")
     one.add_argument("name", nargs="?", help="packaged name, folder or hub name")
+
+    one = command(commands, "export", export, "Write a model for diffusers, or one file for ComfyUI and webui.", "mmgen export reports/runs/my-ldm -o my-ldm",
+                  "mmgen export my-ldm -o my-ldm.safetensors", takes="model")
+    one.add_argument("model", help="a run's folder, a folder of weights, a packaged name, or a file of Stable Diffusion")
+    one.add_argument("-o", "--out", required=True, help="a new folder for diffusers, or a new file that ends in .safetensors")
 
     data = commands.add_parser("data", help="Prepare a Danbooru dump, or look at a data set.", description="Prepare a Danbooru dump, or look at a data set.").add_subparsers(dest="what", required=True, metavar="what")
     one = command(data, "show", show, "What a data set holds.", "mmgen data show portraits", "mmgen data show my_folder --split test", takes="data")

@@ -116,6 +116,7 @@ class UNetJob(Job):
     attention_heads: int = 4 # heads of each attention
     norm_groups: int = 32 # groups of the group norm
     pooled_text: bool = True # the pooled caption joins the noise level's embedding
+    masked: bool = True # hide captions' padding from the UNet; no: for export
     init_from: str | None = None # packaged name or folder whose UNet to start from; None: random
     gradient_checkpointing: bool = False # less memory, more time
     compile_model: bool = False # torch.compile the UNet (GPU only)

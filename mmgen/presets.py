@@ -37,7 +37,7 @@ PRESETS = {
             optimizer="adamw", mixed_precision="no", batch_size=8, lr=5.6e-5, lr_batch=28,
             lr_schedule="constant", warmup=10_000, grad_clip=0.0, ema_decay=0.9999,
             autoencoder="autoencoder-paper", text_encoder="openai/clip-vit-large-patch14",
-            latent_scale="scalar", pooled_text=False, caption_shuffle=False, tag_dropout=0.0,
+            latent_scale="scalar", pooled_text=False, masked=False, caption_shuffle=False, tag_dropout=0.0,
             unet_channels="320,640,1280,1280", layers_per_block=2, attention_levels="0,1,2", attention_heads=8,
             gradient_checkpointing=True, prediction="eps", sampler="ddim", sampler_steps=50, guidance=5.0,
             edit_strength=0.75, checkpoint_every=5_000, log_every=100, sample_every=5_000),
@@ -55,7 +55,7 @@ PRESETS = {
             preset="paper", data="timbrooks/instructpix2pix-clip-filtered", images=313_010, size=256, steps=10_000, max_seconds=None,
             batch_size=1_024, optimizer="adamw", lr=1e-4, lr_schedule="constant", warmup=0, grad_clip=0.0, ema_decay=0.9999, mixed_precision="no",
             both_ways=False, caption_dropout=0.1, image_dropout=0.1, autoencoder="autoencoder-paper", text_encoder="openai/clip-vit-large-patch14",
-            unet_channels="320,640,1280,1280", layers_per_block=2, attention_levels="0,1,2", attention_heads=8, pooled_text=False,
+            unet_channels="320,640,1280,1280", layers_per_block=2, attention_levels="0,1,2", attention_heads=8, pooled_text=False, masked=False,
             gradient_checkpointing=True, init_from="ldm-paper", prediction="eps", sampler="ddim", sampler_steps=100, guidance=7.5),
     },
     "autoencoder": {

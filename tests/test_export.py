@@ -1,17 +1,30 @@
-"Models of ours in other programs: diffusers' img2img, onnxruntime; and back again, bit for bit."
+"Models of ours in other programs: diffusers' pipelines, one file, onnxruntime; and back again, bit for bit."
 import json
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
-from mmgen.clip import TextEncoder, build_clip, train_tokenizer
-from mmgen.export import ExportError, push, save_decoder_onnx, save_diffusers, save_mapper_onnx
+from mmgen.cli import main
+from mmgen.clip import CLIP, TextEncoder, build_clip, train_tokenizer
+from mmgen.core import to_float
+from mmgen.data import portraits
+from mmgen.export import ExportError, export_model, open_model, push, save_decoder_onnx, save_diffusers, save_mapper_onnx
+from mmgen.ldm import instruct_training, train
 from mmgen.ldm.autoencoder import AutoencoderKL
+from mmgen.ldm.diffusion import noise_like
 from mmgen.ldm.pipeline import LatentDiffusion
+from mmgen.ldm.pretrained import stable_diffusion
 from mmgen.ldm.unet import UNet2DConditionModel
+from mmgen.presets import config_for
+from mmgen.runs import Run
+from mmgen.single_file import save_single_file
 from mmgen.styleclip.mapper import Mapper
+from mmgen.weights import load_state, save_weights
 
 
 def model(prediction="eps", mean=0.0, std=2.5, **options):
@@ -55,10 +68,10 @@ def test_there_and_back_is_bit_identical(tmp_path):
         assert file.read_bytes() == (again / file.relative_to(tmp_path / "out")).read_bytes()
 
 
-@pytest.mark.parametrize("change, said", [({"masked": True}, "caption's padding"), ({"prediction": "flow"}, "predicts 'flow'")])
+@pytest.mark.parametrize("change, said", [({"masked": True}, "caption's padding"), ({"prediction": "x0"}, "predicts 'x0'")])
 def test_what_diffusers_cannot_run_is_said_and_nothing_is_written(tmp_path, change, said):
     ours = model(**change) if "masked" in change else model()
-    if "prediction" in change: ours.process_config = {"prediction": "flow"}
+    if "prediction" in change: ours.process_config = {"prediction": "x0"}
     with pytest.raises(ExportError, match=f"diffusers cannot run this model: .*{said}"): save_diffusers(ours, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -105,3 +118,160 @@ def test_the_hub_gets_what_it_is_given_and_only_then(tmp_path, monkeypatch):
     assert calls == []
     (tmp_path / "README.md").write_text("# mine")
     assert push(tmp_path, "me/model") == "https://hub/me/model" and calls[0] == (("me/model",), {"private": True, "exist_ok": True})
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
+def test_the_scheduler_of_an_export_has_the_noise_levels_of_the_model(tmp_path, name):
+    ours = model()
+    ours = LatentDiffusion(ours.autoencoder, ours.text_encoder, ours.unet, 0.0, 2.5, 32, ours.process_config | {"noise_schedule": name}, "cpu", masked=False)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(save_diffusers(ours, tmp_path / "out"))
+    assert torch.allclose(pipe.scheduler.alphas_cumprod, ours.process.alphas_cumprod.float(), rtol=1e-4)
+
+
+def clip_tokenizer():
+    "49,408 words, some of them with CLIP's ids; the rest are never met."
+    letters = train_tokenizer(["a"], 514).get_vocab()
+    known = {"of</w>": 539, "cat</w>": 2368, "photo</w>": 1125, "ca": 3000, "ph": 3001, "pho": 3002, "phot": 3003}
+    known |= {word: i for word, i in letters.items() if i < 512} | {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
+    known["a</w>"] = 320
+    taken = set(known.values())
+    vocabulary = known | {f"none{i}": i for i in range(49408) if i not in taken}
+    merges = [("o", "f</w>"), ("c", "a"), ("ca", "t</w>"), ("p", "h"), ("ph", "o"), ("pho", "t"), ("phot", "o</w>")]
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "The jobs themselves, at the size of `smoke`, with the fields that make a model exportable."
+    root = tmp_path_factory.mktemp("trained")
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("MMGEN_ROOT", str(root))
+    torch.manual_seed(0)
+    tokenizer = clip_tokenizer()
+    assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    CLIP(build_clip(tokenizer, 32, 8, 16, 77, 64, 1, 1, 16, 1, 2), tokenizer, "cpu").save(root / "clip", "# c", half=False)
+    autoencoder = AutoencoderKL(block_out_channels=(32, 32), norm_num_groups=32)
+    for p in autoencoder.requires_grad_(False).parameters(): p.add_(0.1 * torch.randn_like(p))
+    save_weights(root / "vae", autoencoder.state_dict(), autoencoder.config, "# a", half=False)
+    fields = dict(autoencoder=str(root / "vae"), text_encoder=str(root / "clip"), size=32, images=16, steps=3, max_seconds=None, masked=False, unet_channels="32,32",
+                  norm_groups=32, attention_heads=8, device="cpu", mixed_precision="no", held_out=0, sample_images=1, edit_images=1, checkpoint_every=3, sample_every=0)
+    runs = {}
+    for name, job, changes in (("eps", "ldm", {"prediction": "eps", "pooled_text": False, "latent_scale": "scalar"}), ("v", "ldm", {"prediction": "v", "pooled_text": False}),
+                               ("flow", "ldm", {"prediction": "flow"}), ("instruct eps", "instruct", {"prediction": "eps"}), ("instruct flow", "instruct", {"prediction": "flow"})):
+        config = config_for(job, "smoke", run_id=name.replace(" ", "-"), sampler="euler", **{k: v for k, v in fields.items() if job == "ldm" or k != "sample_images"}, **changes)
+        with Run(job, config) as run: (train if job == "ldm" else instruct_training).fit(config, run)
+        runs[name] = run.path
+    yield runs
+    monkeypatch.undo()
+
+
+def picture(latents, ours): return (ours.decode(latents)[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1).numpy()
+
+
+def portrait(size): return to_float(portraits.render(portraits.sample(3), size)[None])
+
+
+@pytest.mark.parametrize("name", ["eps", "v", "flow"])
+def test_what_the_job_trains_makes_the_same_picture_in_diffusers(tmp_path, trained, name):
+    folder = export_model(trained[name], tmp_path / "out")
+    ours, pipe = open_model(trained[name], "cpu")[0], diffusers.StableDiffusionImg2ImgPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    assert not ours.masked and "# Latent diffusion" in (folder / "README.md").read_text() and (folder / "run.json").is_file()
+    z = ours.encode(portrait(32))
+    theirs = pipe("green hair", image=z.clone(), strength=0.6, num_inference_steps=10, guidance_scale=4.0, generator=torch.Generator().manual_seed(3), output_type="np").images[0]
+    mine = picture(ours.renoise(z, ["green hair"], 0.6 if name != "flow" else 0.5994, 6, 4.0, "ddim", seed=3), ours)
+    assert mine.std() > 0.01 and abs(mine - theirs).max() <= 2 / 255
+    other = ours.renoise(z, ["smile"], 0.6, 6, 4.0, "ddim", seed=3)
+    assert abs(picture(other, ours) - mine).max() > 2 / 255  # the check can fail: another caption is seen
+
+
+def test_a_flow_model_runs_in_a_loop_with_flow_match_euler(tmp_path, trained):
+    ours = open_model(trained["flow"], "cpu")[0]
+    pipe = diffusers.DiffusionPipeline.from_pretrained(export_model(trained["flow"], tmp_path / "out"))
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=pipe.scheduler.config.flow_shift)
+    z, generator = ours.encode(portrait(32)), torch.Generator().manual_seed(3)
+    states, empty = pipe.encode_prompt("green hair", "cpu", 1, True)
+    scheduler.set_timesteps(sigmas=np.linspace(0.6, 0, 7)[:-1])
+    with torch.no_grad():
+        x = scheduler.scale_noise(z, scheduler.timesteps[:1], noise_like(z, generator))
+        for t in scheduler.timesteps:
+            without, with_text = pipe.unet(torch.cat([x, x]), t, torch.cat([empty, states]), return_dict=False)[0].chunk(2)
+            x = scheduler.step(without + 4.0 * (with_text - without), t, x, return_dict=False)[0]
+        image = pipe.vae.decode(x / pipe.vae.config.scaling_factor, return_dict=False)[0]
+    mine = ours.decode(ours.renoise(z, ["green hair"], 0.6, 6, 4.0, "euler", seed=3))
+    assert mine.std() > 0.01 and torch.allclose(image, mine, atol=1e-3 * mine.abs().max())
+
+
+@pytest.mark.parametrize("name", ["instruct eps", "instruct flow"])
+def test_an_instruct_model_makes_the_same_picture_in_diffusers(tmp_path, trained, name):
+    ours = open_model(trained[name], "cpu")[0]
+    pipe = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(export_model(trained[name], tmp_path / "out"))
+    pipe.set_progress_bar_config(disable=True)
+    x = portrait(32)
+    noise = noise_like(ours.encode(x), torch.Generator().manual_seed(3))
+    start = ours.process.coefficients(ours.process.levels(1)[0], noise)[1] if "eps" in name else 0.9997
+    theirs = pipe("green hair", image=x / 2 + 0.5, latents=noise * start, num_inference_steps=5, guidance_scale=2.0, image_guidance_scale=1.5, output_type="np").images[0]
+    mine = picture(ours.follow(ours.encode(x), ["green hair"], 2.0, 1.5, 5, seed=3), ours)
+    assert mine.std() > 0.01 and abs(mine - theirs).max() <= 2 / 255
+
+
+@pytest.mark.parametrize("name", ["eps", "v"])
+def test_one_file_opens_again_here_and_in_diffusers(tmp_path, trained, name):
+    ours, file = open_model(trained[name], "cpu")[0], tmp_path / "model.safetensors"
+    assert main(["export", str(trained[name]), "-o", str(file)]) == 0
+    with safe_open(file, "pt") as opened: keys, about = set(opened.keys()), opened.metadata()
+    starts = {"model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.conv_in.weight", "cond_stage_model.transformer.text_model.final_layer_norm.weight"}
+    assert starts <= keys and about["modelspec.prediction_type"] == {"eps": "epsilon", "v": "v"}[name] and ("v_pred" in keys) == (name == "v")
+    tokenizer = tmp_path / "words"
+    ours.text_encoder.tokenizer.save_pretrained(tokenizer)
+    back = stable_diffusion(file, name, size=32, tokenizer=tokenizer, device="cpu")
+    z = ours.encode(portrait(32))
+    mine = picture(ours.renoise(z, ["a cat"], 0.6, 6, 4.0, "ddim", seed=3), ours)
+    again = picture(back.renoise(back.encode(portrait(32)), ["a cat"], 0.6, 6, 4.0, "ddim", seed=3), back)
+    assert mine.std() > 0.01 and abs(mine - again).max() < 1e-3
+    folder = save_diffusers(back, tmp_path / "folder")  # the configuration that a file lacks
+    pipe = diffusers.StableDiffusionImg2ImgPipeline.from_single_file(str(file), config=str(folder), local_files_only=True, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe("a cat", image=z.clone(), strength=0.6, num_inference_steps=10, guidance_scale=4.0, generator=torch.Generator().manual_seed(3), output_type="np").images[0]
+    assert abs(mine - theirs).max() <= 2 / 255
+
+
+def test_one_file_of_what_its_readers_would_build_otherwise_is_refused(tmp_path, trained):
+    out = tmp_path / "model.safetensors"
+    for name, said in (("flow", "predicts flow"), ("instruct eps", "InstructPix2Pix")):
+        with pytest.raises(ExportError, match=said): export_model(trained[name], out)
+    ours = model()
+    for change, said in ((lambda: None, "attention_head_dim of its unet is 2, and readers take 8"), (lambda: None, "tokenizer is not CLIP's"),
+                         (lambda: ours.process_config.update(beta_end=0.02), "beta_end of its noise is 0.02")):
+        change()
+        with pytest.raises(ExportError, match=said): save_single_file(ours, out)
+    (tmp_path / "mine.safetensors").write_text("mine")
+    with pytest.raises(ExportError, match="exists"): export_model(trained["eps"], tmp_path / "mine.safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.safetensors"] and (tmp_path / "mine.safetensors").read_text() == "mine"
+
+
+def test_a_folder_is_readable_by_old_versions_of_transformers(tmp_path):
+    folder = save_diffusers(model(), tmp_path / "out")
+    assert all(name.startswith("text_model.") for name in load_file(folder / "text_encoder" / "model.safetensors"))
+    vocabulary, merges = folder / "tokenizer" / "vocab.json", (folder / "tokenizer" / "merges.txt").read_text().splitlines()
+    assert json.loads(vocabulary.read_text()) == model().text_encoder.tokenizer.get_vocab() and merges[0] == "#version: 0.2" and len(merges[1].split(" ")) == 2
+
+
+def test_export_says_in_a_sentence_what_it_cannot_write(tmp_path, capsys):
+    for name, said in (("ldm-portraits", "caption's padding"), ("instruct-portraits", "patch_size above 1"), ("clip-portraits", "not a latent diffusion model"), ("none", "There are no weights 'none'")):
+        assert main(["export", name, "-o", str(tmp_path / "out")]) == 1
+        said_here = capsys.readouterr().err
+        assert said in said_here and "not foreseen" not in said_here, said_here
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_with_visible_padding_shows_it():
+    "The states that a batch holds are all 77; those that the sampler shows are the same."
+    clip = CLIP.load("clip-portraits", "cpu")
+    from mmgen.ldm.columns import read_all
+    states, lengths = read_all(clip, ["green hair", "smile, glasses"], masked=False)
+    assert states.shape[1] == 77 and lengths.tolist() == [77, 77] and torch.allclose(states.float(), clip.states(["green hair", "smile, glasses"]), atol=2e-2)
+    for batch in ({"states": states, "length": lengths}, {"caption": ["green hair", "smile, glasses"]}):
+        task = train.LDMTask(torch.nn.Linear(1, 1), clip, None, caption_dropout=0.0, masked=False)
+        seen, mask, _ = task.context(batch, torch.device("cpu"))
+        assert mask.all() and seen.shape == (2, 77, 128) and torch.allclose(seen, clip.states(["green hair", "smile, glasses"]), atol=2e-2)

@@ -44,10 +44,11 @@ def read_all(
     text_encoder: CLIP,
     captions: list[str],
     batch_size: int = 250,
+    masked: bool = True,  # False: padding counts as tokens
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (N, T, D) float16 and lengths (N,), on the CPU
-    "Token states of every caption; T is the longest caption's length."
+    "Token states of every caption; T is the longest caption's length, or the text encoder's where nothing is masked."
     different = list(dict.fromkeys(captions))  # a wish is made many times
-    ids, mask = (torch.cat(parts) for parts in zip(*(tokens(text_encoder, different[at:at + 5_000]) for at in range(0, len(different), 5_000))))
+    ids, mask = (torch.cat(parts) for parts in zip(*(tokens(text_encoder, different[at:at + 5_000], masked) for at in range(0, len(different), 5_000))))
     lengths = mask.sum(1).cpu()
     states = torch.zeros(len(different), int(lengths.max()), text_encoder.width, dtype=torch.float16)
     for some in lengths.argsort().split(batch_size):  # captions of one length together: less padding to read
@@ -61,11 +62,13 @@ def read_all(
 def tokens(
     text_encoder: CLIP,
     captions: list[str],
+    masked: bool = True,  # False: a mask of ones, padding counts as tokens
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "Ids and mask; captions that are cut are counted for the whole data set (`overflow`), not warned of one by one."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CutWarning)
-        return text_encoder.tokenize(captions)
+        ids, mask = text_encoder.tokenize(captions)
+    return ids, mask if masked else torch.ones_like(mask)
 
 # %% ../../nbs/32f1_ldm_columns.ipynb #4b91bb55
 class Prepared(NamedTuple):
@@ -106,7 +109,7 @@ def prepare(
     captions = [write(row, rng) for row in some]
     beyond = overflow(captions, text_encoder.tokenizer, text_encoder.length)
     if not hasattr(dataset, "shards") and len(captions) * text_encoder.length * text_encoder.width * 2 < 2e9:
-        states, lengths = read_all(text_encoder, captions)
+        states, lengths = read_all(text_encoder, captions, masked=config.masked)
         columns, transform = columns | {"states": states.numpy(), "length": lengths.numpy()}, None
     else:
         columns, transform = columns | {"tags": tags}, caption_transform(write, config.seed)

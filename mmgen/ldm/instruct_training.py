@@ -34,8 +34,9 @@ class InstructTask(LDMTask):
     "Batches hold `source`, `target`, and and `states` with `length`, or `caption`."
 
     def __init__(self, unet, text_encoder: CLIP, process, prediction: str = "flow", caption_dropout: float = 0.1, optimizer: str = "muon",
-                 image_dropout: float = 0.05): # share of sources that are replaced by zeros, 0..1
-        super().__init__(unet, text_encoder, process, prediction, caption_dropout, optimizer)
+                 image_dropout: float = 0.05, # share of sources that are replaced by zeros, 0..1
+                 masked: bool = True): # False: the UNet sees a wish's padding
+        super().__init__(unet, text_encoder, process, prediction, caption_dropout, optimizer, masked=masked)
         self.image_dropout = image_dropout
 
     def loss(self, batch, step, which):
@@ -78,7 +79,7 @@ def train_instruct(config, run, device):
     source, target = (source - mean) / std, (target - mean) / std
     if config.both_ways and back:
         source, target, wishes = torch.cat([source, target]), torch.cat([target, source]), [*wishes, *back]
-    states, lengths = read_all(text_encoder, wishes)
+    states, lengths = read_all(text_encoder, wishes, masked=config.masked)
     columns = {"source": source.numpy(), "target": target.numpy(), "states": states.numpy(), "length": lengths.numpy()}
     print(f"{len(images)} pairs, {len(wishes)} wishes of at most {int(lengths.max())} tokens, latents {tuple(source.shape[1:])}", flush=True)
 
@@ -87,11 +88,11 @@ def train_instruct(config, run, device):
     if device.type == "cuda":  # on a CPU the plain layout is faster (32c)
         unet.to(memory_format=torch.channels_last)
     process, mean, std = process_config(config), mean.flatten().tolist(), std.flatten().tolist()
-    task = InstructTask(unet, text_encoder, make_process(**process), config.prediction, config.caption_dropout, config.optimizer, config.image_dropout)
+    task = InstructTask(unet, text_encoder, make_process(**process), config.prediction, config.caption_dropout, config.optimizer, config.image_dropout, config.masked)
     run.note(parameters={"unet": sum(p.numel() for p in unet.parameters())},
              data={"rows": len(images), "wishes": len(wishes), "sha256": [content_sha256(images, wishes), content_sha256(edited)], "latents": list(source.shape[1:])})
     done = train(task, Batches(columns, config.batch_size, config.seed), run, **config.loop)
     run.note(training={"steps": done.step, "seconds": round(done.seconds, 1)})
     run.checkpoint(done.checkpoint)
     tags = known_tags([text.split(", ") for text in wishes])
-    return InstructPix2Pix(autoencoder, text_encoder, done.ema, mean, std, config.size, process, device, [tag for tag in tags if not tag.startswith("no ")])
+    return InstructPix2Pix(autoencoder, text_encoder, done.ema, mean, std, config.size, process, device, [tag for tag in tags if not tag.startswith("no ")], config.masked)

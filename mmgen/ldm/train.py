@@ -48,13 +48,14 @@ class LDMTask(Task):
         caption_dropout: float = 0.1,  # share of captions that are replaced by the empty one, 0..1
         optimizer: str = "adamw",  # adamw or muon
         sample=None,  # (step, UNet) → images (B, 3, H, W) in [-1, 1], shown while training
+        masked: bool = True,  # False: the UNet sees a caption's padding
     ):
         self.model = unet
         self.text_encoder, self.process, self.prediction = text_encoder, process, prediction
-        self.caption_dropout, self.optimizer, self.draw = caption_dropout, optimizer, sample
+        self.caption_dropout, self.optimizer, self.draw, self.masked = caption_dropout, optimizer, sample, masked
         with torch.no_grad():
             self.empty = text_encoder.states([""])[0]
-            self.empty_length = int(text_encoder.tokenize([""])[1].sum())
+            self.empty_length = int(tokens(text_encoder, [""], masked)[1].sum())
 
     def optimizers(self, lr, weight_decay):
         return build(self.optimizer, self.model, lr, weight_decay)
@@ -63,7 +64,7 @@ class LDMTask(Task):
     def context(self, batch, device):
         "Token states and mask of the batch's captions, some replaced by the empty caption, and which."
         if "caption" in batch:
-            ids, mask = tokens(self.text_encoder, batch["caption"])
+            ids, mask = tokens(self.text_encoder, batch["caption"], self.masked)
             lengths, states = mask.sum(1).to(device), self.text_encoder.model.text_model(input_ids=ids).last_hidden_state.to(device)
         else:
             lengths, states = batch["length"], batch["states"].float()
@@ -128,10 +129,10 @@ def train_pipeline(config, run, device):
     if device.type == "cuda":  # on a CPU the plain layout is faster (32c)
         unet.to(memory_format=torch.channels_last)
     process = process_config(config)
-    around = lambda network: LatentDiffusion(autoencoder, text_encoder, network, data.mean, data.std, config.size, process, device, data.tags)
+    around = lambda network: LatentDiffusion(autoencoder, text_encoder, network, data.mean, data.std, config.size, process, device, data.tags, config.masked)
     shown = _validation(config, 16)[1] if config.sample_every else []
     draw = lambda step, network: around(network).sample(shown, config.sampler_steps, config.guidance, config.sampler, config.seed)
-    task = LDMTask(unet, text_encoder, make_process(**process), config.prediction, config.caption_dropout, config.optimizer, draw)
+    task = LDMTask(unet, text_encoder, make_process(**process), config.prediction, config.caption_dropout, config.optimizer, draw, config.masked)
     task.facts = {"data": data.facts["sha256"][:12], "latent_sd": [round(value, 2) for value in data.std]}
     run.note(parameters={"unet": sum(p.numel() for p in unet.parameters())},
              beyond_the_limit={name: n for name, n in data.beyond.items() if name != "lost"},
