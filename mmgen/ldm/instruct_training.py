@@ -8,6 +8,7 @@ __all__ = ['InstructTask', 'fit', 'train_instruct']
 # %% ../../nbs/32g1_instruct_training.ipynb #37b09841
 import torch
 
+from ..checkpoints import learned
 from ..clip import CLIP
 from ..core import pick_device, seed_everything
 from ..data import portraits
@@ -22,8 +23,8 @@ from .autoencoder import AutoencoderKL
 from .diffusion import diffusion_loss
 from .instruct import InstructEditor, InstructPix2Pix
 from .pipeline import make_process
-from .columns import encode_all, read_all
-from .train import LDMTask, build_unet, process_config, show_edits
+from .columns import encode_all, frozen, read_all
+from .train import LDMTask, build_unet, fixed_fields, process_config, show_edits
 from ..runs import Run
 from ..training import train
 from ..weights import model_card, resolve
@@ -74,7 +75,10 @@ def train_instruct(config, run, device):
     weights = sha256(next(resolve(config.autoencoder).glob("*.safetensors")))
     source, target = (cached("latents", {"images": content_sha256(some), "weights": weights}, lambda: {"z": encode_all(autoencoder, some, device)})["z"]
                       for some in (images, edited))
+    known = learned(config.resume_from)
     mean, std = source.mean((0, 2, 3), keepdim=True), source.std((0, 2, 3), keepdim=True)
+    if known:
+        mean, std = (torch.tensor(known[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
     source, target = (source - mean) / std, (target - mean) / std
     if config.both_ways and back:
         source, target, wishes = torch.cat([source, target]), torch.cat([target, source]), [*wishes, *back]
@@ -88,10 +92,15 @@ def train_instruct(config, run, device):
         unet.to(memory_format=torch.channels_last)
     process, mean, std = process_config(config), mean.flatten().tolist(), std.flatten().tolist()
     task = InstructTask(unet, text_encoder, make_process(**process), config.prediction, config.caption_dropout, config.optimizer, config.image_dropout)
+    content = [content_sha256(images, wishes), content_sha256(edited)]
     run.note(parameters={"unet": sum(p.numel() for p in unet.parameters())},
-             data={"rows": len(images), "wishes": len(wishes), "sha256": [content_sha256(images, wishes), content_sha256(edited)], "latents": list(source.shape[1:])})
+             data={"rows": len(images), "wishes": len(wishes), "sha256": content, "latents": list(source.shape[1:])})
+    tags = [tag for tag in known_tags([text.split(", ") for text in wishes]) if not tag.startswith("no ")]
+    task.learned = {"mean": mean, "std": std, "tags": list(dict.fromkeys([*known.get("tags", []), *tags]))}
+    task.facts = {"data": [digest[:12] for digest in content]}
+    task.fixed = frozen(autoencoder, text_encoder) | fixed_fields(config)
     done = train(task, Batches(columns, config.batch_size, config.seed), run, **config.loop)
     run.note(training={"steps": done.step, "seconds": round(done.seconds, 1)})
     run.checkpoint(done.checkpoint)
-    tags = known_tags([text.split(", ") for text in wishes])
-    return InstructPix2Pix(autoencoder, text_encoder, done.ema, mean, std, config.size, process, device, [tag for tag in tags if not tag.startswith("no ")])
+    tags = task.learned["tags"]
+    return InstructPix2Pix(autoencoder, text_encoder, done.ema, mean, std, config.size, process, device, tags)
