@@ -104,7 +104,9 @@ def resume_point(resume_from: str | Path | None # a checkpoint, or a run's folde
     "The checkpoint that a training goes on from; None where it starts anew: its run ended before the first checkpoint"
     if not resume_from: return None
     path = found_path(resume_from)
-    if checkpoints(path) or not (path/"run.json").is_file(): return find_checkpoint(path)
+    is_run = any((path/name).exists() for name in ("run.json", ".lock"))
+    if checkpoints(path) or not is_run: return find_checkpoint(path)
+    if not (path/"run.json").exists(): return None
     try: had_one = json.loads((path/"run.json").read_text(encoding="utf-8")).get("checkpoint")
     except (ValueError, AttributeError): had_one = True
     return find_checkpoint(path) if had_one else None
@@ -180,17 +182,17 @@ def _kind(state: dict) -> str:
 def load_checkpoint(path: str | Path, # a checkpoint, or a run's folder: its last one
                     modules: dict[str, nn.Module], # "model", "ema"
                     optimizers: dict[str, torch.optim.Optimizer], # settings such as the weight decay stay theirs
-                    fixed: dict | None = None # JSON: what must be as it was, see `Task.fixed`
+                    must_match: dict | None = None # JSON: see `Task.must_match`
                     ) -> tuple[dict, dict]: # (facts, rest of the state)
     "Put a checkpoint into modules and optimisers, all of it or an error"
     facts, tensors, state = read_checkpoint(path)
     path = find_checkpoint(path)
     where = f"Checkpoint {relative_name(path)}"
     with reading(path):
-        was, saved = facts.get("fixed", {}), state.pop("optimizers")
-        now = json.loads(json.dumps(fixed or {}))
+        was, saved = facts.get("must_match", {}), state.pop("optimizers")
+        now = json.loads(json.dumps(must_match or {}))
         changed = [f"{k} {was[k]} then, {v} now" for k, v in now.items() if was.get(k, v) != v]
-        kinds = {k: (_kind(saved[k]), _kind(optimizer.state_dict())) for k, optimizer in optimizers.items() if k in saved}
+        kinds = {k: (_kind(saved[k]), _kind(o.state_dict())) for k, o in optimizers.items() if k in saved}
     if changed:
         raise CheckpointError(f"{where} belongs to another training: {'; '.join(changed)}. "
                               "Resume it with what it had, or start a new run.")

@@ -195,7 +195,7 @@ def fit(
     held_images, held_tags = to_arrays(held, config.size)
     known, resumed = learned(config.resume_from).get("tokenizer"), resume_point(config.resume_from)
     if resumed and not known:
-        raise CheckpointError(f"{resumed.name} holds no tokenizer, and a new one would give words other ids; start a new run.")
+        raise CheckpointError(f"{resumed.name} holds no tokenizer; a new one would give other ids: start a new run.")
     start = CLIP.load(config.init_from, "cpu") if config.init_from and not resumed else None
     if known:
         tokenizer = tokenizer_of(known)
@@ -217,7 +217,7 @@ def fit(
                         config.tag_dropout, config.caption_shuffle)
     task = CLIPTask(model, optimizer=config.optimizer)
     task.facts, task.learned = {"data": content[:12]}, {"tokenizer": tokenizer_files(tokenizer)}
-    task.fixed = {name: getattr(config, name) for name in ("text_heads", "vision_heads")}  # no weight's shape tells them
+    task.must_match = {name: getattr(config, name) for name in ("text_heads", "vision_heads")}  # no weight tells them
     result = train(task, data, run, **config.loop)
     run.checkpoint(result.checkpoint)
     clip = CLIP(result.ema.float(), tokenizer, config.device)

@@ -151,7 +151,7 @@ class Run:
         if not file.exists(): return {}
         earlier = load_run(file)
         if self.resume and earlier["name"] != self.name:
-            raise RunError(f"Run {self.run_id!r} is of the job {earlier['name']}, not {self.name}: choose another run_id.")
+            raise RunError(f"Run {self.run_id!r} is of {earlier['name']}, not {self.name}; choose another run_id.")
         if self._nothing_done(earlier):
             for path in self.path.iterdir():
                 if path.name in (".lock", "run.json"): continue
@@ -168,7 +168,8 @@ class Run:
 
     def _nothing_done(self, earlier: dict) -> bool:
         "True where the run ended before its first checkpoint or result, so that nothing is lost if it starts anew."
-        if earlier["status"] == "completed" or any(earlier.get(k) for k in ("metrics", "artifacts", "checkpoint")): return False
+        if earlier["status"] == "completed": return False
+        if any(earlier.get(key) for key in ("metrics", "artifacts", "checkpoint")): return False
         if any((self.path/"checkpoints").glob("checkpoint-*")): return False
         early = {".lock", "run.json", "metrics.jsonl", "tensorboard", "checkpoints"} # and pictures of samples
         return all(path.name in early or path.suffix == ".jpg" for path in self.path.iterdir())

@@ -34,7 +34,7 @@ class Task:
     model: nn.Module # everything trained; several networks go into one nn.ModuleDict
     ema: nn.Module | None = None # set by the loop: the averaged copy of `ema_modules()`, for `sample`
     facts: dict = {} # what should be the same when a run is resumed; it warns of what is not: name -> value, for JSON
-    fixed: dict = {} # what must be the same, or the model would be ruined: frozen networks, noise schedule: likewise
+    must_match: dict = {} # what must be the same, or the model would be ruined: frozen networks, schedule: likewise
     learned: dict = {} # what was learned from the data: tokenizer, scale, tags; a resumed run reads it by `learned`
     shared_draws: bool = False # random numbers are drawn by `shared_rows`, for which all processes have one seed
 
@@ -194,7 +194,7 @@ def train(
     if resume_from and not (saved := resume_point(resume_from)) and main:
         print(f"{resume_from} ended before its first checkpoint: the training starts anew.", flush=True)
     if saved:
-        facts, state = load_checkpoint(saved, {"model": task.model, "ema": task.ema}, optimizers, task.fixed)
+        facts, state = load_checkpoint(saved, {"model": task.model, "ema": task.ema}, optimizers, task.must_match)
         changed = "; ".join(f"{k} {facts.get(k)} then, {v} now" for k, v in recipe.items() if facts.get(k) != v)
         if changed: warnings.warn(f"The resumed run will not equal an uninterrupted one: {changed}.")
         with reading(saved):
@@ -210,7 +210,8 @@ def train(
         if not main: return None
         return save_checkpoint(
             run.path/"checkpoints",
-            {"step": step, "seconds": seconds, "seen": (step*world + ahead)*batch_size, **recipe, "fixed": task.fixed},
+            {"step": step, "seconds": seconds, "seen": (step*world + ahead)*batch_size, **recipe,
+             "must_match": task.must_match},
             {"model": task.model.state_dict(), "ema": task.ema.state_dict()},
             {"optimizers": {name: o.state_dict() for name, o in optimizers.items()}, "rng": rng,
              "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}, learned=task.learned)
@@ -224,8 +225,9 @@ def train(
     due = lambda every: bool(every) and (step % every == 0 or done() >= 1)
     if main and done() >= 1:
         limit = f"steps is {steps}" if step >= steps else f"max_seconds is {max_seconds:g}"
-        print(f"{relative_name(saved)}: {step} steps in {seconds:.0f} s; {limit}, so nothing is left to train.", flush=True)
-    if main and wants_bar(): bar = tqdm(total=1, initial=min(done(), 1), bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
+        print(f"{relative_name(saved)} is of step {step} at {seconds:.0f} s, and {limit}: nothing is left to train.", flush=True)
+    if main and wants_bar():
+        bar = tqdm(total=1, initial=min(done(), 1), bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
     batches = feed(data, step*world + ahead + rank, world, device, workers)
     try:
         with graceful_stop() as stop:

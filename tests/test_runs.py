@@ -249,7 +249,7 @@ def test_a_job_that_cannot_be_resumed_starts_anew_until_it_completes(tmp_path):
 def test_a_completed_run_stays_so_where_its_resume_is_refused(tmp_path):
     with Run("x", root=tmp_path, run_id="r") as run: run.metric("PSNR", 1.0)
     before = (run.path/"run.json").read_bytes()
-    with pytest.raises(RunError, match="is of the job x, not y: choose another"), Run("y", root=tmp_path, run_id="r", resume=True): pass
+    with pytest.raises(RunError, match="is of x, not y; choose another"), Run("y", root=tmp_path, run_id="r", resume=True): pass
     with pytest.raises(ValueError, match="other"), Run("x", root=tmp_path, run_id="r", resume=True) as again:
         again.note(data={"rows": 3})
         raise ValueError("other weights")

@@ -136,7 +136,7 @@ class LatentColumn(ShardColumn):
     def __init__(
         self,
         shards: Shards,  # of `write_latents`
-        scale: str | dict = "channel",  # or scalar: what has variance one; or `mean` and `std`, one number or one a channel
+        scale: str | dict = "channel",  # or scalar: what has variance one; or `mean` and `std`, as of a checkpoint
     ):
         super().__init__(shards, "latent")
         facts = shards.manifest["latents"]

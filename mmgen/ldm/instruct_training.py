@@ -98,7 +98,7 @@ def train_instruct(config, run, device):
     tags = [tag for tag in known_tags([text.split(", ") for text in wishes]) if not tag.startswith("no ")]
     task.learned = {"mean": mean, "std": std, "tags": list(dict.fromkeys([*known.get("tags", []), *tags]))}
     task.facts = {"data": [digest[:12] for digest in content]}
-    task.fixed = frozen(autoencoder, text_encoder) | fixed_fields(config)
+    task.must_match = frozen(autoencoder, text_encoder) | fixed_fields(config)
     done = train(task, Batches(columns, config.batch_size, config.seed), run, **config.loop)
     run.note(training={"steps": done.step, "seconds": round(done.seconds, 1)})
     run.checkpoint(done.checkpoint)

@@ -134,7 +134,7 @@ def train_pipeline(config, run, device):
     draw = lambda step, network: around(network).sample(shown, config.sampler_steps, config.guidance, config.sampler, config.seed)
     task = LDMTask(unet, text_encoder, make_process(**process), config.prediction, config.caption_dropout, config.optimizer, draw)
     task.facts, task.learned = {"data": data.facts["sha256"][:12]}, data.learned
-    task.fixed = frozen(autoencoder, text_encoder) | fixed_fields(config) | {"latent_scale": config.latent_scale}
+    task.must_match = frozen(autoencoder, text_encoder) | fixed_fields(config) | {"latent_scale": config.latent_scale}
     run.note(parameters={"unet": sum(p.numel() for p in unet.parameters())},
              beyond_the_limit={name: n for name, n in data.beyond.items() if name != "lost"},
              data=data.facts)

@@ -207,7 +207,7 @@ def fit(
     run.note(parameters={"oracle": sum(p.numel() for p in task.model.parameters())},
              data={"rows": len(images), "sha256": (content := content_sha256(images, tags))})
     task.facts = {"data": content[:12]}
-    task.fixed = {"classes": hashlib.sha256(json.dumps(classes()).encode()).hexdigest()[:16]}
+    task.must_match = {"classes": hashlib.sha256(json.dumps(classes()).encode()).hexdigest()[:16]}
     done = train(task, Batches({"image": images, "labels": truth}, config.batch_size, config.seed), run, **config.loop)
     oracle = done.ema.to(device).eval()
     seeds = portraits.seeds(config.held_out, "validation")

@@ -45,11 +45,11 @@ class MapperTask(Task):
                  ):
         self.config, self.model, self.generator, self.codes = config, mapper, generator.eval().requires_grad_(False), codes
         self.texts, self.wanted = texts, wanted
-        self.fixed = {name: mapper.config[name] for name in ("prompt", "scale")}
-        self.fixed |= {"generator": generator.fingerprint(), "clip": clip.fingerprint()}
+        self.must_match = {name: mapper.config[name] for name in ("prompt", "scale")}
+        self.must_match |= {"generator": generator.fingerprint(), "clip": clip.fingerprint()}
         self.clip = CLIPLoss(clip, config.clip_loss, config.views, config.original_clip)
         self.identity = load_identity(config.identity, clip.device) if config.clip_weight and config.identity_weight else None
-        if self.identity is not None: self.fixed["identity"] = fingerprint(self.identity)
+        if self.identity is not None: self.must_match["identity"] = fingerprint(self.identity)
 
     def optimizers(self, lr, weight_decay): return build(self.config.optimizer, self.model, lr, weight_decay)
 
@@ -146,7 +146,7 @@ def fit(config: MapperConfig, run: Run
     run.note(parameters={"mapper": sum(p.numel() for p in mapper.parameters())}, generator=generator.fingerprint(),
              data={"rows": len(images), "sha256": (content := content_sha256(images, tags))})
     task.facts, task.learned = {"data": content[:12]}, {"tags": mapper.config["tags"]}
-    task.fixed["encoder"] = fingerprint(encoder)
+    task.must_match["encoder"] = fingerprint(encoder)
     done = train(task, Batches({"row": list(range(len(images)))}, config.batch_size, config.seed), run, **config.loop)
     run.note(training={"steps": done.step, "images": done.step * config.batch_size, "seconds": round(done.seconds, 1)})
     run.checkpoint(done.checkpoint)

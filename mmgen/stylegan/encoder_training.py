@@ -38,13 +38,13 @@ class EncoderTask(Task):
         self.config, self.held_out, self.identity = config, held_out, None
         self.generator = generator.eval().requires_grad_(False)
         encoder.fits(generator)
-        self.fixed = {"generator": generator.fingerprint()}
+        self.must_match = {"generator": generator.fingerprint()}
         self.model = nn.ModuleDict({"encoder": encoder}).to(memory_format=torch.channels_last)
         if config.latent_weight: self.model["judge"] = LatentDiscriminator(generator.w_dim)
         c = config
         self.reconstruction = ReconstructionLoss(c.perceptual, c.perceptual_weight, c.l2_weight, c.l4_weight, c.edit_weight)
         if c.identity_weight: self.identity = load_identity(c.identity, "cpu")
-        if self.identity is not None: self.fixed["identity"] = fingerprint(self.identity)
+        if self.identity is not None: self.must_match["identity"] = fingerprint(self.identity)
 
     def optimizers(self, lr, weight_decay):
         made = build(self.config.optimizer, self.model["encoder"], lr, weight_decay, outer=("stem",))

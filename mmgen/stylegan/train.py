@@ -249,7 +249,7 @@ def fit(config: StyleGAN2Config, run: Run
     task.held_out = held_out[:32]
     run.note(parameters={name: sum(p.numel() for p in part.parameters()) for name, part in task.model.named_children()},
              data={"rows": len(columns["image"]), "sha256": (content := content_sha256(columns["image"]))})
-    task.facts, task.fixed = {"data": content[:12]}, {"normalisation": config.normalisation}
+    task.facts, task.must_match = {"data": content[:12]}, {"normalisation": config.normalisation}
     done = train(task, Batches(columns, config.batch_size, config.seed), run, **config.loop,
                  explode=0.0 if config.adversarial_weight else 100.0) # what two players lose goes up and down
     run.note(training={"steps": done.step, "images": done.step * config.batch_size, "seconds": round(done.seconds, 1)})
