@@ -97,4 +97,4 @@ def progress_line(step: int, steps: int, values: dict, seconds: float, done: flo
     "What is printed every `log_every` steps; `done` is the share of the run, 0..1"
     clock = lambda s: f"{int(s)//60}:{int(s)%60:02d}"
     said = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-    return f"step {step}/{steps}  {said}  {clock(seconds)} done, {clock(seconds/done - seconds)} left"
+    return f"step {step}/{steps}  {said}  {clock(seconds)} done, {clock(max(seconds/done - seconds, 0))} left"

@@ -13,6 +13,7 @@ import json
 import math
 import re
 import secrets
+import shutil
 import sys
 import threading
 import time
@@ -26,7 +27,7 @@ import psutil
 import torch
 from PIL import Image
 
-from .files import FolderInUse, atomic_write, locked, repo_root, sha256
+from .files import FolderInUse, atomic_write, locked, remove_leftovers, repo_root, sha256
 from .provenance import git_state, hardware, versions
 
 # %% ../nbs/01_runs.ipynb #620eaf1e
@@ -95,6 +96,8 @@ class Run:
         self.path = self.root/self.run_id
         self.seed = seed if seed is not None else self.config.get("seed")
         self.record, self._earlier, self._stop = {}, 0.0, threading.Event()
+        self._first_log = True
+        self._completed = None # the record of a completed run that is resumed, until something new is done
 
     def __enter__(self) -> "Run":
         self._held = ExitStack()
@@ -106,6 +109,7 @@ class Run:
             raise
 
     def _begin(self) -> "Run":
+        remove_leftovers(self.path)
         earlier = self._earlier_record()
         self.clock, self.peak = time.perf_counter(), psutil.Process().memory_info().rss
         if torch.cuda.is_initialized(): torch.cuda.reset_peak_memory_stats()
@@ -116,6 +120,7 @@ class Run:
             "wall_seconds": None, "peak_memory_mib": None, "data": {}, "checkpoint": None, "metrics": [],
             "figures": [], "artifacts": [], "status": "running", "error": None}
         if earlier:
+            if earlier["status"] == "completed": self._completed = (self.path/"run.json").read_bytes()
             self._earlier = max(earlier.get("wall_seconds") or 0.0, self._repair_log())
             keep = ("start", "parameters", "data", "checkpoint", "metrics", "figures", "artifacts")
             self.record |= {k: earlier[k] for k in keep if k in earlier}
@@ -132,7 +137,9 @@ class Run:
         elif issubclass(kind, KeyboardInterrupt): status, text = "interrupted", "stopped by the user"
         else: status, text = "failed", f"{kind.__name__}: {error}"
         self.record |= {"status": status, "error": text}
-        try: self._save()
+        try:
+            if kind and self._completed: atomic_write(self.path/"run.json", self._completed) # nothing was done
+            else: self._save()
         except OSError:
             if kind is None: raise # a full disk must not hide the error that ended the run
         finally: self._held.close()
@@ -143,10 +150,29 @@ class Run:
         file = self.path/"run.json"
         if not file.exists(): return {}
         earlier = load_run(file)
+        if self.resume and earlier["name"] != self.name:
+            raise RunError(f"Run {self.run_id!r} is of {earlier['name']}, not {self.name}; choose another run_id.")
+        if self._nothing_done(earlier):
+            for path in self.path.iterdir():
+                if path.name in (".lock", "run.json"): continue
+                if path.is_dir(): shutil.rmtree(path)
+                else: path.unlink()
+            return {}
         if self.resume: return earlier
-        there = {path.name for path in self.path.iterdir()} - {".lock"}
-        if earlier["status"] != "completed" and not earlier["metrics"] and there == {"run.json"}: return {} # it ended before it had done anything
-        raise RunError(f"Run {self.run_id!r} exists already; choose another run_id, or resume it.")
+        said = f"Run {self.run_id!r} exists already; choose another run_id"
+        if "resume_from" in self.config:
+            raise RunError(f"{said}, or resume it: resume_from={without_folders(str(self.path)).removeprefix('./')}.")
+        if "run_id" not in self.config: raise RunError(f"{said}, or resume it.") # by the argument `resume`
+        if earlier["status"] == "completed": raise RunError(f"{said}.")
+        return {} # a job that cannot be resumed
+
+    def _nothing_done(self, earlier: dict) -> bool:
+        "True where the run ended before its first checkpoint or result, so that nothing is lost if it starts anew."
+        if earlier["status"] == "completed": return False
+        if any(earlier.get(key) for key in ("metrics", "artifacts", "checkpoint")): return False
+        if any((self.path/"checkpoints").glob("checkpoint-*")): return False
+        early = {".lock", "run.json", "metrics.jsonl", "tensorboard", "checkpoints"} # and pictures of samples
+        return all(path.name in early or path.suffix == ".jpg" for path in self.path.iterdir())
 
     def _repair_log(self) -> float:
         "Drop a last line of metrics.jsonl that a kill cut short; the seconds of the last whole one."
@@ -155,6 +181,13 @@ class Run:
         whole, _, cut = file.read_text(encoding="utf-8").rpartition("\n")
         if cut: atomic_write(file, whole + "\n" if whole else "")
         return json.loads(whole.rsplit("\n", 1)[-1])["seconds"] if whole else 0.0
+
+    def _drop_lines(self, step: int):
+        "Drop the lines of metrics.jsonl from `step` on: a resumed run does these steps again."
+        self._first_log, file = False, self.path/"metrics.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] < step]
+        if len(kept) < len(lines): atomic_write(file, "".join(kept))
 
     def _watch_memory(self):
         "Follow this process's memory, children included, until the run ends."
@@ -182,6 +215,8 @@ class Run:
         **values, # floats
     ) -> None:
         "Append a line to metrics.jsonl: step, seconds since the start, values (non-finite ones as strings)."
+        self._completed = None
+        if self._first_log: self._drop_lines(step)
         seconds = round(self._earlier + time.perf_counter() - self.clock, 3)
         line = {"step": int(step), "seconds": seconds} | {k: to_json(v) for k, v in values.items()}
         with open(self.path/"metrics.jsonl", "a", encoding="utf-8") as f:
@@ -195,6 +230,7 @@ class Run:
         **extra, # anything a reader needs: unit, strength, sha256 of the extractor
     ) -> None:
         "Record a result; the same name with the same extras replaces the earlier one."
+        self._completed = None
         entry = to_json({"name": name, "value": value, "n": n, **extra})
         same = lambda m: {k: v for k, v in m.items() if k not in ("value", "n")}
         self.record["metrics"] = [m for m in self.record["metrics"] if same(m) != same(entry)] + [entry]
@@ -206,7 +242,7 @@ class Run:
         kind: str = "artifacts", # list of the record that it goes to
     ) -> dict:
         "Record a file: name relative to the run's folder, sha256 and size in bytes."
-        path = Path(path)
+        self._completed, path = None, Path(path)
         inside = path.resolve().is_relative_to(self.path.resolve())
         name = path.resolve().relative_to(self.path.resolve()).as_posix() if inside else path.name
         entry = {"file": name, "sha256": sha256(path), "bytes": path.stat().st_size}
@@ -248,7 +284,7 @@ class Run:
     ) -> None:
         "Record the run's checkpoint: name and sha256 (of a folder: of the names and hashes of its files)."
         if path is None: return
-        path = Path(path)
+        self._completed, path = None, Path(path)
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.is_file())
             text = "".join(f"{sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in files)

@@ -22,7 +22,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
 
-from .checkpoints import find_checkpoint, load_checkpoint, relative_name
+from .checkpoints import load_checkpoint, reading, relative_name, resume_point
 from .checkpoints import rng_state, save_checkpoint, set_rng_state
 from .core import fast_bf16, image_grid, pick_device, seed_everything
 from .feeding import feed
@@ -33,7 +33,9 @@ class Task:
     "What is trained and how: a subclass sets `.model` and gives `loss`; the rest has defaults"
     model: nn.Module # everything trained; several networks go into one nn.ModuleDict
     ema: nn.Module | None = None # set by the loop: the averaged copy of `ema_modules()`, for `sample`
-    facts: dict = {} # what else must be the same when a run is resumed: name -> value, for JSON
+    facts: dict = {} # what should be the same when a run is resumed; it warns of what is not: name -> value, for JSON
+    must_match: dict = {} # what must be the same, or the model would be ruined: frozen networks, schedule: likewise
+    learned: dict = {} # what was learned from the data: tokenizer, scale, tags; a resumed run reads it by `learned`
     shared_draws: bool = False # random numbers are drawn by `shared_rows`, for which all processes have one seed
 
     def loss(self,
@@ -189,26 +191,30 @@ def train(
 
     step, before, saved, ahead = 0, 0.0, None, 0
     recipe = {"seed": seed, "batch_size": batch_size, "processes": world, "rows": len(data), **task.facts}
-    if resume_from:
-        saved = find_checkpoint(resume_from)
-        facts, state = load_checkpoint(saved, {"model": task.model, "ema": task.ema}, optimizers)
+    if resume_from and not (saved := resume_point(resume_from)) and main:
+        print(f"{resume_from} ended before its first checkpoint: the training starts anew.", flush=True)
+    if saved:
+        facts, state = load_checkpoint(saved, {"model": task.model, "ema": task.ema}, optimizers, task.must_match)
         changed = "; ".join(f"{k} {facts.get(k)} then, {v} now" for k, v in recipe.items() if facts.get(k) != v)
         if changed: warnings.warn(f"The resumed run will not equal an uninterrupted one: {changed}.")
-        if rank < len(state["rng"]): set_rng_state(state["rng"][rank])
-        if state["scaler"] and accelerator.scaler: accelerator.scaler.load_state_dict(state["scaler"])
-        step, before = facts["step"], facts["seconds"]
-        seen = facts.get("seen", step*facts["batch_size"]*facts["processes"])
-        ahead = seen//batch_size - step*world # batches; not 0 where other batches or processes led here
+        with reading(saved):
+            if rank < len(state["rng"]): set_rng_state(state["rng"][rank])
+            if state["scaler"] and accelerator.scaler: accelerator.scaler.load_state_dict(state["scaler"])
+            step, before = facts["step"], float(facts["seconds"])
+            seen = int(facts["seen"]) if "seen" in facts else step*facts["batch_size"]*facts["processes"]
+            ahead = seen//batch_size - step*world # batches; not 0 where other batches or processes led here
 
     def save() -> Path | None:
         "Every process sends its generators' states; process 0 writes"
         rng = gather_object([rng_state()])
         if not main: return None
         return save_checkpoint(
-            run.path/"checkpoints", {"step": step, "seconds": seconds, "seen": (step*world + ahead)*batch_size, **recipe},
+            run.path/"checkpoints",
+            {"step": step, "seconds": seconds, "seen": (step*world + ahead)*batch_size, **recipe,
+             "must_match": task.must_match},
             {"model": task.model.state_dict(), "ema": task.ema.state_dict()},
             {"optimizers": {name: o.state_dict() for name, o in optimizers.items()}, "rng": rng,
-             "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}})
+             "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}, learned=task.learned)
 
     writer = bar = None
     if main and tensorboard: writer = tensorboard_writer(run.path/"tensorboard")
@@ -217,7 +223,11 @@ def train(
     start, seconds, logged = time.monotonic(), before, (step, before)
     done = lambda: max(step/steps, seconds/max_seconds if max_seconds else 0.0)
     due = lambda every: bool(every) and (step % every == 0 or done() >= 1)
-    if main and wants_bar(): bar = tqdm(total=1, initial=done(), bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
+    if main and done() >= 1:
+        limit = f"steps is {steps}" if step >= steps else f"max_seconds is {max_seconds:g}"
+        print(f"{relative_name(saved)} is of step {step} at {seconds:.0f} s, and {limit}: nothing is left to train.", flush=True)
+    if main and wants_bar():
+        bar = tqdm(total=1, initial=min(done(), 1), bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
     batches = feed(data, step*world + ahead + rank, world, device, workers)
     try:
         with graceful_stop() as stop:

@@ -182,6 +182,7 @@ def test_a_taken_folder_is_refused_or_resumed(tmp_path):
 def test_a_run_that_is_going_on_is_neither_begun_again_nor_resumed(tmp_path):
     code = ("import multiprocessing, sys, time; from mmgen.runs import Run\n"
             "with Run('x', root=sys.argv[1], run_id='r') as run:\n"
+            "    run.metric('PSNR', 1.0)\n"
             "    worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,)); worker.start()\n"
             "    print(worker.pid, flush=True); time.sleep(60)")
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=repo_root(), text=True)
@@ -206,12 +207,67 @@ def test_a_disk_without_locks_is_no_hindrance(tmp_path, monkeypatch):
     assert load_run(tmp_path/"r")["status"] == "completed"
 
 
-def test_a_run_that_failed_before_it_did_anything_does_not_keep_its_name(tmp_path):
-    for say in (lambda run: None, lambda run: run.log(1, loss=1.0)):
-        with pytest.raises(ValueError, match="a typo"), Run("x", root=tmp_path, run_id="r") as run:
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_ended_before_a_checkpoint_or_result_does_not_keep_its_name(resume, tmp_path):
+    def leave(*names):
+        for name in names:
+            (tmp_path/"r"/name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path/"r"/name).write_text("x")
+    picture = np.zeros((8, 8, 3), np.uint8)
+    for say in (lambda run: None, lambda run: run.log(1, loss=1.0), lambda run: run.figure("sample-3", picture),
+                lambda run: leave("tensorboard/events.1", "checkpoints/.checkpoint-4/.model-0123abcd.tmp.safetensors", ".run-0123abcd.tmp.json")):
+        with pytest.raises(ValueError, match="a typo"), Run("x", Config(), tmp_path, "r", resume=resume) as run:
             say(run)
             raise ValueError("a typo")
-    with pytest.raises(RunError, match="exists already"), Run("x", root=tmp_path, run_id="r"): pass  # it has logged a step
+    with Run("x", Config(), tmp_path, "r", resume=resume) as run:
+        assert {p.name for p in run.path.iterdir()} == {".lock", "run.json"} and "resumed" not in record(run)
+
+
+@pytest.mark.parametrize("say", [
+    lambda run: run.metric("PSNR", 1.0), lambda run: (run.path/"notes.txt").write_text("mine"),
+    lambda run: (run.path/"checkpoints"/"checkpoint-4").mkdir(parents=True), lambda run: (run.path/"parts").mkdir()])
+def test_a_run_that_has_something_to_lose_keeps_its_name(say, tmp_path):
+    with pytest.raises(ValueError, match="a typo"), Run("x", {"resume_from": None}, tmp_path, "r") as run:
+        say(run)
+        raise ValueError("a typo")
+    before = sorted(run.path.rglob("*"))
+    with pytest.raises(RunError, match="or resume it: resume_from=.*/r[.]$"), Run("x", {"resume_from": None}, tmp_path, "r"): pass
+    assert sorted(run.path.rglob("*")) == before
+    with Run("x", {"resume_from": "r"}, tmp_path, "r", resume=True) as again: pass
+    assert record(again)["resumed"][0]["status"] == "failed"
+
+
+def test_a_job_that_cannot_be_resumed_starts_anew_until_it_completes(tmp_path):
+    config = {"run_id": "r"} # as of directions and edit
+    with pytest.raises(ValueError), Run("x", config, tmp_path, "r") as run:
+        run.metric("channels", 3)
+        raise ValueError
+    with Run("x", config, tmp_path, "r") as run: assert record(run)["metrics"] == []
+    with pytest.raises(RunError, match="Run 'r' exists already; choose another run_id[.]$"), Run("x", config, tmp_path, "r"): pass
+
+
+def test_a_completed_run_stays_so_where_its_resume_is_refused(tmp_path):
+    with Run("x", root=tmp_path, run_id="r") as run: run.metric("PSNR", 1.0)
+    before = (run.path/"run.json").read_bytes()
+    with pytest.raises(RunError, match="is of x, not y; choose another"), Run("y", root=tmp_path, run_id="r", resume=True): pass
+    with pytest.raises(ValueError, match="other"), Run("x", root=tmp_path, run_id="r", resume=True) as again:
+        again.note(data={"rows": 3})
+        raise ValueError("other weights")
+    assert (run.path/"run.json").read_bytes() == before
+    with pytest.raises(ValueError), Run("x", root=tmp_path, run_id="r", resume=True) as again:
+        again.log(1, loss=1.0)
+        raise ValueError
+    assert record(again)["status"] == "failed"
+
+
+def test_steps_that_are_done_again_are_logged_once(tmp_path):
+    with Run("x", root=tmp_path, run_id="r") as run:
+        for step in (2, 4, 6): run.log(step, loss=step)
+        run.metric("PSNR", 1.0)
+    with Run("x", root=tmp_path, run_id="r", resume=True) as run: # from a checkpoint of step 3
+        for step in (4, 4, 6): run.log(step, loss=-step)
+    lines = [json.loads(line) for line in (run.path/"metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(2, 2), (4, -4), (4, -4), (6, -6)]
 
 
 @pytest.mark.parametrize("bad", ["../x", "a/b", ".hidden", "", "a\\b"])

@@ -136,12 +136,13 @@ class LatentColumn(ShardColumn):
     def __init__(
         self,
         shards: Shards,  # of `write_latents`
-        scale: str = "channel",  # or scalar: what has variance one
+        scale: str | dict = "channel",  # or scalar: what has variance one; or `mean` and `std`, as of a checkpoint
     ):
         super().__init__(shards, "latent")
         facts = shards.manifest["latents"]
         self.shape = tuple(facts["shape"])
-        self.mean, self.std = (np.array(facts[scale][name], np.float32)[:, None, None] for name in ("mean", "std"))
+        numbers = facts[scale] if isinstance(scale, str) else scale
+        self.mean, self.std = (np.array(numbers[name], np.float32)[:, None, None] for name in ("mean", "std"))
 
     def decode(self, rows):
         out, of, at = np.empty((len(rows), *self.shape), np.float32), self.of[rows], self.at[rows]

@@ -212,7 +212,8 @@ def fit(
         load_into(model, AutoencoderKL.load(config.init_from, "cpu").state_dict(), where=config.init_from)
     task = AutoencoderTask(model, **config.loss_config, samples=held_out[:16])
     run.note(parameters={name: sum(p.numel() for p in part.parameters()) for name, part in task.model.named_children()},
-             data={"rows": len(images), "sha256": content_sha256(images)})
+             data={"rows": len(images), "sha256": (content := content_sha256(images))})
+    task.facts, task.must_match = {"data": content[:12]}, {"norm_num_groups": config.norm_num_groups}
     result = train(task, Batches(columns, config.batch_size, config.seed), run, **config.loop)
     run.checkpoint(result.checkpoint)
 

@@ -6,6 +6,8 @@
 __all__ = ['classes', 'labels', 'Residual', 'Oracle', 'accuracy', 'edit_scores', 'score_editor', 'OracleTask', 'fit']
 
 # %% ../../nbs/44a_oracle.ipynb #43a54b02
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -203,7 +205,9 @@ def fit(
     seed_everything(config.seed)
     task = OracleTask(Oracle(classes(), config.width, config.size), config.optimizer)
     run.note(parameters={"oracle": sum(p.numel() for p in task.model.parameters())},
-             data={"rows": len(images), "sha256": content_sha256(images, tags)})
+             data={"rows": len(images), "sha256": (content := content_sha256(images, tags))})
+    task.facts = {"data": content[:12]}
+    task.must_match = {"classes": hashlib.sha256(json.dumps(classes()).encode()).hexdigest()[:16]}
     done = train(task, Batches({"image": images, "labels": truth}, config.batch_size, config.seed), run, **config.loop)
     oracle = done.ema.to(device).eval()
     seeds = portraits.seeds(config.held_out, "validation")

@@ -69,7 +69,8 @@ def fit(config: IdentityConfig, run: Run) -> tuple[PortraitIdentity, dict]: # as
     seed_everything(config.seed)
     task = IdentityTask(PortraitIdentity(config.width, config.widths), config.temperature, config.optimizer)
     run.note(parameters={"identity": sum(p.numel() for p in task.model.parameters())},
-             data={"rows": len(rows["image"]), "sha256": content_sha256(rows["image"])})
+             data={"rows": len(rows["image"]), "sha256": (content := content_sha256(rows["image"]))})
+    task.facts = {"data": content[:12]}
     done = train(task, Batches(rows, config.batch_size, config.seed), run, **config.loop)
     run.checkpoint(done.checkpoint)
     found = recognition(done.ema.cpu(), **dict(zip(("face", "same", "other"), held_out.values())))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..checkpoints import learned
 from ..clip import CLIP
 from ..core import pick_device, seed_everything, to_float
 from ..data.captions import as_tags, caption, known_tags
@@ -31,7 +32,7 @@ from ..stylegan.encoder import Encoder
 from ..stylegan.generator import Generator
 from ..stylegan.train import encode
 from ..training import Task, train
-from ..weights import model_card, packaged, save_weights
+from ..weights import fingerprint, model_card, packaged, save_weights
 
 # %% ../../nbs/33d1_mapper_training.ipynb #30efa4f5
 # Patashnik et al. 2021, section 5; pairs: Lyu et al. 2023
@@ -44,9 +45,11 @@ class MapperTask(Task):
                  ):
         self.config, self.model, self.generator, self.codes = config, mapper, generator.eval().requires_grad_(False), codes
         self.texts, self.wanted = texts, wanted
-        self.facts = {"generator": generator.fingerprint(), "prompt": mapper.prompt}
+        self.must_match = {name: mapper.config[name] for name in ("prompt", "scale")}
+        self.must_match |= {"generator": generator.fingerprint(), "clip": clip.fingerprint()}
         self.clip = CLIPLoss(clip, config.clip_loss, config.views, config.original_clip)
         self.identity = load_identity(config.identity, clip.device) if config.clip_weight and config.identity_weight else None
+        if self.identity is not None: self.must_match["identity"] = fingerprint(self.identity)
 
     def optimizers(self, lr, weight_decay): return build(self.config.optimizer, self.model, lr, weight_decay)
 
@@ -131,7 +134,7 @@ def fit(config: MapperConfig, run: Run
         wanted = embeddings(clip, goals)
     mapper = Mapper(generator.w_dim, generator.num_ws, split_list(config.levels, str), config.hidden, config.layers,
                     0 if config.prompt else texts.shape[1], config.scale, config.prompt, generator.fingerprint(), clip.fingerprint(),
-                    known_tags(tags))
+                    list(dict.fromkeys([*learned(config.resume_from).get("tags", []), *known_tags(tags)])))
     mapper.standardise(codes, texts)
     if config.init_from:
         start = Mapper.load(config.init_from)
@@ -141,7 +144,9 @@ def fit(config: MapperConfig, run: Run
         mapper.load_state_dict(start.state_dict())
     task = MapperTask(config, mapper, generator, clip, codes, texts, wanted)
     run.note(parameters={"mapper": sum(p.numel() for p in mapper.parameters())}, generator=generator.fingerprint(),
-             data={"rows": len(images), "sha256": content_sha256(images)})
+             data={"rows": len(images), "sha256": (content := content_sha256(images, tags))})
+    task.facts, task.learned = {"data": content[:12]}, {"tags": mapper.config["tags"]}
+    task.must_match["encoder"] = fingerprint(encoder)
     done = train(task, Batches({"row": list(range(len(images)))}, config.batch_size, config.seed), run, **config.loop)
     run.note(training={"steps": done.step, "images": done.step * config.batch_size, "seconds": round(done.seconds, 1)})
     run.checkpoint(done.checkpoint)

@@ -28,7 +28,7 @@ from .generator import Generator
 from .losses import discriminator_loss, generator_loss, r1_penalty
 from .train import ReconstructionLoss, encode, reconstruct, save
 from ..training import Task, train
-from ..weights import packaged
+from ..weights import fingerprint, packaged
 
 # %% ../../nbs/33b3_encoder_training.ipynb #ae031b8b
 # Tov et al. 2021, section 4.2
@@ -38,12 +38,13 @@ class EncoderTask(Task):
         self.config, self.held_out, self.identity = config, held_out, None
         self.generator = generator.eval().requires_grad_(False)
         encoder.fits(generator)
-        self.facts = {"generator": generator.fingerprint()}
+        self.must_match = {"generator": generator.fingerprint()}
         self.model = nn.ModuleDict({"encoder": encoder}).to(memory_format=torch.channels_last)
         if config.latent_weight: self.model["judge"] = LatentDiscriminator(generator.w_dim)
         c = config
         self.reconstruction = ReconstructionLoss(c.perceptual, c.perceptual_weight, c.l2_weight, c.l4_weight, c.edit_weight)
         if c.identity_weight: self.identity = load_identity(c.identity, "cpu")
+        if self.identity is not None: self.must_match["identity"] = fingerprint(self.identity)
 
     def optimizers(self, lr, weight_decay):
         made = build(self.config.optimizer, self.model["encoder"], lr, weight_decay, outer=("stem",))
@@ -136,7 +137,8 @@ def fit(config: EncoderConfig, run: Run
     if start: encoder.load_state_dict(start.state_dict())
     task = EncoderTask(config, encoder, generator, held_out[:16])
     run.note(parameters={"encoder": sum(p.numel() for p in encoder.parameters())}, generator=generator.fingerprint(),
-             data={"rows": len(columns["image"]), "sha256": content_sha256(columns["image"])})
+             data={"rows": len(columns["image"]), "sha256": (content := content_sha256(columns["image"]))})
+    task.facts = {"data": content[:12]}
     done = train(task, Batches(columns, config.batch_size, config.seed), run, **config.loop)
     run.note(training={"steps": done.step, "images": done.step * config.batch_size, "seconds": round(done.seconds, 1)})
     run.checkpoint(done.checkpoint)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoints import resume_point
 from ..core import image_grid, pick_device, psnr, seed_everything, to_float
 from ..data.batches import Batches
 from ..data.loading import content_sha256
@@ -241,13 +242,14 @@ def fit(config: StyleGAN2Config, run: Run
     def measure(step, ema):
         if config.adversarial_weight: run.log(step, **{cheapest: distance(cheapest, ema["generator"])})
     cheapest = next(iter(judges))
-    if config.encoder_from and config.adversarial_weight and not config.resume_from:
+    if config.encoder_from and config.adversarial_weight and not resume_point(config.resume_from):
         codes = encode(models["encoder"], columns["image"][:10_000], 0)[:, 0] # enough for a covariance
         run.note(mapping_error=fit_mapping(models["generator"], codes, config.mapping_steps))
     task = StyleGAN2Task(config, models["generator"], models["encoder"] if "encoder" in models else None, measure)
     task.held_out = held_out[:32]
     run.note(parameters={name: sum(p.numel() for p in part.parameters()) for name, part in task.model.named_children()},
-             data={"rows": len(columns["image"]), "sha256": content_sha256(columns["image"])})
+             data={"rows": len(columns["image"]), "sha256": (content := content_sha256(columns["image"]))})
+    task.facts, task.must_match = {"data": content[:12]}, {"normalisation": config.normalisation}
     done = train(task, Batches(columns, config.batch_size, config.seed), run, **config.loop,
                  explode=0.0 if config.adversarial_weight else 100.0) # what two players lose goes up and down
     run.note(training={"steps": done.step, "images": done.step * config.batch_size, "seconds": round(done.seconds, 1)})
