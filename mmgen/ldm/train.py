@@ -103,7 +103,7 @@ def held_out_loss(
     seed: int = 0,
 ) -> float:
     "The mean loss of held-out rows with their captions and sources; the global generators are left as they were."
-    judged, n = copy.copy(task), len(columns["latents"])
+    judged, n = copy.copy(task), len(columns["states"])
     judged.model, judged.caption_dropout, judged.image_dropout = network, 0.0, 0.0
     device, total = next(network.parameters()).device, 0.0
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
