@@ -11,6 +11,7 @@ import base64
 import html
 import json
 import math
+import re
 from pathlib import Path
 
 from .files import atomic_write
@@ -138,6 +139,14 @@ def _flat(facts, start=""):
         elif value not in (None, "", [], {}): yield start + key, value
 
 
+def _shown(folder, record, most=6):
+    "The figures that are there: those of the end, then at most six of the way, whose names end in their step."
+    there = [figure for figure in record["figures"] if (folder/figure["file"]).is_file()]
+    way = [figure for figure in there if re.search(r"-\d+\.", figure["file"])]
+    some = [way[round(i*(len(way) - 1)/(most - 1))] for i in range(most)] if len(way) > most else way
+    return [figure for figure in there if figure not in way] + some
+
+
 def worth_a_page(
     folder: str | Path, # of a run
     record: dict, # of the run
@@ -158,7 +167,7 @@ def page(
     if record.get("error"): parts.append(f"<p class=failed>{html.escape(record['error'])}</p>")
     if record["metrics"]: parts += ["<h2>Numbers</h2>", _table(_rows(record), 1)]
     if drawn := curves(folder): parts += ["<h2>Curves</h2>", drawn]
-    shown = [figure for figure in record["figures"] if (folder/figure["file"]).is_file()]
+    shown = _shown(folder, record)
     if shown: parts.append("<h2>Pictures</h2>")
     for figure in shown:
         data = base64.b64encode((folder/figure["file"]).read_bytes()).decode()
@@ -189,8 +198,7 @@ def show_run(
     record = json.loads((folder/"run.json").read_text(encoding="utf-8"))
     print(*numbers(record), sep="\n")
     if drawn := curves(folder): display(HTML(drawn))
-    for figure in record["figures"]:
-        if not (folder/figure["file"]).is_file(): continue
+    for figure in _shown(folder, record):
         print(figure["file"] + (f": {figure['about']}" if figure.get("about") else ""))
         display(Image(filename=str(folder/figure["file"])))
     print(f"Results: {folder}" + (f"\nPage: {folder/'index.html'}" if (folder/"index.html").is_file() else ""))

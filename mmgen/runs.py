@@ -16,7 +16,7 @@ import secrets
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
@@ -135,7 +135,8 @@ class Run:
         self.record |= {"status": status, "error": text}
         try:
             self._save()
-            if worth_a_page(self.path, self.record): write_page(self.path)
+            with suppress(OSError): # the record counts; a page can be written again
+                if worth_a_page(self.path, self.record): write_page(self.path)
         except OSError:
             if kind is None: raise # a full disk must not hide the error that ended the run
         finally: self._held.close()

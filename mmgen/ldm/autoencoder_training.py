@@ -226,7 +226,7 @@ def fit(
     scale = scaling_factor_of(result.ema, images[range(min(len(images), 2000))])
     run.note(scaling_factor=scale)
     rows = {name: images[at:at + 8] for at in range(0, min(16, len(held_out)), 8) for name, images in (
-        (f"held-out {at + 1}–{at + 8}", held_out), (f"reconstructions {at + 1}–{at + 8}", outputs))}
+        (f"held-out {at + 1}-{at + 8}", held_out), (f"reconstructions {at + 1}-{at + 8}", outputs))}
     run.figure("reconstructions", sheet(rows, cell=max(64, min(config.size, 128))), "held-out images and their reconstructions")
 
     model_config = result.ema.config | {"scaling_factor": scale}

@@ -230,7 +230,7 @@ def _show(config, run, pipeline):
     rows = {}
     for at in range(0, n, 8):
         last = min(at + 8, n)
-        rows |= {f"held-out {at + 1}–{last}": shown[at:last], f"samples {at + 1}–{last}": samples[at:last]}
+        rows |= {f"held-out {at + 1}-{last}": shown[at:last], f"samples {at + 1}-{last}": samples[at:last]}
     run.figure("samples", sheet(rows, cell=max(64, min(config.size, 128))), "held-out images, and what the model draws from their captions alone")
     record_samples(run, pipeline.text_encoder, Path(config.text_encoder).name, shown, samples, texts[:n])
 
@@ -257,7 +257,8 @@ def show_edits(
         rows[tag] = editor.edit(x, texts, wanted, config.edit_strength).cpu()
         if config.data == "portraits":
             rows[f"{tag},\nexact"] = to_float(np.stack([_exact(seed, tag, config.size) for seed in shown["seed"][:some]]))
-    run.figure("edits", sheet(rows, cell=max(64, min(config.size, 128))), f"held-out images and their edits at strength {config.edit_strength:g}"
+    tried = ", ".join(tag.replace("\n", " ") for tag in wishes) or "none, for the captions have nothing in common"
+    run.figure("edits", sheet(rows, cell=max(64, min(config.size, 128))), f"held-out images and their edits at strength {config.edit_strength:g}: {tried}"
                + (", each row above the exact answer (white where that face cannot have the tag)" if config.data == "portraits" else ""))
     if wishes:
         made, asked = torch.cat([rows[tag] for tag in wishes]), [text for wanted in wishes.values() for text in wanted]

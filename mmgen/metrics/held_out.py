@@ -26,10 +26,11 @@ def edits_to_try(
     captions: Sequence[str], # of held-out images
     most: int = 4,
 ) -> list[str]: # [] where the captions have no tags in common, as sentences
-    "The tags that are tried as edits: those asked for; instead of defaults that no caption has, the commonest tags that at most half of the captions have."
+    "The tags that are tried as edits: those asked for; of the defaults those that a caption has or, where none has any, the commonest tags that at most half of the captions have."
     counts = Counter(tag for text in captions for tag in dict.fromkeys(as_tags(text)))
-    if tuple(asked) != tuple(usual) or any(tag in counts for tag in asked): return list(asked)
-    return [tag for tag, n in counts.most_common() if 2 <= n <= len(captions)/2][:most]
+    known = [tag for tag in asked if tag in counts]
+    if tuple(asked) != tuple(usual): return list(asked)
+    return known or [tag for tag, n in counts.most_common() if 2 <= n <= len(captions)/2][:most]
 
 # %% ../../nbs/44a9_held_out.ipynb #48c9ab7e
 def _record(run, score, name, judge):
