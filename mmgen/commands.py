@@ -125,6 +125,7 @@ def sample(a) -> dict:
 
 def train(a) -> dict:
     "A training job; its record tells the rest."
+    from mmgen.run_page import numbers
     from mmgen.runs import load_run
     config = config_of(a, a.job)
     if config.run_id is None:
@@ -132,8 +133,9 @@ def train(a) -> dict:
     launch(config)
     folder = repo_root() / "reports" / "runs" / config.run_id
     record = load_run(folder)
-    say(f"{folder}: {record['status']} after {record['wall_seconds']:.0f} s")
-    return {"folder": str(folder), "status": record["status"], "seconds": record["wall_seconds"], "metrics": record["metrics"]}
+    page = folder / "index.html"
+    say("\n".join([*numbers(record), f"{folder}: {record['status']} after {record['wall_seconds']:.0f} s"] + [f"page: {page}"] * page.is_file()))
+    return {"folder": str(folder), "page": str(page), "status": record["status"], "seconds": record["wall_seconds"], "metrics": record["metrics"]}
 
 
 def weights(a) -> dict:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['seed_everything', 'pick_device', 'fast_bf16', 'error_message', 'to_float', 'to_uint8', 'psnr', 'image_grid',
-           'show_grid', 'jpeg_figures']
+           'show_grid', 'jpeg_figures', 'sheet']
 
 # %% ../nbs/00_core.ipynb #944b399e
 import os
@@ -157,3 +157,23 @@ def jpeg_figures(
     if get_ipython() is None: return
     from matplotlib_inline.backend_inline import set_matplotlib_formats
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": quality})
+
+# %% ../nbs/00_core.ipynb #8912b530
+def sheet(
+    rows: dict, # label → images, float (N, 3, H, W) in [-1, 1] or uint8 (N, H, W, 3); a label may have two lines
+    columns: list[str] | tuple = (), # labels above the columns, of one or two lines
+    cell: int = 80, # pixels of an image
+) -> np.ndarray: # uint8 (H, W, 3)
+    "Rows of images under and beside what they are; a row may be shorter than the others."
+    from PIL import Image, ImageDraw, ImageFont
+    shown = {label: _uint8_list(images) for label, images in rows.items()}
+    font, top = ImageFont.load_default(12), 34 if columns else 0
+    margin = 12 + int(max(font.getlength(line) for label in shown for line in label.split("\n")))
+    page = Image.new("RGB", (margin + cell*max(len(columns), *map(len, shown.values())), top + cell*len(shown)), "white")
+    pen = ImageDraw.Draw(page)
+    for x, text in enumerate(columns): pen.multiline_text((margin + (x + 0.5)*cell, top/2), text, "black", font, "mm", 2, "center")
+    for y, (label, images) in enumerate(shown.items()):
+        pen.multiline_text((margin - 6, top + (y + 0.5)*cell), label, "black", font, "rm", 2, "right")
+        for x, image in enumerate(images):
+            page.paste(Image.fromarray(image).resize((cell, cell), Image.Resampling.LANCZOS), (margin + x*cell, top + y*cell))
+    return np.asarray(page)

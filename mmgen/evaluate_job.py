@@ -23,7 +23,7 @@ class EvaluateConfig(Settings):
     run_id: str | None = None # folder below reports/runs; None: made of time and four hex digits
     resume_from: str | None = None # run folder to go on in; None: start anew
     # what is compared
-    editors: str = "copy-input,reconstruction,inversion,sdedit,sdedit:decoding=plain,ddim-inversion,edit-friendly-ddpm,prompt-to-prompt,flowedit,flowedit:decoding=plain,instruct-pix2pix,styleclip-mapper,styleclip-mapper:decoding=plain,styleclip-directions,styleclip-optimization" # names, each with options: sdedit:decoding=plain:steps=20
+    editors: str = "copy-input,reconstruction,inversion,sdedit,sdedit:decoding=plain,ddim-inversion,edit-friendly-ddpm,prompt-to-prompt,flowedit,flowedit:decoding=plain,instruct-pix2pix,styleclip-mapper,styleclip-mapper:decoding=plain,styleclip-directions,styleclip-optimization" # names, separated by commas; options of an Editor follow it, each behind a colon
     strengths: str = "0.25,0.5,0.75,1" # beside each Editor's own
     rows: int = 500 # of the benchmark, the first ones
     sweep_rows: int = 200 # so many at the strengths beside each Editor's own

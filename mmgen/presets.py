@@ -6,6 +6,7 @@
 __all__ = ['PRESETS', 'JOBS', 'config_for', 'preset_table', 'parameters_cell', 'config_from_notebook']
 
 # %% ../nbs/02_presets.ipynb #5a0868fa
+import ast
 import json
 from dataclasses import fields, replace
 from types import NoneType
@@ -219,18 +220,45 @@ def parameters_cell(
     return "\n".join(lines)
 
 # %% ../nbs/02_presets.ipynb #7a5898d1
+def _assigned(
+    cell: str, # source of a cell
+) -> list[str]:
+    "The names that a cell assigns in statements `name = ...` or `name: type = ...`; none where it is not Python."
+    try: body = ast.parse(cell).body
+    except SyntaxError: return []
+    targets = [t for node in body for t in (getattr(node, "targets", None) or [getattr(node, "target", None)])]
+    return [t.id for t in targets if isinstance(t, ast.Name)]
+
+
+def _parameter_names(
+    cells: list[str], # that were executed, in their order
+    valid: list[str], # fields of the job
+) -> set[str] | None:
+    "The names in the last parameters cell and below it, up to the call of `config_from_notebook`; None where no cell has a field."
+    calls = [i for i, cell in enumerate(cells) if "config_from_notebook(" in cell]
+    having = [i for i, cell in enumerate(cells) if set(_assigned(cell)) & set(valid)]
+    if not having: return None
+    start = having[-1]
+    while start - 1 in having and start - 1 not in calls: start -= 1 # papermill's cell stands below the notebook's own
+    stop = next((i for i in calls if i >= start), len(cells) - 1)
+    return {name for cell in cells[start:stop + 1] for name in _assigned(cell)}
+
+
 def config_from_notebook(
     job: str, # the name of a job
-    names: dict, # globals() of the notebook, right after its parameters cell
+    names: dict, # globals() of the notebook
 ) -> Settings:
     "The configuration that a notebook's parameters describe; ValueError names the closest valid field."
     literal = (bool, int, float, str, list, dict, tuple, set, NoneType)
-    given = {k: v for k, v in names.items()
-             if not k.startswith("_") and k not in ("In", "Out") and isinstance(v, literal)}
     valid = [f.name for f in fields(JOBS[_known("job", job, JOBS)]["small"])]
-    for name in given:
-        if name not in valid:
-            raise ValueError(f"{job} has no parameter {name!r}; the closest is {closest(name, valid)!r}. "
-                             "(A variable of your own goes below this cell or starts with _.)")
+    cells = [cell for cell in names.get("In", ()) if cell.strip()]
+    assigned = _parameter_names(cells, valid)
+    if assigned is None: assigned = set(valid) if cells else set(names)
+    own = [name for name, value in names.items() if name in assigned and isinstance(value, literal)
+           and not name.startswith("_") and name not in (*valid, "In", "Out")]
+    if own:
+        raise ValueError(f"{job} has no parameter {own[0]!r}; the closest is {closest(own[0], valid)!r}. "
+                         "(A variable of your own goes below this cell or starts with _.)")
+    given = {name: names[name] for name in valid if name in names}
     preset = given.pop("preset", None)
     return config_for(job, "small" if preset is None else preset, **given)

@@ -17,7 +17,8 @@ from mmgen.benchmark.tables import flipped, outcomes, set_figures, table
 from mmgen.benchmark.workers import ask, run_parts
 from mmgen.core import to_uint8
 from mmgen.data.edits import as_batch
-from mmgen.editing import CopyInput, EditError, editor, editors
+from mmgen.data import portraits
+from mmgen.editing import CopyInput, EditError, check_edit, editor, editors
 from mmgen.evaluate_job import EvaluateConfig
 from mmgen.files import sha256
 from mmgen.metrics.clip_score import clip_score, directional_similarity
@@ -284,3 +285,40 @@ QUICK = {"styleclip-optimization": {"steps": 2}, "sdedit": {"steps": 2}, "ddim-i
 def test_every_editor_takes_english(judges, rows, name):
     found, failed = ask(editor(name, device="cpu", **QUICK.get(name, {})), judges, rows[:5], prompts="english")
     assert not failed and np.isfinite(found["skill"]).all()
+
+
+class Large(CopyInput):
+    "An Editor of larger images, that refuses others as published models do"
+    strength, size = 0.5, 160
+
+    def edit(self, images, source, target, strength=None):
+        check_edit(images, source, target, strength, self.size)
+        return images.clone()
+
+
+def test_an_editor_is_judged_at_its_own_size(tmp_path, monkeypatch):
+    real = workers.editor
+    monkeypatch.setattr(workers, "editor", lambda name, device=None, **options: Large() if name == "reconstruction" else real(name, device=device, **options))
+    config = config_for("evaluate", "smoke", device="cpu", clip="none", rows=5, slow_rows=5, loops=1)
+    with Run("evaluate", config, root=tmp_path, run_id="one") as run: found = evaluate(config, run)
+    large, small = of(found, "reconstruction"), of(found, "copy-input")
+    assert large["failed"] == small["failed"] == 0 and large["scores"]["skill"] == small["scores"]["skill"] == [0, 0, 0]
+    images = load_part(next(part for part in parts(config)["reconstruction"] if part.task == "edit").file(run.path / "parts"))[0]["image"]
+    assert images.shape == (5, 160, 160, 3) and np.array_equal(images[0], portraits.render(counterfactuals(1)[0].source, 160))
+    assert Image.open(run.path / "first.jpg").size[1] == 34 + 4 * 64
+
+
+def test_an_editor_that_cannot_edit_is_named_and_ends_the_run(tmp_path, monkeypatch, capsys):
+    real = workers.editor
+    def broken(name, device=None, **options):
+        if name == "reconstruction": raise EditError("there are no weights.")
+        return real(name, device=device, **options)
+    monkeypatch.setattr(workers, "editor", broken)
+    config = config_for("evaluate", "smoke", device="cpu", clip="none", rows=5, slow_rows=5, loops=1)
+    with pytest.raises(EditError, match=r"No edit succeeded with reconstruction \(EditError: there are no weights\)"):
+        with Run("evaluate", config, root=tmp_path, run_id="one") as run: evaluate(config, run)
+    assert "reconstruction: 5 of 5 edits failed: EditError: there are no weights." in capsys.readouterr().out
+    record = json.loads((run.path / "run.json").read_text())
+    assert record["status"] == "failed" and record["failed_editors"] == {"reconstruction": "EditError: there are no weights."}
+    assert {"scores.json", "rows.json", "first.jpg"} <= {one["file"] for one in record["artifacts"]} and any(m["editor"] == "copy-input" for m in record["metrics"])
+    assert "there are no weights" in (run.path / "index.html").read_text()

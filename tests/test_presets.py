@@ -3,6 +3,7 @@ import dataclasses
 import inspect
 import json
 import logging
+import symtable
 
 import pytest
 
@@ -19,9 +20,19 @@ NOTEBOOKS = [job for job in JOBS if (repo_root()/"nbs"/f"train_{job}.ipynb").exi
 
 def notebook_globals(job, **injected):
     "The globals after a notebook's parameters cell and the cell that papermill injects below it."
-    names = {"In": ["", "import x"], "Out": {1: 2}, "_dh": [], "__name__": "__main__", "pytest": pytest, "exit": exit}
-    exec(parameters_cell(job), names)
-    return names | injected
+    return run_cells({}, parameters_cell(job), *[f"# Parameters\n{assignments(injected)}"]*bool(injected))
+
+
+def assignments(values):
+    return "\n".join(f"{name} = {value!r}" for name, value in values.items())
+
+
+def run_cells(names, *cells):
+    "The globals after more cells were executed and the cell that asks for the configuration was begun, as IPython keeps them."
+    names = names or {"In": [""], "Out": {1: 2}, "_dh": [], "__name__": "__main__", "pytest": pytest, "exit": exit}
+    for cell in cells:
+        exec(cell if "%" not in cell else "", names)
+    return names | {"In": [*names["In"], *cells, "config = config_from_notebook(job, globals())\nconfig"]}
 
 
 def test_every_job_has_the_four_presets():
@@ -166,18 +177,29 @@ def test_parameters_cell_has_one_line_per_field(job):
     assert config_from_notebook(job, notebook_globals(job)) == small
 
 
-@pytest.mark.parametrize("job", JOBS)
-def test_papermill_reads_the_parameters_cell(job, tmp_path, caplog):
-    nbformat, papermill = pytest.importorskip("nbformat"), pytest.importorskip("papermill")
-    cell = nbformat.v4.new_code_cell(parameters_cell(job), metadata={"tags": ["parameters"]})
-    metadata = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=metadata), tmp_path/"a.ipynb")
+def notebook_of(job):
+    return next(file for name in (f"train_{job}", job) if (file := repo_root()/"nbs"/f"{name}.ipynb").exists())
+
+
+@pytest.mark.parametrize("job", presets.JOBS)
+def test_papermill_reads_every_line_of_the_parameters_cell(job, caplog):
+    papermill = pytest.importorskip("papermill")
     with caplog.at_level(logging.WARNING):
-        found = papermill.inspect_notebook(str(tmp_path/"a.ipynb"))
+        found = papermill.inspect_notebook(str(notebook_of(job)))
     assert not caplog.records
-    fields = {f.name: presets.plain_type(f).__name__ for f in dataclasses.fields(PRESETS[job]["small"])}
+    fields = {f.name: presets.plain_type(f).__name__ for f in dataclasses.fields(presets.JOBS[job]["small"])}
     assert {name: p["inferred_type_name"] for name, p in found.items()} == fields
     assert all(p["help"] for p in found.values())
+
+
+@pytest.mark.parametrize("job", presets.JOBS)
+def test_no_other_cell_of_a_notebook_binds_a_parameter(job):
+    names = {f.name for f in dataclasses.fields(presets.JOBS[job]["small"])} | {"fit"}  # of pictures, in some jobs
+    for cell in json.loads(notebook_of(job).read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "code" or "parameters" in cell["metadata"].get("tags", []): continue
+        symbols = symtable.symtable("".join(cell["source"]), "cell", "exec").get_symbols()
+        bound = {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
+        assert not bound & names, f"{notebook_of(job).name} {''.join(cell['source'])}"
 
 
 def test_comments_come_from_the_most_derived_class():
@@ -192,6 +214,30 @@ def test_notebook_parameters_become_a_config(job):
     config = config_from_notebook(job, notebook_globals(job, preset="smoke", steps=3, lr=1, run_id="x"))
     assert config == config_for(job, "smoke", steps=3, lr=1.0, run_id="x")
     assert config_from_notebook(job, {"preset": None}) == PRESETS[job]["small"]
+
+
+@pytest.mark.parametrize("job", presets.JOBS)
+def test_run_all_twice_takes_the_parameters_cell_again(job):
+    seed = lambda names: config_from_notebook(job, names).seed
+    rest = "known, which = 'brown hair', 3\nlines = ['a']", "for row in range(3): pass", "result = 0.5", "limit = 7"
+    cell = parameters_cell(job)
+    once = run_cells({}, cell, "%matplotlib inline")
+    assert seed(once) == 0
+    again = run_cells(run_cells(once, *rest), cell.replace("seed: int = 0", "seed: int = 5").replace("seed: int = None", "seed: int = 5"))
+    assert seed(again) == 5
+    assert seed(run_cells(run_cells(again, *rest), cell)) == 0, "a parameter that is taken back"
+    assert seed(run_cells(run_cells(again, *rest))) == 5, "the configuration's cell alone"
+    assert seed(run_cells(run_cells(again, *rest), "seed = 8")) == 8, "a cell that sets one parameter"
+    with pytest.raises(ValueError, match=f"{job} has no parameter 'sead'; the closest is 'seed'"):
+        seed(run_cells(run_cells(once, *rest), cell + "\nsead = 5"))
+    with pytest.raises(ValueError, match=f"{job} has no parameter 'sead'; the closest is 'seed'"):
+        seed(run_cells(run_cells(once, *rest), cell, "# Parameters\nseed = 1\nsead = 5"))
+
+
+def test_a_parameter_that_is_no_literal_is_not_passed_over():
+    with pytest.raises(ValueError, match="ldm: data must be str, not PosixPath"):
+        config_from_notebook("ldm", run_cells({}, parameters_cell("ldm") + "\nimport pathlib\ndata = pathlib.PosixPath('mine')"))
+    assert config_from_notebook("ldm", run_cells({}, parameters_cell("ldm") + "\nsteps = 2*1_000")).steps == 2_000
 
 
 @pytest.mark.parametrize("name, value, closest", [

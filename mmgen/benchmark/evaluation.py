@@ -17,6 +17,7 @@ from .pictures import save_pictures
 from .scores import Judges
 from .tables import outcomes, table
 from .workers import run_parts
+from ..editing import EditError
 from ..evaluate_job import EvaluateConfig
 from ..files import atomic_write
 from ..metrics.intervals import MetricWarning
@@ -27,7 +28,10 @@ def evaluate(
     config: EvaluateConfig,
     run: Run,
 ) -> list[dict]:  # of `table`
-    "Runs what is missing, and puts scores.json, rows.json and pictures into the run, and the main figures as its metrics."
+    """Runs what is missing, and puts scores.json, rows.json and pictures into the run, and the main figures as its metrics.
+
+    Says why Editors failed; EditError after all is saved where all rows of one did.
+    """
     parts(config)  # an unknown Editor is an error before anything is computed
     folder, rows = run.path / "parts", counterfactuals(max(config.rows, config.slow_rows))
     judges = Judges(config.device, clip=None if config.clip == "none" else config.clip)
@@ -46,4 +50,14 @@ def evaluate(
             about = {"failed": row["failed"], "editor": row["editor"], "task": row["task"], "strength": row["strength"]}
             for name, (value, low, high) in row["scores"].items(): run.metric(name, value, n=row["n"], low=low, high=high, **about)
             if "memory_mib" in row: run.metric("memory", row["memory_mib"], n=row["n"], unit="MiB", **about)
+    _report_failures(found, run)
     return found
+
+
+def _report_failures(found, run):
+    "Prints and records why rows of an Editor failed; EditError where all did."
+    rows = [row for row in found if row["own"] and row["task"] == "edit" and row["kind"] == "all" and row["failed"]]
+    for row in rows: print(f"{row['editor']}: {row['failed']} of {row['n'] + row['failed']} edits failed: {row['error']}")
+    run.note(failed_editors={row["editor"]: row["error"] for row in rows})
+    lost = [f"{row['editor']} ({row['error'].rstrip('.')})" for row in rows if not row["n"]]
+    if lost: raise EditError(f"No edit succeeded with {'; '.join(lost)}. The scores of the other Editors are in the run's scores.json.")

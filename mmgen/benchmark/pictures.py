@@ -26,7 +26,8 @@ COLUMNS, GALLERY = 10, 3  # rows of the benchmark on `first`; failures of each E
 
 
 def _padded(images, n):
-    "Images (k, H, W, 3), k at most n, and white ones up to n."
+    "Images (k, H, W, 3), k at most n, at 64 pixels, and white ones up to n."
+    if images.shape[1] != 64: images = np.array([Image.fromarray(one).resize((64, 64), Image.Resampling.LANCZOS) for one in images]).reshape(-1, 64, 64, 3)
     return np.concatenate([images, np.full((n - len(images), *images.shape[1:]), 255, np.uint8)])
 
 
@@ -54,8 +55,9 @@ def failures(
         rows = counterfactuals(len(values["flips"]))
         wrong = [(i, row, values["reached"][i] == 1, n) for i, (row, n) in enumerate(zip(rows, flipped(rows, values["flips"])))
                  if n is not None and (values["reached"][i] == 0 or n > most)][:GALLERY]
-        tiles = [one for i, *_ in wrong for one in (known["source"][i].numpy(), known["exact"][i].numpy(), values["image"][i])]
-        lines.append(_padded(np.stack(tiles) if tiles else values["image"][:0], 3 * GALLERY))
+        at = [i for i, *_ in wrong]
+        columns = [_padded(images[at], len(at)) for images in (known["source"].numpy(), known["exact"].numpy(), values["image"])]
+        lines.append(_padded(np.stack(columns, 1).reshape(-1, 64, 64, 3), 3 * GALLERY))
         shown[spec] = [{"row": i, "kind": row.kind, "tag": row.tag, "seed": row.seed, "reached": bool(reached), "flips": n} for i, row, reached, n in wrong]
     return np.concatenate(lines), 3 * GALLERY, {"editors": shown}
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from ..core import image_grid, pick_device, psnr, seed_everything, to_float
+from ..core import pick_device, psnr, seed_everything, sheet, to_float
 from ..data.edits import neighbours
 from ..data.batches import Batches
 from ..data.loading import content_sha256, load_source, to_arrays
@@ -226,7 +226,9 @@ def fit(
         run.metric("edit gain", gain[seen].mean().item(), n=int(seen.sum()), sd=gain[seen].std().item())
     scale = scaling_factor_of(result.ema, images[range(min(len(images), 2000))])
     run.note(scaling_factor=scale)
-    run.figure("reconstructions", image_grid(torch.stack([held_out[:16], outputs[:16]], 1).flatten(0, 1)))
+    rows = {name: images[at:at + 8] for at in range(0, min(16, len(held_out)), 8) for name, images in (
+        (f"held-out {at + 1}-{at + 8}", held_out), (f"reconstructions {at + 1}-{at + 8}", outputs))}
+    run.figure("reconstructions", sheet(rows, cell=max(64, min(config.size, 128))), "held-out images and their reconstructions")
 
     model_config = result.ema.config | {"scaling_factor": scale}
     card = model_card(

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core import pick_device, psnr, seed_everything, to_float
+from ..core import pick_device, psnr, seed_everything, sheet, to_float
 from ..data import portraits
 from ..data.edits import Edit, as_batch
 from ..data.batches import Batches
@@ -216,6 +216,9 @@ def fit(
     found = accuracy(oracle.predict(shown), labels(faces), list(classes()))
     for name, value in found.items():
         run.metric(f"accuracy of {name}", value, n=config.held_out, split="validation")
+    named = oracle.names(oracle.predict(shown[:8]))
+    titles = [f"{row['hair_color'].removesuffix(' hair')}\n{row['eyes_color']}" for row in named]
+    if len(shown): run.figure("predictions", sheet({"held-out": shown[:8]}, titles), "held-out portraits under what the oracle sees: hair and eye colour")
     folder = run.path / "oracle-portraits"
     save_weights(folder, oracle.state_dict(), oracle.config, model_card(
         "Oracle for portraits", {"width": config.width, "size": config.size}, run.record,

@@ -9,7 +9,7 @@ __all__ = ['IdentityTask', 'recognition', 'columns', 'fit']
 import torch
 import torch.nn.functional as F
 
-from ..core import pick_device, seed_everything, to_float
+from ..core import pick_device, seed_everything, sheet, to_float
 from ..data.edits import disguise, impostor, neighbours
 from ..data.batches import Batches
 from ..data.loading import content_sha256, load_source, to_arrays
@@ -75,6 +75,8 @@ def fit(config: IdentityConfig, run: Run) -> tuple[PortraitIdentity, dict]: # as
     run.checkpoint(done.checkpoint)
     found = recognition(done.ema.cpu(), **dict(zip(("face", "same", "other"), held_out.values())))
     for name, value in found.items(): run.metric(name, value, n=config.held_out, split="validation")
+    looks = {"character": "image", "disguised": "disguised", "impostor": "impostor"}
+    run.figure("characters", sheet({label: held_out[name][:8] for label, name in looks.items()}), "held-out characters, in disguise, and impostors")
     card = model_card("Identity of portraits", done.ema.config, run.record,
                       "Embeds a drawn face; the same character in another hair, colour or glasses stays near, another mouth goes away.",
                       f"{config.images} rendered characters (Adventurer by Lisa Wischofsky, CC BY 4.0), each in two looks and with an impostor.",

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import image_grid, pick_device, psnr, seed_everything, to_float
+from ..core import pick_device, psnr, seed_everything, sheet, to_float
 from ..data.batches import Batches
 from ..data.loading import content_sha256, load_source
 from ..data.edits import edits
@@ -158,6 +158,7 @@ def fit(config: EncoderConfig, run: Run
             for kind, scores in edited.items():
                 for measure in ("reached", "kept"): run.metric(f"{kind} {measure}", scores[measure], n=scores["n"], code=name)
     made = shown["all offsets"]
-    run.figure("reconstructions", image_grid(torch.stack([held_out[:16], shown["w0"][:16], made[:16]], 1).flatten(0, 1)))
+    rows = {"held-out": held_out[:8], "w0 alone": shown["w0"][:8], "full code": made[:8]}
+    run.figure("reconstructions", sheet(rows, cell=max(64, min(config.size, 128))), "held-out images and their reconstructions")
     save(run, "encoder", encoder, config)
     return {"encoder": Encoder.load(run.path / "encoder", device), "generator": generator, "originals": held_out, **shown}
