@@ -169,8 +169,8 @@ def fit(
     from mmgen.weights import load_into, model_card
     source = load_source(config.data, "train", config.size, config.images, config.seed)
     held = load_source(config.data, "validation", config.size, config.held_out, config.seed)
-    images, tags = to_arrays(source, config.size)
-    held_images, held_tags = to_arrays(held, config.size)
+    images, tags = to_arrays(source, config.size, fit=config.fit)
+    held_images, held_tags = to_arrays(held, config.size, fit=config.fit)
     start = CLIP.load(config.init_from, "cpu") if config.init_from else None
     tokenizer = start.tokenizer if start else train_tokenizer(tokenizer_texts(tags, config.seed), config.vocabulary, config.text_length)
     torch.manual_seed(config.seed)

@@ -122,7 +122,7 @@ def fit(config: MapperConfig, run: Run
     generator, encoder, clip = Generator.load(config.generator, device), Encoder.load(config.encoder, device), CLIP.load(config.clip, device)
     encoder.fits(generator)
     dataset = load_source(config.data, "train", config.size, config.images, config.seed)
-    images, tags = to_arrays(dataset, config.size)
+    images, tags = to_arrays(dataset, config.size, fit=config.fit)
     captions = [caption(as_tags(row)) for row in tags]
     codes, texts = encode(encoder, images, None), embeddings(clip, captions)
     wanted = None
@@ -169,7 +169,7 @@ def evaluate(config: MapperConfig, run: Run, editor: LatentMapper):
             for measure in ("reached", "kept"): run.metric(f"{name} {measure}", scores[measure], n=scores["n"])
     elif config.prompt:
         held_out = load_source(config.data, "validation", config.size, config.held_out, config.seed)
-        images, tags = to_arrays(held_out, config.size)
+        images, tags = to_arrays(held_out, config.size, fit=config.fit)
         source = [caption(as_tags(row)) for row in tags]
         target = [edited_caption(text, config.prompt) for text in source]
         run.metric("gain of CLIP's cosine", closer(editor.clip, editor, to_float(images), source, target), n=len(source))
