@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 
 from .caption_tables import ImageNames, fits, read_json, read_text, table_entries, why_no_table
 from .caption_text import (TEXT_COLUMNS, First, SourceError, SourceNotice, clean_tag, clean_text, is_sentence, one_tag, parted_by_spaces,
-                                     read_caption, read_entry, read_tags, spaced)
+                                     read_caption, read_entry, read_tags, spaced, tags_at_spaces)
 from .pictures import image_formats
 
 # %% ../../nbs/42d1_folders.ipynb #56f49c02
@@ -273,7 +273,7 @@ def read_folder(
     several = [p for p, caption in zip(images, captions) if isinstance(caption, First)]
     if several: _notice(f"{len(several)} of {len(captions)} images in {folder} have several captions; the first is taken: {several[0].name}, for example.")
     texts = [c for c in captions if isinstance(c, str) and c]
-    if parted_by_spaces(texts): captions, texts = [[*map(spaced, c.split())] if isinstance(c, str) else c for c in captions], []
+    if parted_by_spaces(texts): captions, texts = [tags_at_spaces(c) if isinstance(c, str) else c for c in captions], []
     if 2*sum(isinstance(c, First) or is_sentence(c) for c in texts) > len(captions) - empty:
         captions = {"text": [clean_text(c) if isinstance(c, str) else ", ".join(c) for c in captions]}
     else: captions = {"tags": [read_tags(c) for c in captions]}

@@ -61,7 +61,9 @@ def load_source(data: str, # "portraits", "portraits:lorelei", a folder (of imag
         return portrait_sets.dataset(images or 10_000, split=split, size=size, style=data.partition(":")[2] or "adventurer")
     if split not in SPLIT_NAMES:
         raise SourceError(f"There is no split {split!r}; choose from {', '.join(SPLIT_NAMES)}.")
-    path = found_path(data)
+    try: path = found_path(data)
+    except (OSError, ValueError, RuntimeError) as e: # too long, or with a character that no name has; no such home folder
+        raise SourceError(f"{ascii(data)[:100]} cannot be the name of a data set: {getattr(e, 'strerror', None) or e}.") from e
     if _holds_shards(path):
         from mmgen.data.shard_columns import ShardRows
         from mmgen.data.shards import Shards

@@ -14,6 +14,7 @@ import os
 import re
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,7 @@ def _in_srgb(
     image: Image.Image,  # RGB, RGBA, L, CMYK or LAB
     profile: bytes,  # ICC; empty: none
     grey: bool,  # whether all channels are the same
+    square: Callable | None = None,  # makes a smaller image, of which fewer colours need to be converted; without transparency only
 ) -> tuple[Image.Image, str]:  # RGB or RGBA; why the profile was not used, "" where it was or there is none
     "The colours of an image in sRGB."
     plain = lambda: image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
@@ -150,17 +152,20 @@ def _in_srgb(
     elif grey and profile[16:20] == b"GRAY":
         change = _transform(profile, "L")
         if isinstance(change, str): return plain(), change
-        done = change.apply(image.getchannel(0))
+        done = image.getchannel(0)
+        done = change.apply(square(done) if square and image.mode != "RGBA" else done)
         if image.mode == "RGBA": done.putalpha(image.getchannel("A"))
         return done, ""
     if image.mode == "L": image = image.convert("RGB")
     change = _transform(profile, image.mode)
     if isinstance(change, str): return plain(), change
-    return (plain() if change is None else change.apply(image)), ""
+    if change is None: return plain(), ""
+    return change.apply(square(image) if square and image.mode != "RGBA" else image), ""
 
 # %% ../../nbs/42d0_pictures.ipynb #f3a3f70e
 def _rgb(
     image: Image.Image,
+    square: Callable | None = None,  # see `_in_srgb`
 ) -> tuple[Image.Image, str]:  # RGB; why its colour profile was not used, or ""
     "Any mode to RGB: colours in sRGB, transparency on white, 16 bits and floats scaled to 8."
     profile, grey = image.info.get("icc_profile"), image.mode in _GREYS or image.mode.startswith("I;")
@@ -173,7 +178,7 @@ def _rgb(
         image = Image.fromarray(values.round(out=values).astype(np.uint8))
     elif image.has_transparency_data: image = image.convert("RGBA")
     elif image.mode not in ("RGB", "L", "CMYK", "LAB"): image = image.convert("RGB")
-    image, problem = _in_srgb(image, profile if isinstance(profile, bytes) else b"", grey)
+    image, problem = _in_srgb(image, profile if isinstance(profile, bytes) else b"", grey, square)
     if image.mode == "RGBA":
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image)
@@ -198,19 +203,21 @@ def _check_limit(
     max_pixels: float,
 ):
     "ImageError where no number of pixels is below it."
-    if not isinstance(max_pixels, (int, float, np.number)) or isinstance(max_pixels, bool) or not 1 <= max_pixels < np.inf:
-        raise ImageError(f"max_pixels is {_short(max_pixels)}; it must be a number of pixels, at least 1.")
+    if not isinstance(max_pixels, (int, float, np.number)) or isinstance(max_pixels, bool) or not 1 <= max_pixels <= 1e12:
+        raise ImageError(f"max_pixels is {_short(max_pixels)}; it must be a number of pixels, from 1 to 1e12.")
 
 
 def _short(value) -> str:
     "Any value in a sentence."
-    return " ".join(repr(value).split())[:60]
+    try: return " ".join(repr(value).split())[:60]
+    except ValueError: return "a number of thousands of digits"
 
 
 def _read(
     source,
     max_pixels: float,
     least: int | None = None,
+    square: Callable | None = None,  # see `_in_srgb`
 ) -> tuple[Image.Image, str]:  # RGB; why its colour profile was not used, or ""
     "`read_image` without a warning."
     _check_limit(max_pixels)
@@ -220,7 +227,7 @@ def _read(
         if image.width*image.height > max_pixels: raise ImageError(f"{name} has {image.width} × {image.height} pixels; {limit}.")
         if not image.width*image.height: raise ImageError(f"{name} has {image.width} × {image.height} pixels, so there is nothing to see.")
         if least: image.draft(None, (least, least))
-        return _rgb(_upright(image))
+        return _rgb(_upright(image), square)
     except ImageError: raise
     except Image.DecompressionBombError as e: raise ImageError(f"{name} is far too large; {limit}.") from e
     except PermissionError as e: raise ImageError(f"{name} cannot be opened: {e.strerror}.", "no file") from e
@@ -291,7 +298,7 @@ def _square(
     if image.size == (size, size): return image
     if fit != "pad": return image.resize((size, size), Image.Resampling.LANCZOS, box=square_box(*image.size, fit))
     small = image.resize(padded_size(*image.size, size), Image.Resampling.LANCZOS)
-    square = Image.new("RGB", (size, size), "white")
+    square = Image.new(image.mode, (size, size), (0, 0, 0, 0) if image.mode == "CMYK" else "white")
     square.paste(small, ((size - small.width)//2, (size - small.height)//2))
     return square
 
@@ -308,7 +315,7 @@ def _check_square(
     if isinstance(size, (bool, np.bool_)) or not isinstance(size, (int, np.integer)):
         raise ImageError(f"size is {_short(size)}; it must be a whole number of pixels, or None for the image as it is.")
     if not 1 <= size or int(size)**2 > max_pixels:
-        raise ImageError(f"size is {str(size) if -10**9 < size < 10**9 else 'huge'}; it must be from 1 to {int(max_pixels**0.5)} pixels.")
+        raise ImageError(f"size is {_short(size)}; it must be from 1 to {int(max_pixels**0.5)} pixels.")
 
 
 def decode_image(
@@ -320,9 +327,16 @@ def decode_image(
 ) -> tuple[np.ndarray, float, str]:  # uint8 (H, W, 3); the share of the image that is cut off; why its colour profile is not used, or ""
     "`open_image` without warnings, for those who count what is told of many images."
     _check_square(size, fit, max_pixels)
-    image, problem = _read(source, max_pixels)
-    cut = cut_share(*image.size, fit) if size else 0.0
-    if size: image = _square(image, int(size), fit)
+    cut = 0.0
+
+    def square(image):
+        nonlocal cut
+        if not size or image.size == (size, size): return image
+        cut = cut_share(*image.size, fit)
+        return _square(image, int(size), fit)
+
+    image, problem = _read(source, max_pixels, square=square)
+    image = square(image)
     if out is None: return np.array(image), cut, problem
     out[:] = np.asarray(image)
     return out, cut, problem
