@@ -9,6 +9,7 @@ __all__ = ['DanbooruConfig']
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .data.pictures import FITS
 from .settings import Settings, closest, split_list
 
 # %% ../nbs/02g_danbooru_job.ipynb #0d4db22a
@@ -35,7 +36,7 @@ class DanbooruConfig(Settings):
     # which images come out
     out: str = "data/danbooru" # folder of the training set
     size: int = 256 # height and width, pixels
-    fit: str = "crop" # crop: the centre square; pad: all of the picture, on white
+    fit: str = "crop" # crop: the centre square; pad: all of the picture, on white; top: the upper square
     encoding: str = "jpeg" # jpeg or png
     near_duplicates: int = 4 # bits, 0 to 10, in which the hashes of two nearly equal pictures may differ
     drop_copies: bool = False # leave out the later one of two nearly equal pictures
@@ -45,7 +46,7 @@ class DanbooruConfig(Settings):
     workers: int | None = None # threads that decode; None: the cores
 
     job: ClassVar[str] = "prepare_danbooru"
-    choices: ClassVar[dict] = {"preset": ("smoke", "small"), "form": ("auto", "2017", "2021"), "fit": ("crop", "pad"), "encoding": ("jpeg", "png"), "engine": ("duckdb", "spark")}
+    choices: ClassVar[dict] = {"preset": ("smoke", "small"), "form": ("auto", "2017", "2021"), "fit": FITS, "encoding": ("jpeg", "png"), "engine": ("duckdb", "spark")}
     zero_ok: ClassVar[tuple] = (*Settings.zero_ok, "min_tags", "near_duplicates")
     lists: ClassVar[dict] = {"rating": str, "keep": str, "pictures": str}
     words: ClassVar[dict] = {"rating": ("general", "sensitive", "questionable", "explicit"), "keep": ("deleted", "banned", "flagged", "pending")} # what those lists take

@@ -37,12 +37,13 @@ def tags_of(
 def describe(
     which: Editor,
     picture,  # a file or its bytes
+    fit: str = "crop",  # how it becomes a square, see `open_image`
 ) -> str:  # "" where the Editor has no CLIP
     "What an Editor's CLIP sees in a picture, in the words that its model knows."
     clip, tags = getattr(which, "clip", None), tags_of(which)
     if not hasattr(clip, "images"):  # none, or a text tower alone
         return ""
-    seen = open_image(picture, clip.size)
+    seen = open_image(picture, clip.size, fit=fit)
     return describe_image(clip, seen) if tags == list(portraits.vocabulary()) else choose_tags(clip, seen, tags)
 
 
@@ -53,7 +54,7 @@ def open_source(
     "The image to edit and its tags: those given, else what CLIP sees; without a file a held-out portrait, whose tags are known."
     size = size_of(which)
     if config.image:
-        return open_image(config.image, size), config.source or describe(which, config.image)
+        return open_image(config.image, size, fit=config.fit), config.source or describe(which, config.image, config.fit)
     face = portraits.sample(portraits.SPLITS["test"][0] + 7)
     return portraits.render(face, size), config.source or caption(portraits.tags(face))
 
@@ -145,6 +146,7 @@ def panel(
     prompt: str,
     strength: float | None = None,  # 0 … 1; None: the Editor's default
     others: Sequence[str] = (),  # names of Editors to choose from, with their packaged weights
+    fit: str = "crop",  # how an upload becomes a square, see `open_image`
 ):
     "An ipywidgets box: upload and source; Editor, prompt and button; strength and the Editor's other dials; both images; what was asked for."
     import ipywidgets as widgets
@@ -202,7 +204,7 @@ def panel(
     def opened(_):
         try:
             content, which = bytes(upload.value[0]["content"]), state["which"]
-            state["image"], seen = open_image(content, size_of(which)), describe(which, content)
+            state["image"], seen = open_image(content, size_of(which), fit=fit), describe(which, content, fit)
         except ValueError as error:
             said.value = str(error)
         else:

@@ -39,12 +39,13 @@ def quiet(folder, *rest):
 
 def test_text_files_of_tags(write):
     folder = write({"00.txt": "green hair, smile", "01.caption": "red hair,\nhat", "02.png.txt": "blue_hair\nsolo"})
-    assert quiet(folder) == [["green hair", "smile"], ["red hair", "hat"], ["blue_hair", "solo"]]
+    assert quiet(folder) == [["green hair", "smile"], ["red hair", "hat"], ["blue hair", "solo"]]
 
 
 def test_text_files_of_sentences(write):
     folder = write({"00.txt": "A frog sits on a leaf.\nIt is green.", "01.txt": "a dog that runs along the long beach", "02.txt": "cat, hat"})
-    assert quiet(folder) == ["A frog sits on a leaf. It is green.", "a dog that runs along the long beach", "cat, hat"]
+    with pytest.warns(SourceNotice, match="1 of 3 images in .* have several captions; the first is taken: 00.png"): data = read_folder(folder)
+    assert data["text"][:] == ["A frog sits on a leaf.", "a dog that runs along the long beach", "cat, hat"]
 
 
 def test_json_beside_each_image(write):
@@ -69,7 +70,7 @@ def test_gallery_dl_says_a_danbooru_tag_once(write):
 
 def test_brackets_with_backslashes(write):
     folder = write({"00.txt": r"1girl, saber \(fate\), \m/, rem \(re:zero\)", "01.txt": "(smile:1.2), a (b)", "02.txt": r"\(^o^)/, \o/"})
-    assert quiet(folder) == [["1girl", "saber (fate)", r"\m/", "rem (re:zero)"], ["(smile:1.2)", "a (b)"], [r"\(^o^)/", r"\o/"]]
+    assert quiet(folder) == [["1girl", "saber (fate)", r"\m/", "rem (re:zero)"], ["smile", "a (b)"], [r"\(^o^)/", r"\o/"]]
     folder = write({f"{n:02}.txt": rf"Saber \(fate\) is number {n} here." for n in range(3)})
     assert quiet(folder)[1] == "Saber (fate) is number 1 here."
 
@@ -175,9 +176,9 @@ def test_captions_without_image(write):
 
 
 def test_images_without_caption(write):
-    folder = write({"mask/00.png": stored(0), "00.txt": "a"}, images=1)
-    with pytest.raises(SourceError, match="1 of 2 images in .* have no tags: .*mask/00.png needs 00.txt"): read_folder(folder)
-    (folder/"mask"/"00.png").unlink()
+    folder = write({"more/00.png": stored(0), "00.txt": "a"}, images=1)
+    with pytest.raises(SourceError, match="1 of 2 images in .* have no tags: .*more/00.png needs 00.txt"): read_folder(folder)
+    (folder/"more"/"00.png").unlink()
     folder = write({"00.txt": "a", "01.json": '{"md5": "0"}'})
     with pytest.raises(SourceError, match="2 of 3 images in .* have no tags: .*01.png needs 01.txt"): read_folder(folder)
     with pytest.raises(SourceError, match="holds no images"): read_folder(write({"a.txt": "a"}, images=0, folder=folder/"inner"/"x"))
@@ -203,7 +204,10 @@ def test_tables_that_cannot_be_read(write):
 
 def test_captions_with_line_breaks_in_tables(write):
     folder = write({"metadata.csv": 'file_name,text\r\n00.png,"One line.\nAnother line."\r\n'}, images=1)
-    assert quiet(folder) == ["One line. Another line."]
+    with pytest.warns(SourceNotice, match="several captions"): assert read_folder(folder)["text"][:] == ["One line."]
+    (folder/"metadata.csv").write_text('file_name,text\n00.png,"A text that was\nbroken into lines."\n')
+    assert quiet(folder) == ["A text that was broken into lines."]
+    (folder/"metadata.csv").unlink()
     (folder/"metadata.jsonl").write_text('{"file_name": "00.png", "text": "One line.\u2028Another line."}\r\n')
     assert quiet(folder) == ["One line. Another line."]
 
@@ -330,3 +334,151 @@ def test_columns_that_are_right_are_left_alone():
     for columns in ({"tags": [["a"]], "caption": ["b"]}, {"text": ["a"], "caption": ["b"]}, {"label": [1]}):
         data = datasets.Dataset.from_dict(columns)
         assert with_captions(data, "x") is data
+
+
+# layouts that real tools write
+
+def said(folder, *rest):
+    "What is read, and what is told"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        data = read_folder(folder, *rest)
+    return list(data["tags" if "tags" in data.column_names else "text"]), [str(one.message).replace(str(folder), "…") for one in told]
+
+
+def test_one_tag_a_line(write):
+    "gallery-dl --write-tags, hydrus, taggui: with underscores, spaces, a long title among them, empty lines and Windows' line ends."
+    folder = write({"00.txt": "1girl\nlong_hair\nblue_eyes\n", "01.txt": "1girl\r\nlong hair\r\nthe legend of zelda breath of the wild\r\nhat\r\n", "02.txt": "solo\n\n^_^\nsaber_(fate)\nsolo"})
+    assert quiet(folder) == [["1girl", "long hair", "blue eyes"], ["1girl", "long hair", "the legend of zelda breath of the wild", "hat"], ["solo", "^_^", "saber (fate)"]]
+
+
+@pytest.mark.parametrize("text, read", [
+    ("A cat sits on a mat.\nA small cat is on the floor.\nThe cat.", "A cat sits on a mat."),  # COCO, Flickr
+    ("a cat sitting on a small mat\na cat is lying on the floor", "a cat sitting on a small mat"),  # BLIP
+    ("a photo of a cat that sits on a\nmat in front of a red door.", "a photo of a cat that sits on a mat in front of a red door."),  # broken into lines
+    ("The image shows a small cat.\n\nIt sits on a mat.", "The image shows a small cat. It sits on a mat."),  # paragraphs
+    ("这是一只猫。\n它很小。", "这是一只猫。")])
+def test_several_lines_of_sentences(write, text, read):
+    found, told = said(write({f"{n:02}.txt": text for n in range(3)}))
+    assert found == [read]*3 and any("3 of 3 images in … have several captions; the first is taken" in one for one in told) == (text.split("\n")[0] == read)
+
+
+def test_several_captions_in_json_are_told(write):
+    folder = write({"00.json": json.dumps({"captions": ["A cat sits on a mat.", "A cat."]}), "01.json": json.dumps({"text": ["A dog runs along here."]}), "02.json": json.dumps({"captions": [{"raw": "A cow stands still."}, {"raw": "A cow."}]})})
+    assert said(folder) == (["A cat sits on a mat.", "A dog runs along here.", "A cow stands still."], ["2 of 3 images in … have several captions; the first is taken: 00.png, for example."])
+
+
+@pytest.mark.parametrize("written, read", [
+    ("(green hair:1.2), ((smile)), [hat], {bow}", ["green hair", "smile", "hat", "bow"]), ("(red hair, (hat:1.3), bow:0.8), solo", ["red hair", "hat", "bow", "solo"]), ("((red hair, hat)), solo", ["red hair", "hat", "solo"]),
+    (r"(saber \(fate\):1.1), rem \(re:zero\), \m/", ["saber (fate)", "rem (re:zero)", r"\m/"]), ("1girl BREAK green hair, BREAK, hat", ["1girl", "green hair", "hat"]), ("<lora:some style:0.8>, hat <lyco:x:1>", ["hat"]),
+    ("{red|blue} hair, __color__ eyes, [cat|dog]", ["red hair", "eyes", "cat"]), ("“green hair”, 'hat', \"bow\"", ["green hair", "hat", "bow"]), ('"green hair, hat"', ["green hair", "hat"]), ("['green hair', 'hat']", ["green hair", "hat"]),
+    ("green\xa0hair,\u200b hat\ufeff,\x00 bow", ["green hair", "hat", "bow"]), ("1girl ||| green hair", ["1girl", "green hair"]), ("hat &amp; bow, it&#039;s", ["hat & bow", "it's"]), ("微笑，长发、帽子", ["微笑", "长发", "帽子"]),
+    (":), :(, ^_^, (o)_(o), d:<, ..., !?, a (b), (9), >:)", [":)", ":(", "^_^", "(o)_(o)", "d:<", "...", "!?", "a (b)", "(9)", ">:)"])])
+def test_signs_of_prompts_are_no_tags(write, written, read):
+    assert quiet(write({"00.txt": written}, images=1)) == [read]
+    assert quiet(write({"00.json": json.dumps({"tags": written})}, images=1, folder=write({}, 0)/"json")) == [read]
+
+
+def test_sentences_keep_their_brackets(write):
+    written = "“A frog (a small (green:1.2) one) sits on a leaf (at 10:30).” BREAK <lora:a:1>"
+    assert quiet(write({f"{n:02}.txt": written for n in range(3)}))[0] == "A frog (a small green one) sits on a leaf (at 10:30)."
+    assert quiet(write({f"{n:02}.txt": '"A frog sits on a leaf."' for n in range(3)}, folder=write({}, 0)/"quoted"))[0] == "A frog sits on a leaf."
+
+
+def test_utf_16_without_a_mark(write):
+    folder = write({"00.txt": "green hair, hat".encode("utf-16-le"), "01.txt": "red hair, bow".encode("utf-16-be"), "02.txt": "grün, é".encode("utf-32")})
+    assert quiet(folder) == [["green hair", "hat"], ["red hair", "bow"], ["grün", "é"]]
+
+
+def test_masks_are_no_pictures(write):
+    files = {name: stored(200) for name in ("00-masklabel.png", "01_mask.png", "masks/00.png", "a/mask/02.png", "02-condlabel.png", "alpha_masks/01.png", "conditioning/00.png")}
+    files |= {"girl_mask.png": stored(3), "girl_mask.txt": "mask, hat", "girl.png": stored(4), "girl.txt": "hat", "carnival/masks/07.png": stored(5), "carnival/masks/07.txt": "mask"}  # those have captions
+    found, told = said(write(files | {f"{n:02}.txt": f"hat, number {n}" for n in range(3)}))
+    assert len(found) == 6 and ["mask"] in found and ["mask", "hat"] in found
+    assert told == ["7 masks or conditioning images in … are left out: 00-masklabel.png, 01_mask.png, 02-condlabel.png and 4 more; one that shall be learned needs a caption beside it."]
+
+
+def test_masks_beside_repeats(write):
+    files = {f"10_frog/{n}.png": stored(n) for n in range(3)} | {f"10_frog/{n}-masklabel.png": stored(100 + n) for n in range(3)} | {"5_dog/9.png": stored(9)}
+    found, told = said(write(files, images=0))
+    assert found == [["frog"]]*3 + [["dog"]] and told[0].startswith("3 masks or conditioning images in … are left out: 10_frog/0-masklabel.png")
+    folder = write({f"train/{n}.png": stored(n) for n in range(3)} | {f"train/{n}.txt": "hat" for n in range(3)} | {f"masks/{n}.png": stored(n) for n in range(3)}, images=0, folder=write({}, 0)/"split")
+    assert sum(len(load_source(str(folder), split)) for split in ("train", "validation", "test")) == 3
+
+
+def test_formats_are_opened_or_named(write, monkeypatch):
+    jpeg = io.BytesIO()
+    Image.new("RGB", (8, 8), (3, 0, 0)).save(jpeg, "JPEG")
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+    folder = write({"03.jfif": jpeg.getvalue(), "03.txt": "jfif", "04.jpe": jpeg.getvalue(), "04.txt": "jpe", "05.heic": heic, "05.txt": "a", "06.HEIF": heic, "07.jxl": b"\xff\x0a", "08.mp4": b"x", "08.mp4.txt": "a", "09.psd": b"8BPS"}
+                   | {f"{n:02}.txt": "png" for n in range(3)})
+    monkeypatch.setattr("mmgen.data.folders.image_formats", lambda: ["PNG", "JPEG", "MPO"])  # as without plug-ins
+    found, told = said(folder)
+    assert found == [["png"]]*3 + [["jfif"], ["jpe"]]
+    assert told == ["Files in … are left out: 2 (05.heic, 06.HEIF): Pillow needs a plug-in: pip install pillow-heif; 1 (07.jxl): Pillow needs a plug-in: pip install pillow-jxl-plugin; 1 (08.mp4): a film; 1 (09.psd): no image format that is read."]
+
+
+def test_names_that_lead_to_no_file(write):
+    import os
+    folder = write({f"{n:02}.txt": "hat" for n in range(3)})
+    (folder/"10.png").mkdir()
+    (folder/"11.png").symlink_to("nowhere.png")
+    os.mkfifo(folder/"12.png")
+    os.mkfifo(folder/"other.json")  # reading it would never end
+    assert said(folder) == ([["hat"]]*3, ["Files in … are left out: 1 (10.png): a folder; 1 (11.png): a link to nothing; 1 (12.png): not a file."])
+
+
+@pytest.mark.parametrize("name, content", [
+    ("posts.json", [{"id": 100000 + n, "file_url": f"https://example.org/data/{n:02}.png?{n}", "tag_string": f"1girl long_hair number_{n}", "tag_string_general": f"long_hair number_{n}", "tag_string_artist": "x"} for n in range(3)]),  # Danbooru
+    ("posts.json", {"@attributes": {"count": 3}, "post": [{"id": n, "image": f"{n:02}.png", "tags": f"long_hair number_{n}"} for n in range(3)]}),  # Gelbooru
+    ("posts.json", {"posts": [{"id": n, "file": {"md5": f"{n:02}", "ext": "png", "url": None}, "tags": {"general": ["long_hair", f"number_{n}"], "artist": ["x"], "meta": ["hi_res"]}} for n in range(3)]}),  # e621
+    ("data.jsonl", [{"category": "danbooru", "filename": f"{n:02}", "extension": "png", "tags": ["long_hair", f"number_{n}"]} for n in range(3)]),  # gallery-dl
+    ("captions.json", {f"{n:02}.png": f"long hair, number {n}" for n in range(3)}), ("tags.json", {f"{n:02}": ["long hair", f"number {n}"] for n in range(3)})])
+def test_tables_of_boorus_and_downloaders(write, name, content):
+    folder = write({name: "".join(json.dumps(row) + "\n" for row in content) if name.endswith("l") else json.dumps(content)})
+    assert quiet(folder) == [["long hair", f"number {n}"] for n in range(3)]
+
+
+def test_posts_are_found_by_number_and_hash_in_a_name(write):
+    md5 = "0123456789abcdef"*2
+    files = {"danbooru_123456_ab.png": stored(0), f"__saber_fate__{md5}.png": stored(1), "sample-99999.png": stored(2)}
+    posts = [{"id": 123456, "tags": "long_hair one"}, {"id": 7, "md5": md5, "tags": "long_hair two"}, {"id": 99999, "tags": "long_hair three"}]
+    found, told = said(write(files | {"posts.json": json.dumps(posts)}, images=0))
+    assert sorted(found) == [["long hair", "one"], ["long hair", "three"], ["long hair", "two"]] and told == []
+
+
+def test_coco_captions(write):
+    coco = {"info": {}, "images": [{"id": 10 + n, "file_name": f"{n:02}.png"} for n in range(3)], "annotations": [{"image_id": 10 + n, "caption": f"The {which} caption of number {n}."} for which in ("first", "second") for n in range(3)]}
+    found, told = said(write({"captions_val2017.json": json.dumps(coco)}))
+    assert found == [f"The first caption of number {n}." for n in range(3)] and told == ["3 of 3 images in … have several captions; the first is taken: 00.png, for example."]
+    karpathy = {"images": [{"filename": f"{n:02}.png", "sentences": [{"raw": f"The raw sentence of number {n}."}]} for n in range(3)]}
+    assert quiet(write({"dataset_flickr8k.json": json.dumps(karpathy)}, folder=write({}, 0)/"karpathy"))[2] == "The raw sentence of number 2."
+
+
+def test_waifuc_and_taggers(write):
+    folder = write({".00_meta.json": json.dumps({"danbooru": {"id": 1}, "tags": {"1girl": 0.98, "long hair": 0.91}}), "01.json": json.dumps({"1girl": 0.9, "hat": 0.4}), "02.txt": "hat", ".02_meta.json": "{}"})
+    assert quiet(folder) == [["1girl", "long hair"], ["1girl", "hat"], ["hat"]]
+
+
+def test_what_lies_beside_and_is_not_read_is_named(write):
+    labels = json.dumps({"labels": [["00.png", 3], ["01.png", 4]]})
+    folder = write({"dataset.json": labels, "info.json": '{"gallery_id": 5, "title": "x"}', "notes.csv": "a,b\n1,2\n", "broken.json": "{", "00.txt": "hat", "01.txt": "hat", "02.txt": "hat"})
+    found, told = said(folder)
+    assert found == [["hat"]]*3 and len(told) == 1
+    assert told[0] == ("Not read in …: broken.json (is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)); dataset.json (StyleGAN's labels: numbers of classes, no captions); "
+                       "info.json (names none of the images); notes.csv (names none of the images).")
+    (folder/"metadata.jsonl").write_text("".join(json.dumps({"file_name": f"{n:02}.png", "text": "bow"}) + "\n" for n in range(3)))
+    assert "dataset.json (captions are taken from metadata.jsonl)" in said(folder)[1][0]
+    with pytest.warns(SourceNotice, match="dataset.json .StyleGAN's labels: numbers of classes, no captions"), pytest.raises(SourceError, match="3 of 3 images in .* have no tags"):
+        read_folder(write({"dataset.json": labels}, folder=folder/"bare"))
+
+
+def test_folders_that_are_none(tmp_path):
+    for name in ("none", "a\0b", "x"*5_000):
+        with pytest.raises(SourceError, match="There is no folder|cannot be read"): read_folder(tmp_path/name)
+    for name in ("x"*5_000, "a\0b", "~nobody of that name/x"):
+        with pytest.raises(SourceError, match="cannot be the name of a data set|is neither portraits"): load_source(name)
+    with pytest.raises(SourceError, match="broken.json is not JSON: too many brackets in each other"):
+        (tmp_path/"broken.json").write_text("["*100_000)
+        Image.new("RGB", (4, 4)).save(tmp_path/"a.png")
+        read_folder(tmp_path, tmp_path/"broken.json")

@@ -121,7 +121,7 @@ def picture(
 ) -> tuple[np.ndarray, str]:  # uint8 (size, size, 3); what it is
     "The picture that is edited."
     file = getattr(config, which)
-    if file: return open_image(file, size), Path(file).name
+    if file: return open_image(file, size, fit=config.fit), Path(file).name
     wish = wishes(STAND_INS[which][0], [STAND_INS[which][1]])[0]
     return render(wish.face, size), f"stand-in: {wish.face.style} portrait {wish.seed}"
 

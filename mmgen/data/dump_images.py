@@ -120,9 +120,9 @@ def _resized(image, box, width, height):
 def _fitted(image, box, size, fit):
     "The part of the image in a box as a square."
     x0, y0, x1, y1 = box
-    if fit == "crop":
+    if fit != "pad":
         side = min(x1 - x0, y1 - y0)
-        x, y = x0 + (x1 - x0 - side)//2, y0 + (y1 - y0 - side)//2
+        x, y = x0 + (x1 - x0 - side)//2, y0 if fit == "top" else y0 + (y1 - y0 - side)//2
         return _resized(image, (x, y, x + side, y + side), size, size)
     scale = size/max(x1 - x0, y1 - y0)
     w, h = (max(1, round(side*scale)) for side in (x1 - x0, y1 - y0))
@@ -134,7 +134,7 @@ def _fitted(image, box, size, fit):
 def dump_image(
     path: str | Path,  # or the bytes of a file
     size: int = 256,  # side in pixels
-    fit: str = "crop",  # the centre square, or "pad": all of it, on white
+    fit: str = "crop",  # the centre square, "pad": all of it, on white, or "top": the upper square
     original: tuple[int, int] | None = None,  # width and height in the metadata: they say where bars are
     trim: bool = True,  # cut bars off
     format: str = "jpeg",  # colours at full resolution, or "png"

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from .dump_images import DumpImage, dump_image
-from .loading import ImageError
+from .pictures import FITS, ImageError
 from .near_duplicates import duplicate_counts, near_duplicates
 from .shard_jobs import SIGNATURES, Record, plan_shards, read_records, settle, write_record
 from .shards import ShardError, ShardWriter, shard_schema, write_manifest
@@ -169,7 +169,7 @@ def write_image_shards(
     source: str | Path,  # the dump
     out: str | Path,  # folder for the shards: new, or that of an earlier call with the same settings
     size: int = 256,  # side of the images in pixels
-    fit: str = "crop",  # or "pad", see `dump_image`
+    fit: str = "crop",  # or "pad" or "top", see `dump_image`
     format: str = "jpeg",  # or "png"
     quality: int = 95,  # of JPEG, 1..100
     trim: bool = True,  # cut bars off
@@ -180,7 +180,7 @@ def write_image_shards(
     progress: bool | None = None,  # a bar; None: where one can be seen
 ) -> dict:  # posts, images, each damage, near-duplicates
     "Write the images of the selected posts as shards, or finish what an earlier call began; ShardError says in a sentence what is in the way."
-    for name, value, good in (("fit", fit, fit in ("crop", "pad")), ("format", format, format in ("jpeg", "png")), ("size", size, 8 <= size <= 4096),
+    for name, value, good in (("fit", fit, fit in FITS), ("format", format, format in ("jpeg", "png")), ("size", size, 8 <= size <= 4096),
                               ("quality", quality, 1 <= quality <= 100), ("shard_bytes", shard_bytes, shard_bytes > 0), ("near", near, near is None or 0 <= near <= 10)):
         if not good: raise ShardError(f"{name} is {value!r}; see the help of write_image_shards for what it can be.")
     if drop_near and near is None: raise ShardError("drop_near needs near, the number of bits.")

@@ -13,7 +13,8 @@ import numpy as np
 
 from .captions import caption
 from .edits import KINDS, neighbours
-from .loading import SourceError, load_source, open_image, to_arrays
+from .loading import SourceError, load_source, to_arrays
+from .pictures import decode_image, tell_of_many
 from .portraits import Options, PortraitError, change, is_held_out, sample, tags, vocabulary
 from .wishes import wish_between
 from ..files import found_path
@@ -40,6 +41,7 @@ def load_pairs(
     n: int,  # pairs at most
     size: int = 64,  # pixels
     seed: int = 0,  # of the order of a data set
+    fit: str = "crop",  # how an image becomes a square, see `open_image`
 ) -> tuple[np.ndarray, np.ndarray, list[str], list[str] | None]:  # images, edited ones, both uint8 (N, size, size, 3); wishes, there and back
     "Pairs for training; SourceError where the data are none."
     if data == "portraits":
@@ -49,7 +51,9 @@ def load_pairs(
         return images, neighbours(rows["seed"], size, make=wished), [*map(wish_between, before, after)], [*map(wish_between, after, before)]
     rows = open_pairs(data).shuffle(seed=seed)
     rows = rows.select(range(min(n, len(rows))))
-    images, edited = (np.stack([open_image(x, size) for x in rows[name]]) for name in ("input_image", "edited_image"))
+    found = {name: [decode_image(x, size, fit) for x in rows[name]] for name in ("input_image", "edited_image")}
+    tell_of_many([about for some in found.values() for _, *about in some], fit)
+    images, edited = (np.stack([image for image, *_ in some]) for some in found.values())
     return images, edited, list(rows["edit_prompt"]), None
 
 

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .loading import ImageError, Threads, open_image
+from .loading import Threads
+from .pictures import ImageError, decode_image
 from .shards import Shards, ShardError
 
 # %% ../../nbs/42d2b_shard_columns.ipynb #0557ba22
@@ -119,15 +120,23 @@ class ShardColumn:
 class ShardImages(ShardColumn):
     "The images of shards, decoded when indexed: uint8 (rows, size, size, 3)"
 
-    def __init__(self, shards: Shards, size: int, rows: np.ndarray | None = None):
+    def __init__(
+        self,
+        shards: Shards,
+        size: int,
+        rows: np.ndarray | None = None,  # row numbers; None: all
+        fit: str = "crop",  # how an image becomes a square, see `open_image`
+    ):
         super().__init__(shards, "image.bytes", rows)
-        self.size, self.threads = size, Threads()
+        self.size, self.fit, self.threads = size, fit, Threads()
+        self.told = None  # a list: what is to be told of each image that is decoded
 
     @property
     def fingerprint(self) -> str:
         "A hash of what the images are, from the manifest: nothing is read."
         which = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
         facts = [self.size, which, [(entry["rows"], entry["sha256"]) for entry in self.cache.shards.entries]]
+        if self.fit != "crop": facts.append(self.fit)
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def decode(self, rows):
@@ -140,7 +149,8 @@ class ShardImages(ShardColumn):
                 value = groups[of[place]][at[place]]
                 try:
                     if not value.is_valid: raise ImageError("There is no image.")
-                    open_image(value.as_py(), self.size, out=out[place])
+                    _, *about = decode_image(value.as_py(), self.size, self.fit, out=out[place])
+                    if self.told is not None: self.told.append(about)
                 except ImageError as e: raise ImageError(self._where(rows[place]) + str(e)) from e
         self.threads.map(some, range(0, len(rows), 4))
         return out
@@ -195,7 +205,7 @@ class ShardRows:
 
     def __len__(self): return len(self.rows)
 
-    def images(self, size: int) -> ShardImages: return self.shards.images(size, self.rows)
+    def images(self, size: int, fit: str = "crop") -> ShardImages: return self.shards.images(size, self.rows, fit)
 
     def __getitem__(
         self,

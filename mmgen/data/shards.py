@@ -264,10 +264,11 @@ class Shards:
         self,
         size: int,
         rows: np.ndarray | None = None,  # ascending row numbers; None: all
+        fit: str = "crop",  # how an image becomes a square, see `open_image`
     ) -> "ShardImages":
         "The images as an array that is read and decoded when indexed."
         from mmgen.data.shard_columns import ShardImages
-        return ShardImages(self, size, rows)
+        return ShardImages(self, size, rows, fit)
 
     def verify(self):
         "Read everything and compare the hashes; ShardError names the first file that is not what was written."

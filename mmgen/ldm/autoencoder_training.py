@@ -192,11 +192,11 @@ def load_columns(
     if config.edit_weight and config.data != "portraits":
         raise ValueError(f"edit_weight needs data 'portraits', whose edits can be drawn; {config.data!r} wants edit_weight 0.")
     dataset = load_source(config.data, "train", config.size, config.images, config.seed)
-    columns = {"image": to_arrays(dataset, config.size)[0]}
+    columns = {"image": to_arrays(dataset, config.size, fit=config.fit)[0]}
     if config.edit_weight:
         columns["changed"] = neighbours(dataset["seed"], config.size)
     validation = load_source(config.data, "validation", config.size, config.held_out, config.seed)
-    return columns, to_float(to_arrays(validation, config.size)[0]), validation
+    return columns, to_float(to_arrays(validation, config.size, fit=config.fit)[0]), validation
 
 # %% ../../nbs/32a3_autoencoder_training.ipynb #5ffa720d
 def fit(

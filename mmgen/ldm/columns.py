@@ -104,7 +104,7 @@ def prepare(
         encode = lambda images: encode_all(autoencoder, images, device)
         columns, mean, std, tags, facts = _from_shards(config, dataset, weights, encode, known)
     else:
-        images, tags = to_arrays(dataset, config.size, limit=float("inf"))
+        images, tags = to_arrays(dataset, config.size, limit=float("inf"), fit=config.fit)
         key = {"images": content_sha256(images), "weights": weights}
         latents = cached("latents", key, lambda: {"z": encode_all(autoencoder, images, device)})["z"]
         over = (0, 2, 3) if config.latent_scale == "channel" else (0, 1, 2, 3)
@@ -131,7 +131,7 @@ def prepare(
 
 def _from_shards(config, dataset, weights, encode, known):
     from mmgen.data.latents import LatentColumn, write_latents
-    images = dataset.images(config.size)
+    images = dataset.images(config.size, config.fit)
     shards = write_latents(images, encode, weights)
     facts = shards.manifest["latents"]
     scale = known or facts[config.latent_scale]

@@ -69,7 +69,7 @@ def fit(
 
 def train_instruct(config, run, device):
     "Pairs, frozen networks, training; returns the model with the averaged UNet."
-    images, edited, wishes, back = load_pairs(config.data, config.images, config.size, config.seed)
+    images, edited, wishes, back = load_pairs(config.data, config.images, config.size, config.seed, config.fit)
     autoencoder = AutoencoderKL.load(config.autoencoder).to(device)
     text_encoder = CLIP.load(config.text_encoder, device)
     weights = sha256(next(resolve(config.autoencoder).glob("*.safetensors")))

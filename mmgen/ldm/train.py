@@ -178,7 +178,7 @@ def build_unet(
 def _validation(config, n):
     "The first validation images (uint8 NHWC), at most n, their captions, and the data set's rows."
     rows = load_source(config.data, "validation", config.size, n, config.seed)
-    images, tags = to_arrays(rows, config.size)
+    images, tags = to_arrays(rows, config.size, fit=config.fit)
     return images, [caption(as_tags(row), fixed=split_list(getattr(config, "caption_fixed", ""), str)) for row in tags], rows
 
 # %% ../../nbs/32f_ldm_training.ipynb #f3855085
