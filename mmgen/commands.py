@@ -22,8 +22,6 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .files import atomic_write, check_writable, repo_root
-from .guards import wants_bar
-from .launch import launch
 from .presets import JOBS, config_for
 
 # %% ../nbs/07a_commands.ipynb #abf57f84
@@ -63,6 +61,7 @@ def save_picture(picture, out: Path, kind: str, keep: bool = False) -> Path:
 @contextlib.contextmanager
 def bar(model, steps: int):  # an Editor or a pipeline
     "Counts the evaluations of the network that takes the time, where somebody sees it."
+    from mmgen.guards import wants_bar
     network = getattr(getattr(model, "pipeline", model), "unet", None) or getattr(getattr(model, "generator", None), "synthesis", None)
     with tqdm(total=steps, unit=" steps", leave=False, disable=network is None or not wants_bar()) as shown:
         hook = network and network.register_forward_hook(lambda *_: (shown.update(), None)[1])  # None leaves the output
@@ -120,6 +119,7 @@ def sample(a) -> dict:
 
 def train(a) -> dict:
     "A training job; its record tells the rest."
+    from mmgen.launch import launch
     from mmgen.runs import load_run
     config = config_of(a, a.job)
     if config.run_id is None:
