@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import CLIPModel
 
 from .clip import CLIP, OPENAI_MEAN, OPENAI_STD, build_clip, similarity_figure, train_tokenizer
 from .core import to_float
@@ -109,7 +108,7 @@ class CLIPTask(Task):
 
     def __init__(
         self,
-        model: CLIPModel,
+        model,  # transformers' CLIPModel
         short_weight: float = 0.5,  # share of the claims' loss, 0..1; the captions' has the rest
         optimizer: str = "adamw",  # adamw or muon
     ):
