@@ -174,11 +174,11 @@ def prepare(a) -> dict:
 
 def demo(a) -> dict:
     "The page, until Ctrl-C."
-    from mmgen.demo import serve
+    from mmgen.demo import serve, until_stopped
     with tempfile.TemporaryDirectory(prefix="mmgen-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         page = serve(a.port, a.host, a.device, browser=not a.no_browser, wait=False)
         address = f"http://{a.host}:{a.port}"
         say(f"{address} (Ctrl-C ends it)")
-        page.block_thread()
+        until_stopped(page)
     return {"address": address}
