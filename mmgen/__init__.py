@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-_LAZY = {"editor": "editing", "editors": "editing"}
+_LAZY = {"editor": "registry", "editors": "registry"}
 
 
 def __getattr__(name: str):

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers import AutoTokenizer, CLIPConfig, CLIPTokenizer
 
+from .clip_towers import CLIPTowers
 from .core import pick_device, to_float
 from .data.captions import fit
 
@@ -92,8 +93,10 @@ def build_clip(
     vision_width: int = 128,
     vision_layers: int = 4,
     vision_heads: int = 4,
-) -> CLIPModel:
+) -> "CLIPModel":  # of transformers, in training mode
     "A CLIPModel with random weights; MLPs are four times as wide as the towers."
+    from transformers import CLIPModel  # here, since it takes two seconds to import
+
     def tower(width, layers, heads):
         return dict(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
                     num_attention_heads=heads, projection_dim=embed_dim)
@@ -139,11 +142,11 @@ class TextEncoder:
 
 
 class CLIP(TextEncoder):
-    "A frozen CLIPModel with its tokenizer and image preprocessing."
+    "A frozen CLIP model with its tokenizer and image preprocessing."
 
     def __init__(
         self,
-        model: CLIPModel,
+        model,  # `CLIPTowers` or transformers' CLIPModel
         tokenizer,  # of transformers, the one that the model was trained with
         device: str | torch.device | None = None,  # None: the best one present
         mean: Sequence[float] = OPENAI_MEAN,  # of red, green and blue in 0..1, subtracted
@@ -170,7 +173,8 @@ class CLIP(TextEncoder):
         folder = Path(resolve(name_or_path))
         if not (folder / "config.json").exists() or read_config(folder).get("model_type") != "clip":
             raise WeightsError(f"{folder.name} is not a CLIP model: no config.json says model_type clip.")
-        model = CLIPModel(CLIPConfig.from_pretrained(folder))
+        try: model = CLIPTowers(CLIPConfig.from_pretrained(folder))
+        except ValueError as e: raise WeightsError(f"{folder.name}: {e}") from e
         state = {k: v for k, v in load_state(folder).items() if not k.endswith("position_ids")}
         load_into(model, state, f"the CLIP {folder.name}")
         file = folder / "preprocessor_config.json"

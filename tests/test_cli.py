@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +180,7 @@ def test_the_bar_counts_to_its_end_and_changes_nothing(me, monkeypatch, capsys):
     for editor, total in (("sdedit", 4), ("ddim-inversion", 6), ("flowedit", 4), ("styleclip-optimization", None)):
         pictures = []
         for wanted in (False, True):
-            monkeypatch.setattr("mmgen.commands.wants_bar", lambda: wanted)
+            monkeypatch.setattr("mmgen.guards.wants_bar", lambda: wanted)
             seen.clear()
             assert main(["edit", str(me), "word " * 1000, "--steps", "2", "--editor", editor, "--json"]) == 0
             printed = capsys.readouterr()
@@ -190,9 +191,9 @@ def test_the_bar_counts_to_its_end_and_changes_nothing(me, monkeypatch, capsys):
 
 def test_two_trainings_in_one_second_have_two_names(monkeypatch):
     from argparse import Namespace
-    from mmgen import commands
+    from mmgen import commands, launch
     seen = []
-    monkeypatch.setattr(commands, "launch", lambda config: seen.append(config.run_id) or 1 / 0)
+    monkeypatch.setattr(launch, "launch", lambda config: seen.append(config.run_id) or 1 / 0)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError): commands.train(Namespace(job="oracle"))
     assert len(set(seen)) == 2
@@ -212,3 +213,25 @@ def test_every_example_in_the_help_is_understood():
     examples = [line.strip() for text in texts for line in text.splitlines() if line.startswith("  mmgen ")]
     assert len(examples) > 30 and not any("None" in text for text in texts)
     for line in examples: whole.parse_args(shlex.split(line)[1:])
+
+
+def test_help_comes_without_torch():
+    code = """
+        import argparse, contextlib, io, sys
+        import mmgen.cli
+
+        def commands(parser, words):
+            yield words
+            for action in parser._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    for name, below in action.choices.items(): yield from commands(below, [*words, name])
+
+        mmgen.editors()
+        for words in commands(mmgen.cli.build_parser(), []):
+            with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit): mmgen.cli.main([*words, "--help"])
+            heavy = {"torch", "transformers", "diffusers", "accelerate", "scipy", "matplotlib"} & sys.modules.keys()
+            assert "usage: mmgen" in text.getvalue() and not heavy, (words, heavy)
+            print(*words)"""
+    child = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr
+    assert {"edit", "sample", "demo", "weights", "data prepare", *(f"train {job}" for job in FITS)} <= set(child.stdout.splitlines())

@@ -1,11 +1,13 @@
 "The demo page: what it does without a browser, and a click-through in headless Chromium."
+import contextlib
 import io
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +16,7 @@ from browser import CHROMIUM, DRIVER, headless
 from PIL import Image
 
 from mmgen.data import portraits
-from mmgen.demo import MAX_BYTES, Workbench, exact, examples, serve
-
+from mmgen.demo import MAX_BYTES, Workbench, exact, examples, past_proxies, serve
 
 
 def test_examples_know_their_exact_answers():
@@ -47,25 +48,52 @@ def test_a_port_in_use_is_said():
             serve(busy.getsockname()[1])
 
 
-@pytest.fixture
-def address():
-    "The page as `mmgen demo` serves it."
+@contextlib.contextmanager
+def served(**environment):
+    "The page as `mmgen demo` serves it: its process and its address."
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).parent / "mmgen"), "demo", "--port", str(port), "--no-browser", "--device", "cpu"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | environment) as server:
         try:
-            for _ in range(240):
-                assert server.poll() is None
-                try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=2)
-                    break
-                except OSError:
-                    time.sleep(0.25)
-            yield f"http://127.0.0.1:{port}"
+            line = server.stderr.readline()
+            while line and "Ctrl-C ends it" not in line: line = server.stderr.readline()
+            assert line, "the page was not served"
+            yield server, f"http://127.0.0.1:{port}"
         finally:
-            server.terminate()
+            server.kill()
+
+
+@pytest.fixture
+def address():
+    with served() as (_, address): yield address
+
+
+def test_ctrl_c_ends_a_page_with_a_full_queue_behind_a_proxy():
+    from gradio_client import Client
+    nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "all_proxy")}
+    with served(**nowhere, OMP_NUM_THREADS="1") as (server, address):
+        client = Client(address, verbose=False)
+        asked = "black hair", "green hair", "styleclip-optimization", 0.5, "sdedit", 0.5
+        jobs = [client.submit(*asked, api_name="/edit") for _ in range(12)]
+        while not any(job.status().code.name == "PROCESSING" for job in jobs): time.sleep(0.1)
+        time.sleep(1)  # in the midst of an edit
+        server.send_signal(signal.SIGINT)
+        assert server.wait(90) == 0, server.stderr.read()
+
+
+def test_a_closed_page_edits_no_more():
+    bench, (picture, source, wish, _) = Workbench("cpu"), examples(1)[0]
+    bench.close()
+    with pytest.raises(ValueError, match="page is closed"): bench.edit(picture, source, wish, "copy-input", 0.5)
+
+
+def test_a_proxy_is_passed_only_while_the_page_starts(monkeypatch):
+    for before in (None, "example.org"):
+        monkeypatch.delenv("no_proxy", raising=False) if before is None else monkeypatch.setenv("no_proxy", before)
+        with past_proxies(): assert os.environ["no_proxy"] == "*"
+        assert os.environ.get("no_proxy") == before
 
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromedriver")

@@ -1,6 +1,9 @@
 """Latents and captions that are read once, caption dropout, the training job, and a pipeline that is saved and opened."""
 import json
 import shutil
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -200,3 +203,37 @@ def test_a_model_finds_its_frozen_networks_after_a_move(tmp_path, monkeypatch):
     config = json.loads((away / "config.json").read_text())
     (away / "config.json").write_text(json.dumps(config | {"autoencoder": "vae", "text_encoder": "clip"}))
     assert same(LatentDiffusion.load(away, "cpu"))  # the names lead there from the model's own folder
+
+
+def test_encoding_all_images_takes_the_memory_of_a_batch():
+    code = """
+        import resource
+        from types import SimpleNamespace
+        import numpy as np, torch
+        from mmgen.ldm.columns import encode_all
+
+        class Halves(torch.nn.Module):
+            def encode(self, x): return SimpleNamespace(mode=lambda: torch.nn.functional.avg_pool2d(x, 8))
+
+        images = np.arange(12_000 * 64 * 64 * 3, dtype=np.uint8).reshape(-1, 64, 64, 3)
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        encode_all(Halves(), images[:256], torch.device("cpu"))
+        before = peak()
+        found = encode_all(Halves(), images, torch.device("cpu"))
+        one_by_one = torch.cat([encode_all(Halves(), part, torch.device("cpu"), 32) for part in np.split(images[:320], 10)])
+        assert torch.equal(found[:320], one_by_one) and found.shape == (12_000, 3, 8, 8)
+        print((peak() - before) / (4 * images.size))"""
+    child = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert child.returncode == 0 and float(child.stdout) < 0.2, child.stdout + child.stderr  # of what all images take as float32
+
+
+def test_no_network_is_given_more_than_a_batch_of_floats(monkeypatch):
+    from mmgen.metrics import features, oracle
+    images, sizes = np.random.default_rng(0).integers(0, 256, (70, 64, 64, 3), np.uint8), []
+    for module in (features, oracle):
+        monkeypatch.setattr(module, "to_float", lambda x: sizes.append(len(x)) or to_float(x))
+    judge = oracle.Oracle.load("oracle-portraits", "cpu")
+    assert torch.equal(judge.predict(images, 16), judge.predict(to_float(images), 16))
+    few = features.Extractor("sums", lambda x: x.flatten(2).sum(2), "0")
+    assert torch.equal(features.extract(few, images, batch_size=16).values, features.extract(few, to_float(images), batch_size=16).values)
+    assert sizes == 2 * [16, 16, 16, 16, 6]

@@ -76,7 +76,7 @@ def train_instruct(config, run, device):
     source, target = (cached("latents", {"images": content_sha256(some), "weights": weights}, lambda: {"z": encode_all(autoencoder, some, device)})["z"]
                       for some in (images, edited))
     mean, std = source.mean((0, 2, 3), keepdim=True), source.std((0, 2, 3), keepdim=True)
-    source, target = (source - mean) / std, (target - mean) / std
+    source, target = (source - mean).div_(std), (target - mean).div_(std)
     if config.both_ways and back:
         source, target, wishes = torch.cat([source, target]), torch.cat([target, source]), [*wishes, *back]
     states, lengths = read_all(text_encoder, wishes, masked=config.masked)

@@ -125,10 +125,12 @@ def extract(
         raise ValueError(f"extract: {len(images)} images and {'no' if sources is None else len(sources)} sources; at least one image, and a source for each, were expected.")
 
     def read(part):
-        x, good = as_images(part)
-        found = features(judge.network, x, batch_size)
-        found[~good] = torch.nan
-        return {"features": found}
+        found = []
+        for at in range(0, len(part), batch_size):  # as floats, images take four times the memory
+            x, good = as_images(part[at:at + batch_size])
+            found.append(features(judge.network, x, batch_size))
+            found[-1][~good] = torch.nan
+        return {"features": torch.cat(found)}
 
     def kept(part):
         if not cache:

@@ -107,13 +107,13 @@ class Oracle(nn.Module):
     @torch.no_grad()
     def predict(
         self,
-        images: torch.Tensor,  # (B, 3, H, W) in [-1, 1]
+        images,  # float (B, 3, H, W) in [-1, 1], or uint8 (B, H, W, 3)
         batch_size: int = 250,
     ) -> torch.Tensor:
         "Class indices (B, attributes) of what the oracle sees, on the CPU."
         device = next(self.parameters()).device
-        return torch.cat([torch.stack([logits.argmax(1) for logits in self(part.to(device)).values()], 1).cpu()
-                          for part in images.split(batch_size)])
+        parts = (to_float(part) if part.dtype == torch.uint8 else part for part in torch.as_tensor(images).split(batch_size))
+        return torch.cat([torch.stack([logits.argmax(1) for logits in self(part.to(device)).values()], 1).cpu() for part in parts])
 
     def names(self, predicted: torch.Tensor) -> list[dict[str, str]]:
         "Indices of `predict` → class names."
@@ -212,7 +212,7 @@ def fit(
     oracle = done.ema.to(device).eval()
     seeds = portraits.seeds(config.held_out, "validation")
     faces = [portraits.sample(seed) for seed in seeds]
-    shown = to_float(np.stack([portraits.render(face, config.size) for face in faces]))
+    shown = np.stack([portraits.render(face, config.size) for face in faces])
     found = accuracy(oracle.predict(shown), labels(faces), list(classes()))
     for name, value in found.items():
         run.metric(f"accuracy of {name}", value, n=config.held_out, split="validation")
