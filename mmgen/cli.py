@@ -18,13 +18,9 @@ import warnings
 from dataclasses import fields
 from pathlib import Path
 
-from .checkpoints import CheckpointError
 from .commands import demo, edit, export, prepare, sample, say, show, train, weights
-from .editing import EDITORS
-from .guards import TrainingDiverged
-from .launch import FITS
-from .presets import JOBS
-from .runs import to_json
+from .presets import JOBS, PRESETS
+from .registry import EDITORS
 from .settings import closest, field_comments, plain_type
 
 # %% ../nbs/07_cli.ipynb #faf252b0
@@ -99,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--device", help="cpu, cuda, ...; default: the best one present")
 
     jobs = commands.add_parser("train", help="Run a training job.", description="Run a training job; its fields are those of its notebook.").add_subparsers(dest="job", required=True, metavar="job")
-    for job in FITS:
+    for job in PRESETS:
         add_fields(command(jobs, job, train, f"Train: {job}.", f"mmgen train {job} --preset smoke", f"mmgen train {job} --preset small --run-id my-{job}"), job)
 
     one = command(commands, "weights", weights, "List packaged weights, or show the card of one.", "mmgen weights", "mmgen weights ldm-portraits", takes="[name]")
@@ -152,6 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("MMGEN_TRACEBACK"): raise
         return 1
     if a.json:
+        from mmgen.runs import to_json
         print(json.dumps(to_json(result)))
     return 0
 
@@ -166,7 +163,10 @@ def _unknown(word, parser):
 def _told(error):
     "An error in a sentence; of one that nobody foresaw, where it came from."
     if isinstance(error, OSError) and error.strerror and error.filename: return f"{error.filename2 or error.filename}: {error.strerror}."
-    if isinstance(error, (ValueError, OSError, CheckpointError, TrainingDiverged)): return str(error)
+    if isinstance(error, (ValueError, OSError)): return str(error)
+    from mmgen.checkpoints import CheckpointError
+    from mmgen.guards import TrainingDiverged
+    if isinstance(error, (CheckpointError, TrainingDiverged)): return str(error)
     at = traceback.extract_tb(error.__traceback__)[-1]
     return f"this was not foreseen: {type(error).__name__} ({error}) in {Path(at.filename).name}, line {at.lineno}. With MMGEN_TRACEBACK=1 the whole way there is printed."
 

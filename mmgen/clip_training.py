@@ -131,7 +131,7 @@ class CLIPTask(Task):
 
     def __init__(
         self,
-        model: CLIPModel,
+        model,  # transformers' CLIPModel
         short_weight: float = 0.5,  # share of the claims' loss, 0..1; the captions' has the rest
         optimizer: str = "adamw",  # adamw or muon
     ):
@@ -191,8 +191,8 @@ def fit(
     from mmgen.weights import load_into, model_card
     source = load_source(config.data, "train", config.size, config.images, config.seed)
     held = load_source(config.data, "validation", config.size, config.held_out, config.seed)
-    images, tags = to_arrays(source, config.size)
-    held_images, held_tags = to_arrays(held, config.size)
+    images, tags = to_arrays(source, config.size, fit=config.fit)
+    held_images, held_tags = to_arrays(held, config.size, fit=config.fit)
     known, resumed = learned(config.resume_from).get("tokenizer"), resume_point(config.resume_from)
     if resumed and not known:
         raise CheckpointError(f"{resumed.name} holds no tokenizer; a new one would give other ids: start a new run.")

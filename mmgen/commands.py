@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['say', 'image_file', 'free_name', 'save_picture', 'bar', 'config_of', 'opening_of', 'edit', 'sample', 'train',
-           'weights', 'show', 'prepare', 'demo']
+           'weights', 'show', 'prepare', 'demo', 'export']
 
 # %% ../nbs/07a_commands.ipynb #46b2e6f2
 import argparse
@@ -22,8 +22,6 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .files import atomic_write, check_writable, repo_root
-from .guards import wants_bar
-from .launch import launch
 from .presets import JOBS, config_for
 
 # %% ../nbs/07a_commands.ipynb #abf57f84
@@ -63,6 +61,7 @@ def save_picture(picture, out: Path, kind: str, keep: bool = False) -> Path:
 @contextlib.contextmanager
 def bar(model, steps: int):  # an Editor or a pipeline
     "Counts the evaluations of the network that takes the time, where somebody sees it."
+    from mmgen.guards import wants_bar
     network = getattr(getattr(model, "pipeline", model), "unet", None) or getattr(getattr(model, "generator", None), "synthesis", None)
     with tqdm(total=steps, unit=" steps", leave=False, disable=network is None or not wants_bar()) as shown:
         hook = network and network.register_forward_hook(lambda *_: (shown.update(), None)[1])  # None leaves the output
@@ -125,6 +124,7 @@ def sample(a) -> dict:
 
 def train(a) -> dict:
     "A training job; its record tells the rest."
+    from mmgen.launch import launch
     from mmgen.run_page import numbers
     from mmgen.runs import load_run
     config = config_of(a, a.job)
@@ -181,11 +181,19 @@ def prepare(a) -> dict:
 
 def demo(a) -> dict:
     "The page, until Ctrl-C."
-    from mmgen.demo import serve
+    from mmgen.demo import serve, until_stopped
     with tempfile.TemporaryDirectory(prefix="mmgen-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         page = serve(a.port, a.host, a.device, browser=not a.no_browser, wait=False, **opening_of(a) | ({"model": a.model} if a.model else {}))
         address = f"http://{a.host}:{a.port}"
         say(f"{address} (Ctrl-C ends it)")
-        page.block_thread()
+        until_stopped(page)
     return {"address": address}
+
+# %% ../nbs/07a_commands.ipynb #d4d0d73c
+def export(a) -> dict:
+    "A model for other programs: a folder for diffusers, or one file."
+    from mmgen.export import export_model
+    out = export_model(a.model, check_writable(Path(a.out)))
+    say(f"{out}: {a.model} for {'ComfyUI, webui and diffusers' if out.is_file() else 'diffusers'}")
+    return {"file": str(out), "model": a.model}

@@ -9,6 +9,7 @@ __all__ = ['Job', 'EditConfig', 'UNetJob', 'LDMConfig', 'AutoencoderConfig', 'CL
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .data.pictures import FITS
 from .settings import Settings, split_list
 
 # %% ../nbs/02b_jobs.ipynb #624eca63
@@ -27,6 +28,7 @@ class Job(Settings):
     images: int = 20_000 # training images
     held_out: int = 200 # validation images that the results are measured on
     size: int = 64 # height and width of the images, pixels
+    fit: str = "crop" # to a square: crop (the centre), pad (all, on white) or top
     workers: int = 0 # processes that make batches; 0: none (data in memory)
     # training
     steps: int = 1_000 # optimiser steps
@@ -46,7 +48,7 @@ class Job(Settings):
 
     job: ClassVar[str] = "job"
     choices: ClassVar[dict] = {
-        "preset": ("smoke", "small", "gpu", "paper"), "lr_schedule": ("constant", "linear", "cosine"),
+        "preset": ("smoke", "small", "gpu", "paper"), "fit": FITS, "lr_schedule": ("constant", "linear", "cosine"),
         "mixed_precision": ("no", "bf16", "fp16", "auto")}
 
     @property
@@ -62,6 +64,7 @@ class EditConfig(Settings):
     "edit: one image, one wish in words; section 4.4."
     # the image
     image: str = "" # a picture file, any size; empty: a held-out portrait
+    fit: str = "crop" # to a square: crop (the centre), pad (all, on white) or top
     source: str = "" # what is in the image, as tags: brown hair, ...; empty: CLIP looks
     # the wish
     prompt: str = "green hair" # a tag, or a caption of the wanted image
@@ -90,7 +93,7 @@ class EditConfig(Settings):
     run_id: str | None = None # folder below reports/runs; None: made of time and four hex digits
 
     job: ClassVar[str] = "edit"
-    choices: ClassVar[dict] = {"decoding": ("paired", "residual", "plain"), "prediction_type": ("epsilon", "v_prediction")}
+    choices: ClassVar[dict] = {"fit": FITS, "decoding": ("paired", "residual", "plain"), "prediction_type": ("epsilon", "v_prediction")}
     zero_ok: ClassVar[tuple] = (*Settings.zero_ok, "inversion_steps")
     fractions: ClassVar[tuple] = (*Settings.fractions, "beta")
     dials: ClassVar[tuple] = ("decoding", "seed", "guidance", "steps", "alpha", "beta", "inversion_steps", "model", "generator", "encoder", "clip", "autoencoder", "tokenizer", "prediction_type")

@@ -9,6 +9,7 @@ __all__ = ['PretrainedConfig']
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .data.pictures import FITS
 from .settings import Settings, split_list
 
 # %% ../nbs/02h_pretrained_job.ipynb #7fccc1d6
@@ -33,6 +34,7 @@ class PretrainedConfig(Settings):
     download: bool = False # fetch hub names that are not in the hub's cache yet
     # pictures
     face: str | None = None # photograph of a face, cut as FFHQ's; None: a drawn portrait stands in
+    fit: str = "crop" # to a square: crop (the centre), pad (all, on white) or top
     face_shows: str = "a face" # caption of the face
     prompts: str = "a face with green hair,a face with blue eyes,a smiling face,a face with glasses" # captions, by commas
     manga: str | None = None # manga image; None: a black and white portrait stands in
@@ -47,7 +49,7 @@ class PretrainedConfig(Settings):
     style_strength: float = 0.5 # of StyleCLIP, 0 to 1; 0.5: the penalty as published
 
     job: ClassVar[str] = "pretrained"
-    choices: ClassVar[dict] = {"prediction_type": ("epsilon", "v_prediction")}
+    choices: ClassVar[dict] = {"fit": FITS, "prediction_type": ("epsilon", "v_prediction")}
     fractions: ClassVar[tuple] = (*Settings.fractions, "style_strength")
     lists: ClassVar[dict] = {"prompts": str, "strengths": float}
     widths_in: ClassVar[tuple] = ()

@@ -17,7 +17,7 @@ import shutil
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
@@ -29,6 +29,7 @@ from PIL import Image
 
 from .files import FolderInUse, atomic_write, locked, remove_leftovers, repo_root, sha256
 from .provenance import git_state, hardware, versions
+from .run_page import worth_a_page, write_page
 
 # %% ../nbs/01_runs.ipynb #620eaf1e
 def to_json(value):
@@ -140,6 +141,8 @@ class Run:
         try:
             if kind and self._completed: atomic_write(self.path/"run.json", self._completed) # nothing was done
             else: self._save()
+            with suppress(OSError): # the record counts; a page can be written again
+                if worth_a_page(self.path, self.record): write_page(self.path)
         except OSError:
             if kind is None: raise # a full disk must not hide the error that ended the run
         finally: self._held.close()
@@ -254,8 +257,9 @@ class Run:
         self,
         name: str, # file name without its ending
         picture, # a matplotlib figure, a PIL image or a uint8 (H, W, 3) array
+        about: str = "", # what is on it, for the run's page
     ) -> Path:
-        "Save a picture as JPEG in the run's folder and record it."
+        "Save a picture as JPEG in the run's folder and record it; with `tensorboard` in the configuration TensorBoard gets it too."
         path, buffer = self.path/f"{name}.jpg", BytesIO()
         if hasattr(picture, "savefig"):
             picture.savefig(buffer, format="jpeg", dpi=110, pil_kwargs={"quality": 75})
@@ -264,7 +268,18 @@ class Run:
             picture.convert("RGB").save(buffer, "JPEG", quality=80)
         atomic_write(path, buffer.getvalue())
         self.artifact(path, "figures")
+        if about:
+            self.record["figures"][-1]["about"] = about
+            self._save()
+        if self.config.get("tensorboard"): self._to_tensorboard(name, path)
         return path
+
+    def _to_tensorboard(self, name, path):
+        "A figure for TensorBoard; `sample-500` is the picture `sample` of step 500."
+        from torch.utils.tensorboard import SummaryWriter
+        tag, step = re.fullmatch(r"(.+?)(?:-(\d+))?", name).groups()
+        with SummaryWriter(self.path/"tensorboard") as writer:
+            writer.add_image(tag, np.asarray(Image.open(path)), int(step or 0), dataformats="HWC")
 
     def note(
         self,

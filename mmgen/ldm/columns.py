@@ -37,8 +37,13 @@ def encode_all(
 ) -> torch.Tensor:  # (N, c, H/f, W/f), float32, on the CPU
     "The mean of q(z|x) for every image."
     autoencoder = autoencoder.to(device, memory_format=torch.channels_last)
-    parts = [to_float(images[at:at + batch_size]).to(device) for at in range(0, len(images), batch_size)]
-    return torch.cat([autoencoder.encode(x.contiguous(memory_format=torch.channels_last)).mode().float().cpu() for x in parts])
+    found = None  # of all images; small pieces between the batches would keep freed memory from being used again
+    for at in range(0, len(images), batch_size):
+        x = to_float(images[at:at + batch_size]).to(device, memory_format=torch.channels_last)
+        z = autoencoder.encode(x).mode()
+        if found is None: found = torch.empty(len(images), *z.shape[1:])
+        found[at:at + len(z)] = z
+    return found
 
 
 @torch.no_grad()
@@ -111,7 +116,7 @@ def prepare(
         mean, std = latents.mean(over, keepdim=True), latents.std(over, keepdim=True)
         if known:
             mean, std = (torch.tensor(known[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
-        columns = {"latents": ((latents - mean) / std).numpy()}
+        columns = {"latents": (latents - mean).div_(std).numpy()}
         mean, std = mean.flatten().tolist(), std.flatten().tolist()
         facts = {"rows": len(images), "sha256": content_sha256(images, tags), "latents": list(latents.shape[1:])}
     write = lambda row, rng: caption(as_tags(row), rng, split_list(config.caption_fixed, str), config.caption_shuffle, config.tag_dropout)

@@ -128,7 +128,7 @@ def fit(config: MapperConfig, run: Run
     generator, encoder, clip = Generator.load(config.generator, device), Encoder.load(config.encoder, device), CLIP.load(config.clip, device)
     encoder.fits(generator)
     dataset = load_source(config.data, "train", config.size, config.images, config.seed)
-    images, tags = to_arrays(dataset, config.size)
+    images, tags = to_arrays(dataset, config.size, fit=config.fit)
     captions = [caption(as_tags(row)) for row in tags]
     codes, texts = encode(encoder, images, None), embeddings(clip, captions)
     wanted = None
@@ -154,7 +154,7 @@ def fit(config: MapperConfig, run: Run
     run.note(training={"steps": done.step, "images": done.step * config.batch_size, "seconds": round(done.seconds, 1)})
     run.checkpoint(done.checkpoint)
     if config.held_out:
-        images, tags = to_arrays(load_source(config.data, "validation", config.size, min(config.held_out, 200), config.seed), config.size)
+        images, tags = to_arrays(load_source(config.data, "validation", config.size, min(config.held_out, 200), config.seed), config.size, fit=config.fit)
         captions = [caption(as_tags(row)) for row in tags]
         goals = [edited_caption(text, config.prompt) for text in captions] if config.context else [config.prompt] * len(captions)
         held_out = encode(encoder, images, None), embeddings(clip, captions), embeddings(clip, goals) if config.prompt else None
@@ -195,7 +195,7 @@ def evaluate(config: MapperConfig, run: Run, editor: LatentMapper):
         rows = {"source": source, "result": editor.edit(source, before, after), "exact answer": exact}
         run.figure("edits", sheet(rows, ["\n".join(one.tag.rsplit(" ", 1)) for one in shown]), "held-out portraits")
         return
-    images, tags = to_arrays(load_source(config.data, "validation", config.size, min(config.held_out, 200), config.seed), config.size)
+    images, tags = to_arrays(load_source(config.data, "validation", config.size, min(config.held_out, 200), config.seed), config.size, fit=config.fit)
     source, x = [caption(as_tags(row)) for row in tags], to_float(images)
     wishes = {tag: [edited_caption(text, tag) for text in source] for tag in [config.prompt] * bool(config.prompt) or edits_to_try((), (), source)}
     if not wishes and len(x) > 1: wishes = {"caption of the\nnext image": source[1:] + source[:1]} # sentences have no tags in common

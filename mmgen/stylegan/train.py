@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints import resume_point
-from ..core import image_grid, pick_device, psnr, seed_everything, to_float
+from ..core import image_grid, pick_device, psnr, seed_everything, sheet, to_float
 from ..data.batches import Batches
 from ..data.loading import content_sha256
 from ..efficientnet import EfficientNetLite0
@@ -260,13 +260,14 @@ def fit(config: StyleGAN2Config, run: Run
         result |= {"originals": held_out, "reconstructions": reconstruct(ema, held_out)}
         decibels = psnr(held_out, result["reconstructions"])
         run.metric("PSNR", decibels.mean().item(), n=len(held_out), unit="dB", sd=decibels.std().item())
-        run.figure("reconstructions", image_grid(torch.stack([held_out[:16], result["reconstructions"][:16]], 1).flatten(0, 1)))
+        rows = {"held-out": held_out[:8], "reconstructions": result["reconstructions"][:8]}
+        run.figure("reconstructions", sheet(rows, cell=max(64, min(config.size, 128))), "held-out images and what the generator makes of their codes")
         if not config.adversarial_weight: # nothing has trained the mapping
             codes = encode(ema["encoder"], columns["image"][:10_000], 0)[:, 0]
             run.note(mapping_error=fit_mapping(ema["generator"].requires_grad_(True), codes, config.mapping_steps))
     for name in judges: run.metric(name, distance(name, ema["generator"]), n=len(held_out))
     result["samples"] = ema["generator"].sample(64, config.seed)
-    run.figure("samples", image_grid(result["samples"]))
+    run.figure("samples", image_grid(result["samples"]), "uncurated samples of 64 z")
     save(run, "generator", ema["generator"], config)
     written = Generator.load(run.path / "generator", pick_device(config.device))
     if "encoder" in ema:
