@@ -70,9 +70,9 @@ def saved(content, **options):
     return file.getvalue()
 
 
-def rezipped(change, content=None, **options):
+def rezipped(change, data=None, **options):
     "A torch file whose entries went through `change`: name, bytes → name, bytes; checksums are right."
-    file, out = io.BytesIO(saved({"w": torch.arange(4.0)} if content is None else content)), io.BytesIO()
+    file, out = io.BytesIO(saved({"w": torch.arange(4.0)}) if data is None else data), io.BytesIO()
     with zipfile.ZipFile(file) as old, zipfile.ZipFile(out, "w", **options) as new:
         for entry in old.infolist():
             for where, data in change(entry.filename, old.read(entry)):
@@ -306,6 +306,7 @@ def hostile(witness="witness"):
     many = lambda part, times, end: part * times + end
     deep_tuple = b")" + b"\x85" * 200_000
     collide = b"".join(number(i * (2**61 - 1)) + NONE for i in range(20_000))
+    numbered = b"".join(short(f"{i}") + b"N" for i in range(50_000))
     orbit = []
     slot = 1
     for _ in range(60_000):
@@ -339,7 +340,7 @@ def hostile(witness="witness"):
         "laughs by OrderedDict(dict)": pickled(b"}(" + b"".join(b"J" + struct.pack("<i",
         i) + b"N" for i in range(9_000)) + b"u\x940](" + (name("collections",
         "OrderedDict") + b"h\0\x85R") * 10_000 + b"e"),
-        "laughs by Namespace": pickled(b"}(" + b"".join(short(f"{i}") + b"N" for i in range(50_000)) + b"u\x940](" + (name("argparse",
+        "laughs by Namespace": pickled(b"}(" + numbered + b"u\x940](" + (name("argparse",
         "Namespace") + b")\x81h\0b") * 10_000 + b"e"), "laughs by encode": pickled(b"X" + struct.pack("<I",
         10**6) + b"a" * 10**6 + b"\x940](" + (name("_codecs", "encode") + b"h\0\x85R") * 10_000 + b"e"),
         "laughs by arrays": pickled(raw(b"\0" * 10**6) + b"\x940](" + (call("numpy.core.numeric", "_frombuffer", b"h\0",
@@ -543,11 +544,30 @@ def good():
     return files | {f"plain {protocol}": (pickle.dumps(arrays, protocol), arrays) for protocol in range(2, 6)}
 
 
+def networks():
+    "Name → bytes: a network of stylegan2-ada-pytorch, one of TensorFlow, a checkpoint of a trainer with its objects"
+    weight = call("torch._utils", "_rebuild_parameter",
+        name("torch._utils", "_rebuild_tensor_v2") + tup(call("torch.storage", "_load_from_bytes", raw(inner())),
+        number(0), tup(number(2), number(2)), tup(number(2), number(1)), FALSE,
+        call("collections", "OrderedDict")) + b"R", TRUE, NONE)
+    layer = entries(short("_parameters"), entries(short("weight"), weight), short("_buffers"), b"}", short("_modules"),
+        b"}", short("_non_persistent_buffers_set"), b"\x8f")
+    meta = entries(short("type"), short("class"), short("module_src"), short("raise SystemExit"), short("class_name"),
+        short("Generator"), short("state"), layer)
+    variables = b"](" + tup(short("dlatent_avg"), shape((4,))) + b"e"
+    state = entries(short("variables"), variables, short("components"), b"}")
+    trainer = name("pytorch_lightning.callbacks", "Trainer") + b")\x81" + entries(short("best"), number(3)) + b"b"
+    return {"ada": pickled(entries(short("G_ema"), call("torch_utils.persistence", "_reconstruct_persistent_obj",
+        meta))), "tensorflow": pickled(name("dnnlib.tflib.network", "Network") + b")\x81" + state + b"b\x94h\0h\0\x87"),
+        "zip of a trainer": torch_zip(pickled(entries(short("state_dict"), entries(short("w"), tensor()),
+        short("callbacks"), trainer)), {"0": b"\0" * 16})}
+
+
 def damaged(count, seed=0):
     "Good files with bytes changed, left out, put in, doubled or cut; in a zip mostly those of its pickle."
     rng = random.Random(seed)
     codes = [ord(each.code) for each in pickletools.opcodes]
-    sources = list(good().items())
+    sources = [(title, data) for title, (data, _) in good().items()] + list(networks().items())
 
     def change(data):
         data = bytearray(data)
@@ -573,10 +593,9 @@ def damaged(count, seed=0):
         return bytes(data[: rng.randrange(len(data))] if rng.random() < 0.05 else data)
 
     for number in range(count):
-        title, (data, content) = sources[number % len(sources)]
+        title, data = sources[number % len(sources)]
         if "zip" in title and rng.random() < 0.8:
-            data = rezipped(lambda where, part: [(where, change(part) if where.endswith("data.pkl") else part)],
-                content)
+            data = rezipped(lambda where, part: [(where, change(part) if where.endswith("data.pkl") else part)], data)
         else:
             data = change(data)
         yield f"{number} {title}", data
@@ -639,7 +658,8 @@ def open_all(folder):
         except PickleError as e:
             cause, text = type(e.__cause__).__name__, str(e)
             one = len(text) < 2000 and text.isprintable() and text.endswith(".")
-            known = {"NoneType", "BadZipFile", "OSError", "ValueError", "IndexError", "UnicodeDecodeError"}
+            known = {"NoneType", "ValueError", "IndexError", "UnicodeDecodeError"}
+            known |= {"BadZipFile", "NotImplementedError", "EOFError", "OSError"}  # zipfile's
             if "with other arguments" in text: known |= {"TypeError"}
             bare = re.search(r"\((TypeError|KeyError|AttributeError|RecursionError|MemoryError)\)|more memory", text)
             line = {"opened": False, "text": text,
@@ -655,8 +675,8 @@ def open_all(folder):
 
 
 def tried(folder, files):
-    """Opens files in processes with limits. Name → line of `open_all`; where a process ended or took too long, that is
-    said of the file that it had open."""
+    """Opens files in processes with limits. Name → line of `open_all`; where a process ended or took too long, the
+    line of the file that it had open says so."""
     keys = {f"{number:05}": title for number, title in enumerate(files)}
     for key, title in keys.items():
         Path(folder, f"{key}.pt").write_bytes(files[title])

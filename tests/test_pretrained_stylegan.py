@@ -126,6 +126,7 @@ def test_a_styleclip_editor_runs_on_published_files(e4e_file, tmp_path):
 
 @pytest.mark.parametrize("found, said", [
     ({"g_ema": {"layer.weight": torch.zeros(2)}}, "holds no StyleGAN2 generator"), ([1], "holds no StyleGAN2 generator"),
+    ({"state_dict": 3}, "holds no StyleGAN2 generator"), ({"state_dict": [1]}, "holds no StyleGAN2 generator"),
     ({"synthesis.L0_36_512.weight": torch.zeros(2)}, "StyleGAN3"), ({"mapping.embed.weight": torch.zeros(2), "synthesis.b4.const": torch.zeros(2)}, "class labels")])
 def test_what_is_no_generator_is_said(found, said):
     with pytest.raises(WeightsError, match=f"mine {said}|mine holds {said}|mine holds a generator with {said}"):
@@ -135,6 +136,7 @@ def test_what_is_no_generator_is_said(found, said):
 def test_what_is_no_encoder_is_said_and_a_wrong_pair_too(generator, e4e_file):
     with pytest.raises(WeightsError, match="mine holds no encoder e4e"): e4e_of({"state_dict": {}}, "mine")
     with pytest.raises(WeightsError, match="mine holds no encoder e4e"): e4e_of([], "mine")
+    with pytest.raises(WeightsError, match="mine holds no encoder e4e"): e4e_of({"state_dict": None}, "mine")
     with pytest.raises(ValueError, match="codes for 32 px .* the generator has 64 px"): e4e_of(read_pickle(e4e_file)).fits(Generator.load())
     lacking = {k: v for k, v in to_numbered(generator).items() if k != "to_rgbs.2.bias"}
     with pytest.raises(WeightsError, match="mine does not fit Generator.*1 missing"): generator_of({"g_ema": lacking}, "mine")

@@ -87,7 +87,7 @@ def generator_of(
     if isinstance(found, tuple) and len(found) == 3: found = found[2]  # G, D, Gs
     if isinstance(found, dict):
         average = found.get("latent_avg")
-        parts = found.get("state_dict", found)
+        parts = found.get("state_dict", found) if isinstance(found.get("state_dict", found), dict) else {}
         if isinstance(found.get("G_ema"), Plain): found = found["G_ema"]
         elif isinstance(found.get("g_ema"), dict): found = found["g_ema"]
         else: found = {key.removeprefix("decoder."): value for key, value in parts.items() if str(key).startswith("decoder.")} or parts
@@ -168,6 +168,7 @@ def e4e_of(
 ) -> E4E:
     "The encoder in a checkpoint of e4e, frozen; WeightsError where it holds none."
     state = found.get("state_dict", found) if isinstance(found, dict) else {}
+    if not isinstance(state, dict): state = {}
     state = {key.removeprefix("encoder."): value for key, value in state.items() if str(key).startswith("encoder.") and torch.is_tensor(value)}
     layers = {int(m[1]) for key in state if (m := re.match(r"styles\.(\d+)\.", key))}
     if not layers or max(layers) > 17 or "latlayer1.weight" not in state: # 18 at 1024 px
