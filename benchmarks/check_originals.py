@@ -172,7 +172,8 @@ def check_openclip():
     from open_clip.transformer import TextTransformer
     tokenizer = train_tokenizer(["green hair, blue eyes"], 520)
     tower = randomised(TextTransformer(context_length=77, vocab_size=len(tokenizer), width=1024, heads=16, layers=3, output_dim=32))
-    ids = tokenizer(["green hair"], padding="max_length", max_length=77, return_tensors="pt").input_ids
+    words = tokenizer("green hair").input_ids
+    ids = torch.tensor([words + [0] * (77 - len(words))])  # as open_clip.tokenize fills up
     hidden = tower.token_embedding(ids) + tower.positional_embedding
     for block in tower.transformer.resblocks[:-1]: hidden = block(hidden, attn_mask=tower.attn_mask)
     state = {f"cond_stage_model.model.{k}": v for k, v in tower.state_dict().items()}

@@ -70,9 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
         return parser
 
     def opening(parser):
-        for option, text in (("--autoencoder", "in place of Stable Diffusion's own: a file or a folder"), ("--tokenizer", "of Stable Diffusion in one file: a folder or a file"),
-                             ("--prediction-type", "of Stable Diffusion: epsilon or v_prediction (default: what its weights say)")):
-            parser.add_argument(option, help=text)
+        parser.add_argument("--autoencoder", help="in place of Stable Diffusion's own: a file or a folder")
+        parser.add_argument("--tokenizer", help="of Stable Diffusion in one file: a folder or a file")
+        parser.add_argument("--prediction-type", help="epsilon or v_prediction (default: what the weights say)")
 
     one = command(commands, "edit", edit, "Edit a picture by text.", "mmgen edit me.png \"green hair\" -o green.png --strength 0.7",
                   "mmgen edit me.png \"red eyes, smile\" --editor flowedit", "mmgen edit me.png \"sunglasses\" --editor styleclip-directions --alpha 8 --json",
@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("caption", help="tags separated by commas")
     one.add_argument("-o", "--out", help="one picture with all samples; default: sample.png, or sample-2.png and so on")
     one.add_argument("-n", type=int, default=8, help="how many (default: 8)")
-    one.add_argument("--model", default="ldm-portraits", help="packaged name, folder, file or hub name (default: ldm-portraits)")
+    one.add_argument("--model", default="ldm-portraits", help="name, folder or file (default: ldm-portraits)")
     opening(one)
     one.add_argument("--steps", type=int, default=12, help="denoising steps (default: 12)")
     one.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance scale; 1: off (default: 2)")
@@ -119,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--port", type=int, default=7860, help="(default: 7860)")
     one.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: 127.0.0.1, this machine only)")
     one.add_argument("--device", help="cpu, cuda, ...; default: the best one present")
-    one.add_argument("--model", help="of the diffusion Editors: packaged name, folder, file or hub name (default: the packaged ones)")
+    one.add_argument("--model", help="of the diffusion Editors: name, folder or file (default: the packaged ones)")
     opening(one)
     one.add_argument("--no-browser", action="store_true", help="do not open the page")
     return top

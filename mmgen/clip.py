@@ -60,25 +60,40 @@ VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # the original's file
 
 
 def open_tokenizer(
-    place: str | Path | None = None,  # a folder, a file of one, or the original's file; None: of the package open_clip or clip
+    place: str
+    | Path
+    | None = None,  # a folder, a file of one, or the original's file; None: of the package open_clip or clip
 ) -> CLIPTokenizer | None:  # None where neither package is installed
     "A tokenizer of CLIP's; ValueError where there is none."
     if place is None:
         found = (importlib.util.find_spec(name) for name in ("open_clip", "clip"))
         files = [Path(spec.origin).with_name(VOCABULARY) for spec in found if spec and spec.origin]
         place = next((file for file in files if file.is_file()), None)
-        if place is None: return None
+        if place is None:
+            return None
     place = Path(place)
     if place.suffix == ".gz":
-        try: lines = gzip.decompress(place.read_bytes()).decode("utf-8").splitlines()[1:1 + 49152 - 256 - 2]
-        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e: raise ValueError(f"{place.name} is not {VOCABULARY} of CLIP ({e}).") from e
-        if not lines or not all(len(line.split()) == 2 for line in lines): raise ValueError(f"{place.name} is not {VOCABULARY} of CLIP: each line but the first should have two parts.")
+        try:
+            lines = gzip.decompress(place.read_bytes()).decode("utf-8").splitlines()[1 : 1 + 49152 - 256 - 2]
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e:
+            raise ValueError(f"{place.name} is not {VOCABULARY} of CLIP ({e}).") from e
+        if not lines or not all(len(line.split()) == 2 for line in lines):
+            raise ValueError(
+                f"{place.name} is not {VOCABULARY} of CLIP: each line but the first should have two parts."
+            )
         return _of_merges([tuple(line.split()) for line in lines])
     folder = place if place.is_dir() else place.parent
-    if not any(all((folder / file).is_file() for file in files) for files in (("tokenizer.json",), ("vocab.json", "merges.txt"))):
+    if not any(
+        all((folder / file).is_file() for file in files)
+        for files in (("tokenizer.json",), ("vocab.json", "merges.txt"))
+    ):
         raise ValueError(f"{folder.name or folder} holds neither tokenizer.json nor vocab.json with merges.txt.")
-    try: return CLIPTokenizer.from_pretrained(folder)
-    except Exception as e: raise ValueError(f"The tokenizer in {folder.name} was not opened ({str(e).splitlines()[0]}).") from e  # tokenizers raises plain Exception
+    try:
+        return CLIPTokenizer.from_pretrained(folder)
+    except Exception as e:
+        raise ValueError(
+            f"The tokenizer in {folder.name} was not opened ({str(e).splitlines()[0]})."
+        ) from e  # tokenizers raises plain Exception
 
 # %% ../nbs/31_clip.ipynb #8481fe41
 def build_clip(

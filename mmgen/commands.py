@@ -81,7 +81,8 @@ def config_of(
 
 def opening_of(a: argparse.Namespace) -> dict:
     "What is said about a model's files, beside its name."
-    return {name: getattr(a, name) for name in ("autoencoder", "tokenizer", "prediction_type") if getattr(a, name) is not None}
+    given = {name: getattr(a, name) for name in ("autoencoder", "tokenizer", "prediction_type")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def edit(a) -> dict:
@@ -184,7 +185,8 @@ def demo(a) -> dict:
     from mmgen.demo import serve, until_stopped
     with tempfile.TemporaryDirectory(prefix="mmgen-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        page = serve(a.port, a.host, a.device, browser=not a.no_browser, wait=False, **opening_of(a) | ({"model": a.model} if a.model else {}))
+        given = opening_of(a) | ({"model": a.model} if a.model else {})
+        page = serve(a.port, a.host, a.device, browser=not a.no_browser, wait=False, **given)
         address = f"http://{a.host}:{a.port}"
         say(f"{address} (Ctrl-C ends it)")
         until_stopped(page)

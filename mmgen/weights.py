@@ -36,7 +36,7 @@ class WeightsError(ValueError):
 FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors") # ours and transformers', diffusers'
 OLD_FILES = ("pytorch_model.bin", "diffusion_pytorch_model.bin") # theirs until 2023, pickles
 SHARDS = tuple(file.replace(".", "-*-of-*.") for file in FILES) # one network in several files
-VARIANTS = tuple(file.replace(".", ".*.") for file in (*FILES, *OLD_FILES)) # of other precision (fp16), or not averaged (non_ema)
+VARIANTS = tuple(file.replace(".", ".*.") for file in (*FILES, *OLD_FILES)) # fp16, non_ema (not averaged), ...
 TORCH_FILES = (".pt", ".pth", ".bin", ".ckpt") # pickles
 
 
@@ -121,16 +121,20 @@ def weight_files(
 ) -> list[Path]: # one, or the shards of one network
     "The weights in a folder: the whole file, else the shards that an index names, else a variant; averaged ones first."
     if whole := [folder/f for f in (*FILES, *OLD_FILES) if (folder/f).is_file()]: return whole[:1]
-    by_name = lambda patterns: sorted((p for each in patterns for p in folder.glob(each)), key=lambda p: ("non_ema" in p.name, p.suffix == ".bin", p.name))
-    for index in by_name(f"{file}.index*.json" for file in (*FILES, *OLD_FILES)):
+    def matching(patterns):
+        found = (file for pattern in patterns for file in folder.glob(pattern))
+        return sorted(found, key=lambda file: ("non_ema" in file.name, file.suffix == ".bin", file.name))
+    for index in matching(f"{file}.index*.json" for file in (*FILES, *OLD_FILES)):
         shards = read_fields(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
+        plain = isinstance(shards, dict) and all(isinstance(s, str) and Path(s).name == s for s in shards.values())
+        if not shards or not plain:
             raise WeightsError(f"{folder.name}/{index.name} does not name the files of its weights (weight_map).")
         files = [folder/name for name in sorted(set(shards.values()))]
         if lacking := [file.name for file in files if not file.is_file()]:
-            raise WeightsError(f"The folder {folder.name} lacks {lacking[0]}, one of the {len(files)} files that {index.name} names.")
+            told = f"one of the {len(files)} files that {index.name} names"
+            raise WeightsError(f"The folder {folder.name} lacks {lacking[0]}, {told}.")
         return files
-    if found := [file for file in by_name(VARIANTS) if "-of-" not in file.name]: return found[:1]
+    if found := [file for file in matching(VARIANTS) if "-of-" not in file.name]: return found[:1]
     raise WeightsError(f"The folder {folder.name} holds no weights; {' or '.join(FILES)} was expected.")
 
 

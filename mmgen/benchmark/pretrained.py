@@ -200,7 +200,8 @@ def pretrained(
         if drawn:
             made = random_weights(folder, config.seed)
             places |= {field: made["clip" if field == "judge" else field] for field in drawn}
-        opened = open_all(places, device, autoencoder=config.autoencoder, tokenizer=config.tokenizer, prediction_type=config.prediction_type)
+        of_model = {name: getattr(config, name) for name in ("autoencoder", "tokenizer", "prediction_type")}
+        opened = open_all(places, device, **of_model)
     judge = opened.get("judge", opened["clip"])
     known = {"model": opened["model"].unet, "generator": opened["generator"], "encoder": opened["encoder"]}
     run.note(weights={field: {"name": Path(name).name, "fingerprint": fingerprint(known[field])} for field, name in config.weights.items() if field in known} | {

@@ -12,7 +12,8 @@ import torch
 
 # %% ../../nbs/32h1_compvis_names.ipynb #b2efcae6
 PARTS = {"unet": ("model.diffusion_model.", r"input_blocks\.\d"), "autoencoder": ("first_stage_model.", r"(encoder\.down\.\d|decoder\.up\.\d)"),
-         "text_encoder": ("cond_stage_model.", r"(transformer\.(text_model|embeddings|encoder|attn_layers)|model\.transformer\.resblocks)\.")}
+         "text_encoder": ("cond_stage_model.",
+                      r"(transformer\.(text_model|embeddings|encoder|attn_layers)|model\.transformer\.resblocks)\.")}
 
 
 def part_of(
@@ -61,9 +62,10 @@ def rename_unet(
 def averaged(
     state: dict[str, torch.Tensor],  # of a whole checkpoint
 ) -> dict[str, torch.Tensor]:
-    "The running average of a UNet's weights under the names of the weights, where a checkpoint has it; else the state as it is."
-    names = {key: "model_ema." + key.removeprefix("model.").replace(".", "") for key in state if key.startswith("model.diffusion_model.")}
-    return state | {key: state[name] for key, name in names.items()} if names and state.keys() >= set(names.values()) else state
+    "With the running average of a UNet's weights in their place, where a checkpoint has it."
+    of_unet = [key for key in state if key.startswith("model.diffusion_model.")]
+    names = {key: "model_ema." + key.removeprefix("model.").replace(".", "") for key in of_unet}
+    return state | {key: state[name] for key, name in names.items()} if state.keys() >= set(names.values()) else state
 
 
 def split_attention(
@@ -119,8 +121,10 @@ def rename_text_encoder(
     if any(key.startswith("transformer.attn_layers.") for key in state):
         return {_rename(key, _BERT): value for key, value in state.items() if not key.startswith("transformer.to_logits.")}
     if not any(key.startswith("model.transformer.resblocks.") for key in state):
-        prefix = "transformer.text_model." if any(key.startswith("transformer.text_model.") for key in state) else "transformer."  # the latter in merges of 2022
-        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix) and not key.endswith("position_ids")}
+        new = any(key.startswith("transformer.text_model.") for key in state)
+        prefix = "transformer.text_model." if new else "transformer."  # the latter in merges of 2022
+        return {key.removeprefix(prefix): value for key, value in state.items()
+                if key.startswith(prefix) and not key.endswith("position_ids")}
     state = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
     last = max(int(key.split(".")[2]) for key in state if key.startswith("transformer.resblocks."))
     found = {}

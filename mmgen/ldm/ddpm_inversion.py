@@ -36,7 +36,8 @@ def ddpm_invert(model: Callable, # model(x, t) -> prediction
 @torch.no_grad()
 def ddpm_replay(model: Callable, # under the source's caption or another one
                 x: Tensor, noises: list[Tensor], # of `ddpm_invert`
-                process: Schedule | FlowMatching, prediction: str = "eps", strength: float = 1., spacing: str | None = None
+                process: Schedule | FlowMatching, prediction: str = "eps", strength: float = 1.,
+                spacing: str | None = None
                 ) -> Tensor: # x_0
     "Ancestral sampling with given noises"
     for (t, now, then), noise in zip(visits(process, len(noises), strength, spacing, x), noises):

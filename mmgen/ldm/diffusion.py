@@ -35,7 +35,8 @@ class Schedule:
                  spacing: str = "trailing", # of the times that samplers visit, see `levels`
                  offset: int = 0, # added to the times of leading spacing
                  clip: float | None = None): # bound of the data that samplers see in x_t; None: none
-        self.betas, self.spacing, self.offset, self.clip = torch.as_tensor(betas, dtype=torch.float64), spacing, offset, clip
+        self.betas = torch.as_tensor(betas, dtype=torch.float64)
+        self.spacing, self.offset, self.clip = spacing, offset, clip
         if self.betas.ndim != 1 or not ((self.betas > 0) & (self.betas <= 1)).all() or (self.betas[:-1] == 1).any():
             raise ValueError("betas must be a list of numbers between 0 and 1")
         self.alphas_cumprod = (1 - self.betas).cumprod(0)
@@ -55,7 +56,7 @@ class Schedule:
 
     def levels(self, steps: int, # evaluations
                strength: float = 1., # start at noise level strength·T
-               spacing: str | None = None # trailing: T-1 is used; leading: 0 is used; linspace: both; None: the schedule's
+               spacing: str | None = None # trailing: T-1 is used; leading: 0; linspace: both; None: the schedule's
                ) -> Tensor: # (steps,) integers, descending
         "The times that a sampler visits"
         spacing = spacing or self.spacing

@@ -32,7 +32,7 @@ class LatentEditor(CodeEditor):
         if isinstance(model, LatentDiffusion):
             if model.reads != self.model_class.reads:
                 raise EditError(f"{self.name} needs a {self.model_class.__name__}, not a {type(model).__name__}.")
-            if given: raise EditError(f"{self.name}: {', '.join(given)} belong to a model that is opened by its name; this one is open.")
+            if given: raise EditError(f"{self.name}: an open model takes no {' and no '.join(given)}.")
         self.pipeline = model if isinstance(model, LatentDiffusion) else self.model_class.load(model, device, **given)
 
     size = property(lambda self: self.pipeline.size)

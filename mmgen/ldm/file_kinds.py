@@ -14,16 +14,43 @@ from ..weights import WeightsError
 # %% ../../nbs/32h2_file_kinds.ipynb #0b32a007
 _WORD = "a textual inversion, a new word for a text encoder and no model", "diffusers' load_textual_inversion reads it"
 KINDS = [  # a name that only this kind has; what it is, what opens it
-    (r"^lora_(unet|te\d?)_|[._](lora_(A|B|up|down)|lora\.(up|down)|hada_w\d|lokr_w\d|oft_blocks)\b",
-     "a LoRA, a change of a model and no model", "diffusers merges it into its model (load_lora_weights, fuse_lora), and that can be opened"),
+    (
+        r"^lora_(unet|te\d?)_|[._](lora_(A|B|up|down)|lora\.(up|down)|hada_w\d|lokr_w\d|oft_blocks)\b",
+        "a LoRA, a change of a model and no model",
+        "diffusers merges it into its model (load_lora_weights, fuse_lora), and that can be opened",
+    ),
     (r"^(emb_params|string_to_param|clip_[gl])$", *_WORD),
-    (r"^control_model\.|(^|\.)(input_hint_block|controlnet_cond_embedding)\.|^controlnet_down_blocks\.",
-     "a ControlNet, which steers a model and is none", "diffusers' StableDiffusionControlNetImg2ImgPipeline reads it"),
-    (r"(^|\.)motion_modules\.", "a motion module of AnimateDiff", "diffusers' AnimateDiffVideoToVideoPipeline reads it"),
-    (r"(^|\.)(double_blocks\.\d+\.img_attn|single_transformer_blocks\.\d)", "Flux", "diffusers' FluxImg2ImgPipeline opens it"),
-    (r"(^|\.)(joint_blocks\.\d|transformer_blocks\.\d+\.attn\.add_q_proj)", "Stable Diffusion 3", "diffusers' StableDiffusion3Img2ImgPipeline opens it"),
-    (r"^conditioner\.embedders\.|^add_embedding\.linear_1\.", "Stable Diffusion XL", "diffusers' StableDiffusionXLImg2ImgPipeline opens it"),
-    (r"(^|\.)(synthesis\.b4\.|convs\.0\.conv\.modulation\.)", "a generator of StyleGAN2", "the StyleCLIP Editors open it as generator=")]
+    (
+        r"^control_model\.|(^|\.)(input_hint_block|controlnet_cond_embedding)\.|^controlnet_down_blocks\.",
+        "a ControlNet, which steers a model and is none",
+        "diffusers' StableDiffusionControlNetImg2ImgPipeline reads it",
+    ),
+    (
+        r"(^|\.)motion_modules\.",
+        "a motion module of AnimateDiff",
+        "diffusers' AnimateDiffVideoToVideoPipeline reads it",
+    ),
+    (
+        r"(^|\.)(double_blocks\.\d+\.img_attn|single_transformer_blocks\.\d)",
+        "Flux",
+        "diffusers' FluxImg2ImgPipeline opens it",
+    ),
+    (
+        r"(^|\.)(joint_blocks\.\d|transformer_blocks\.\d+\.attn\.add_q_proj)",
+        "Stable Diffusion 3",
+        "diffusers' StableDiffusion3Img2ImgPipeline opens it",
+    ),
+    (
+        r"^conditioner\.embedders\.|^add_embedding\.linear_1\.",
+        "Stable Diffusion XL",
+        "diffusers' StableDiffusionXLImg2ImgPipeline opens it",
+    ),
+    (
+        r"(^|\.)(synthesis\.b4\.|convs\.0\.conv\.modulation\.)",
+        "a generator of StyleGAN2",
+        "the StyleCLIP Editors open it as generator=",
+    ),
+]
 
 
 def kind_of(
@@ -32,13 +59,19 @@ def kind_of(
     "What a file of weights is, by its names."
     names = "\n".join(shapes)
     for pattern, *about in KINDS:
-        if re.search(pattern, names, re.MULTILINE): return tuple(about)
-    word = 0 < len(shapes) <= 2 and all("." not in name and 1 <= len(shape) <= 2 and shape[-1] in (768, 1024, 1280) for name, shape in shapes.items())
+        if re.search(pattern, names, re.MULTILINE):
+            return tuple(about)
+    word = 0 < len(shapes) <= 2 and all(
+        "." not in name and 1 <= len(shape) <= 2 and shape[-1] in (768, 1024, 1280) for name, shape in shapes.items()
+    )
     return _WORD if word else None  # its only name is the word itself
 
 # %% ../../nbs/32h2_file_kinds.ipynb #0b32a010
-_BESIDE = {"inpainting": ("a mask and the masked picture", "StableDiffusionInpaintPipeline"), "depth": ("a depth map", "StableDiffusionDepth2ImgPipeline"),
-           "upscaling": ("a small picture", "StableDiffusionUpscalePipeline")}
+_BESIDE = {
+    "inpainting": ("a mask and the masked picture", "StableDiffusionInpaintPipeline"),
+    "depth": ("a depth map", "StableDiffusionDepth2ImgPipeline"),
+    "upscaling": ("a small picture", "StableDiffusionUpscalePipeline"),
+}
 
 
 def check_channels(
@@ -51,12 +84,24 @@ def check_channels(
     what = {made: 1, 2 * made: 2, 2 * made + 1: "inpainting", made + 1: "depth", made + 3: "upscaling"}.get(given)
     if what in _BESIDE:
         beside, pipeline = _BESIDE[what]
-        raise WeightsError(f"{where} holds a UNet of {what}: it reads {given} channels, the noisy latents and {beside}; diffusers' {pipeline} opens it.")
-    if what is None: raise WeightsError(f"{where} holds a UNet that reads {given} channels and predicts {made}; such a one is not opened.")
+        raise WeightsError(
+            f"{where} holds a UNet of {what}: it reads {given} channels, the noisy latents and {beside}; "
+            f"diffusers' {pipeline} opens it."
+        )
+    if what is None:
+        raise WeightsError(
+            f"{where} holds a UNet that reads {given} channels and predicts {made}; such a one is not opened."
+        )
     if wanted == 2 and what == 1:
-        raise WeightsError(f"{where} is no InstructPix2Pix: its UNet reads {given} channels, the noisy latents alone, and not those of the source; sdedit and the inversions edit with it.")
+        raise WeightsError(
+            f"{where} is no InstructPix2Pix: its UNet reads {given} channels, the noisy latents alone, and not those "
+            "of the source; sdedit and the inversions edit with it."
+        )
     if wanted == 1 and what == 2:
-        raise WeightsError(f"{where} is an InstructPix2Pix: its UNet reads {given} channels, the noisy latents and those of the source; the Editor instruct-pix2pix edits with it.")
+        raise WeightsError(
+            f"{where} is an InstructPix2Pix: its UNet reads {given} channels, the noisy latents and those of the "
+            "source; the Editor instruct-pix2pix edits with it."
+        )
     return what
 
 # %% ../../nbs/32h2_file_kinds.ipynb #0b32a013
@@ -65,14 +110,24 @@ def check_kind(
     where: str,  # what the weights are called, for the message
     wanted: int | None = None,  # see `check_channels`
 ) -> None:
-    "WeightsError for a file of which no latent diffusion model can be made: it says what the file is and what opens it."
-    if found := kind_of(shapes): raise WeightsError(f"{where} holds {found[0]}; {found[1]}.")
+    "WeightsError for a file that holds no latent diffusion model: it says what the file is and what opens it."
+    if found := kind_of(shapes):
+        raise WeightsError(f"{where} holds {found[0]}; {found[1]}.")
     shape = lambda *names: next((shapes[name] for name in names if name in shapes), None)
     first = shape("model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight", "conv_in.weight")
     last = shape("model.diffusion_model.out.2.weight", "out.2.weight", "conv_out.weight")
-    if first and last and len(first) == len(last) == 4: check_channels(first[1], last[0], where, wanted)
-    if first: return
+    if first and last and len(first) == len(last) == 4:
+        check_channels(first[1], last[0], where, wanted)
+    if first:
+        return
     has = lambda pattern: re.search(pattern, "\n".join(shapes), re.MULTILINE)
-    autoencoder, text = has(r"^(first_stage_model\.)?(encoder\.(down|down_blocks)|decoder\.(up|up_blocks))\.\d"), has(r"(token_embedding|token_emb)\.weight$")
-    if autoencoder and not text: raise WeightsError(f"{where} holds an autoencoder alone, no UNet; give it as autoencoder= beside a model.")
-    if text and not autoencoder: raise WeightsError(f"{where} holds a text encoder alone, no UNet; give it as text_encoder= of LatentDiffusion.load, beside a model.")
+    autoencoder, text = (
+        has(r"^(first_stage_model\.)?(encoder\.(down|down_blocks)|decoder\.(up|up_blocks))\.\d"),
+        has(r"(token_embedding|token_emb)\.weight$"),
+    )
+    if autoencoder and not text:
+        raise WeightsError(f"{where} holds an autoencoder alone, no UNet; give it as autoencoder= beside a model.")
+    if text and not autoencoder:
+        raise WeightsError(
+            f"{where} holds a text encoder alone, no UNet; give it as text_encoder= of LatentDiffusion.load."
+        )

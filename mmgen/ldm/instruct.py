@@ -47,7 +47,7 @@ class InstructPix2Pix(LatentDiffusion):
     def __init__(
         self,
         *given,
-        unscaled: bool = False,  # the UNet reads the source's latents as the autoencoder gives them; its first authors trained it so
+        unscaled: bool = False,  # the UNet reads the source's latents as the autoencoder gives them
         **named,  # arguments of `LatentDiffusion`
     ):
         super().__init__(*given, **named)
@@ -68,7 +68,8 @@ class InstructPix2Pix(LatentDiffusion):
         generator, n = torch.Generator().manual_seed(seed), len(wishes)
         states, mask = self.context([*wishes, ""])
         source = z * self.std + self.mean if self.unscaled else z
-        model = InstructGuided(self.unet, source, (states[:n], mask[:n]), (states[n:], mask[n:]), guidance, image_guidance)
+        wish, empty = (states[:n], mask[:n]), (states[n:], mask[n:])
+        model = InstructGuided(self.unet, source, wish, empty, guidance, image_guidance)
         noise = noise_like(z[:1], generator).expand_as(z)
         x = start(self.process, torch.zeros_like(z), noise, 1.0, steps)
         return sampler(method)(model, x, steps, self.process, self.prediction, generator)
@@ -79,7 +80,7 @@ class InstructPix2Pix(LatentDiffusion):
 
     def save(self, *given, **named):
         "See `LatentDiffusion.save`; ValueError for weights from elsewhere."
-        if self.unscaled: raise ValueError("Published weights of InstructPix2Pix are not saved; their own file or folder opens them.")
+        if self.unscaled: raise ValueError("Published weights are not saved; their own file or folder opens them.")
         return super().save(*given, **named)
 
 
@@ -102,13 +103,14 @@ class InstructEditor(LatentEditor):
 
     def __init__(self, model="instruct-portraits", device=None, decoding: str | None = None, batch_size: int = 32,  # see `LatentEditor`
                  steps: int = 12,
-                 guidance: float | None = None,  # s_T at strength 1; None: 2, or 15 of published weights (7.5 at strength 0.5)
-                 image_guidance: float | None = None,  # s_I; more: nearer to the source; None: 1, or 1.5 of published weights
+                 guidance: float | None = None,  # s_T at strength 1; None: 2, or 15 of published weights
+                 image_guidance: float | None = None,  # s_I; more: nearer to the source; None: 1, or 1.5 of those
                  seed: int = 0,
                  **opening):  # of `LatentEditor`
         super().__init__(model, device, decoding, batch_size, **opening)
         usual = (15.0, 1.5) if self.pipeline.unscaled else (2.0, 1.0)
-        self.guidance, self.image_guidance = (own if given is None else given for given, own in zip((guidance, image_guidance), usual))
+        self.guidance = usual[0] if guidance is None else guidance
+        self.image_guidance = usual[1] if image_guidance is None else image_guidance
         self.steps, self.seed = steps, seed
 
     def change(self, z, source, target, strength):
@@ -116,7 +118,7 @@ class InstructEditor(LatentEditor):
         return self._follow(z, [*map(self.wish, source, target)], strength * self.guidance)
 
     def wish(self, source: str, target: str) -> str:
-        "What the UNet reads: the difference of the captions; of published weights a target that shares no tag with the source is the instruction."
+        "What the UNet reads: the difference of the captions; a published one a target without tags of the source, too."
         tags = lambda text: {part.strip() for part in text.split(",")}
         return target if self.pipeline.unscaled and not tags(source) & tags(target) else wish_between(source, target)
 

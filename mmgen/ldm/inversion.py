@@ -58,7 +58,8 @@ CORRECTIONS = ("none", "source", "both")
 @torch.no_grad()
 def two_branches(models: Sequence, # (source's, target's) network for each step
                  way: list[Tensor], # of `ddim_invert`
-                 process: Schedule | FlowMatching, prediction: str = "eps", strength: float = 1., spacing: str | None = None,
+                 process: Schedule | FlowMatching, prediction: str = "eps", strength: float = 1.,
+                 spacing: str | None = None,
                  correction: str = "none" # the branches to which the source branch's error is added: none, source, both
                  ) -> tuple[Tensor, Tensor]: # x_0 of the source branch and of the target's
     "From the noise back, under two captions"

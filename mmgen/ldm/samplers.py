@@ -165,7 +165,8 @@ class DiffusersSampler:
         n, steps = int((times <= levels[0].cpu() + 1e-6).sum()), len(levels)
         even = n // steps * steps # a multiple of the steps
         picked = (torch.arange(1, even + 1) * n / even).round().long() - 1
-        bar, times = schedule.alphas_cumprod[picked].clamp(min=2**-24), times[picked].to(x.device) # their solvers divide by it
+        bar = schedule.alphas_cumprod[picked].clamp(min=2**-24) # their solvers divide by it
+        times = times[picked].to(x.device)
         betas = 1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])
         kind, name = ("eps", "epsilon") if prediction == "eps" else ("v", "v_prediction")
         scheduler = self.scheduler(betas, name)

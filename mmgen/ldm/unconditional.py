@@ -14,7 +14,8 @@ import torch
 from .autoencoder_blocks import Attention, rename_attention
 from .compvis import averaged, part_of, rename_unet, split_attention
 from .pipeline import LatentDiffusion
-from .pretrained import autoencoder_of, betas_of, common_config, described
+from .model_noise import betas_of
+from .pretrained import autoencoder_of, common_config, described
 from .unet import UNet2D
 from ..weights import WeightsError, load_into, load_state, resolve
 
