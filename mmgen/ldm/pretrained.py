@@ -22,7 +22,8 @@ from .autoencoder import AutoencoderKL
 from .compvis import part_of, rename_autoencoder, rename_text_encoder, rename_unet
 from .pipeline import LatentDiffusion
 from .unet import UNet2DConditionModel
-from ..weights import WeightsError, load_into, load_state, read_config, read_fields, resolve
+from ..schema import checked, open_tokenizer
+from ..weights import WeightsError, build, load_into, load_state, read_config, read_fields, resolve
 
 # %% ../../nbs/32h_pretrained.ipynb #7778ed9f
 # Vaswani et al. 2017, with the norm before each part; Rombach et al. 2022, appendix E.2.1
@@ -178,13 +179,16 @@ def text_encoder_of(
     found = rename_text_encoder(part) if part else {k.removeprefix("text_model."): v for k, v in state.items() if not k.endswith("position_ids")}
     if "model.layers.0.self_attn.q_proj.weight" in found:
         found = {k: v for k, v in found.items() if not k.startswith("to_logits.")}
-        with described(where): model = LDMBertModel(**bert_config(found))
+        with described(where): config = bert_config(found)
+        model = build(lambda: LDMBertModel(**config), found, where)
     elif "embeddings.token_embedding.weight" in found:
-        with described(where): model = CLIPTextModel(CLIPTextConfig(**(config or text_config(found))))
+        if config: config = checked("CLIPTextModel", config, f"{where}/config.json", known=True)
+        with described(where): config = CLIPTextConfig(**(config or text_config(found)))
+        model = build(lambda: CLIPTextModel(config), found, where)
     else: raise WeightsError(f"{where} holds no text encoder: names like cond_stage_model.transformer.text_model or transformer.attn_layers were expected, not {_some(state)}.")
     if len(tokenizer) > model.config.vocab_size:
         raise WeightsError(f"The tokenizer has {len(tokenizer)} words and the text encoder of {where} {model.config.vocab_size}: they do not belong together.")
-    return TextEncoder(load_into(model, found, where), tokenizer, device)
+    return TextEncoder(model, tokenizer, device)
 
 
 def _some(state): return ", ".join(sorted(state)[:3]) + (f" and {len(state) - 3} more" if len(state) > 3 else "")
@@ -217,7 +221,6 @@ def stable_diffusion(
     device=None,
 ) -> LatentDiffusion:
     "Stable Diffusion 1.x or 2.x, or the text-to-image model of latent diffusion (txt2img) before them."
-    from transformers import AutoTokenizer
     path = resolve(name_or_path).absolute()  # a relative one that lacks a folder looks like a name on the hub
     if path.is_file():
         state, process = load_state(path), {"prediction": prediction or "eps", **_SCHEDULE}
@@ -226,21 +229,19 @@ def stable_diffusion(
         text_encoder = text_encoder_of(state, _tokenizer(tokenizer, bert, path.name), device, path.name)
         size = size or (256 if bert else 768 if process["prediction"] == "v" else 512)
         return LatentDiffusion(autoencoder, text_encoder, unet, 0.0, 1/0.18215, size, process, device, masked=False)
-    index = read_fields(path/"model_index.json") if (path/"model_index.json").is_file() else {}
+    index = checked("model_index.json", read_fields(path/"model_index.json"), f"{path.name}/model_index.json") if (path/"model_index.json").is_file() else {}
     kind = index.get("_class_name", "")
     vae, text_at = next((places for name, places in _FOLDERS.items() if kind.startswith(name) and "XL" not in kind), ("", ""))
     if not {"unet", vae, text_at, "tokenizer", "scheduler"} <= index.keys():
         raise WeightsError(f"{path.name} is a {kind or 'folder without model_index.json'}; Stable Diffusion 1.x and 2.x are opened (StableDiffusionPipeline and its kin) and LDMTextToImagePipeline.")
     if "VQ" in str(index[vae]): raise WeightsError(f"{path.name} has a VQ autoencoder; only those with a KL term are opened (AutoencoderKL).")
     about, schedule = read_fields(path/vae/"config.json"), read_fields(path/"scheduler"/"scheduler_config.json")
-    missing = [field for field in _SCHEDULER.values() if field not in schedule]
-    if missing: raise WeightsError(f"scheduler/scheduler_config.json of {path.name} lacks {', '.join(missing)}.")
+    checked("scheduler_config.json", schedule, f"{path.name}/scheduler/scheduler_config.json")
     predicted = prediction or _PREDICTIONS.get(schedule.get("prediction_type", "epsilon"))
     if predicted is None: raise WeightsError(f"The UNet of {path.name} predicts {schedule['prediction_type']!r}; those that predict epsilon or v_prediction are opened.")
     unet, autoencoder = UNet2DConditionModel.load(path/"unet").requires_grad_(False), AutoencoderKL.load(path/vae)
     if not (path/"tokenizer").is_dir(): raise WeightsError(f"{path.name} lacks the folder tokenizer.")
-    try: words = AutoTokenizer.from_pretrained(path/"tokenizer")
-    except (OSError, ValueError) as e: raise WeightsError(f"The tokenizer of {path.name} was not opened ({str(e).splitlines()[0]}).") from e
+    words = open_tokenizer(path/"tokenizer")
     text_encoder = text_encoder_of(load_state(path/text_at), words, device, f"{path.name}/{text_at}", read_config(path/text_at))
     process = {"prediction": predicted} | {ours: schedule[field] for ours, field in _SCHEDULER.items()}
     side = (unet.config["sample_size"] or 64) * autoencoder.factor
