@@ -1,4 +1,6 @@
 """The inversions, prompt-to-prompt and FlowEdit: what they return where the answer is known, and what they refuse."""
+import random
+
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler
@@ -12,7 +14,7 @@ from mmgen.ldm.editing import Reconstruction
 from mmgen.ldm.flowedit import flow_edit
 from mmgen.ldm.inversion import DDIMInversion, ddim_invert, two_branches
 from mmgen.ldm.pipeline import random_pipeline
-from mmgen.ldm.prompt_to_prompt import PromptToPrompt, SharedMaps, aligned, attention_map, token_names
+from mmgen.ldm.prompt_to_prompt import PromptToPrompt, SharedMaps, align, aligned, attention_map, token_names, token_words
 from mmgen.ldm.samplers import ddim
 
 PIPELINES = {prediction: random_pipeline(prediction=prediction) for prediction in ("flow", "eps", "v")}
@@ -169,7 +171,32 @@ def test_tokens_find_their_tags():
     assert token_names("Red hair,  smile", tokenizer) == [("start", -1), ("red hair", 0), ("red hair", 1), ("red hair", 2), ("smile", 0), ("end", -1)]
     assert token_names("", tokenizer) == [("start", -1), ("end", -1)] and len(token_names("smile, " * 50, tokenizer)) == 77
     assert aligned(["red hair, smile", "smile, red hair, smile"], ["smile, red hair", "green hair, smile"], clip).tolist() == [
-        [0, 4, -1, 1, 2, 5], [0, -1, -1, -1, 6, 7]]
+        [0, 4, -1, 1, 2, 5], [0, -1, 4, -1, 6, 7]]
+
+
+def test_words_are_aligned_in_order():
+    def longest(a, b):  # by its definition
+        if not a or not b: return 0
+        return 1 + longest(a[1:], b[1:]) if a[0] == b[0] else max(longest(a[1:], b), longest(a, b[1:]))
+    assert align(list("ABCBDAB"), list("BDCABA")) and len(align(list("ABCBDAB"), list("BDCABA"))) == 4  # Cormen et al., figure 15.8
+    rng = random.Random(0)
+    for _ in range(60):
+        a, b = (rng.choices(range(4), k=rng.randrange(8)) for _ in range(2))
+        pairs = align(a, b)
+        assert len(pairs) == longest(a, b) and all(a[i] == b[j] for i, j in pairs)
+        assert all(i < k and j < m for (i, j), (k, m) in zip(pairs, pairs[1:]))
+
+
+def test_all_words_of_a_sentence_but_the_changed_one_are_shared():
+    words = "a photo of cat dog sitting on bench"
+    tokenizer = train_tokenizer([words] * 4, 600)
+    clip = type("", (), {"tokenizer": tokenizer, "length": 77})
+    assert len(tokenizer.tokenize(words)) == len(words.split())
+    before, after = "a photo of a cat sitting on a bench", "A photo of a dog sitting on a bench"
+    assert aligned([before], [after], clip).tolist() == [[0, 1, 2, 3, 4, -1, 6, 7, 8, 9, 10]]  # as the original's refinement
+    assert aligned([before], ["a photo of a cat on a bench"], clip).tolist() == [[0, 1, 2, 3, 4, 5, 7, 8, 9, 10]]
+    assert aligned([before], [f"{before}, dog"], clip).tolist() == [[*range(10), -1, -1, 10]]
+    assert token_words("dog, cats", tokenizer)[:3] == [None, ("dog", 0), None]
 
 
 def test_maps_of_partners_come_from_the_source_and_the_rest_is_left_alone():

@@ -153,7 +153,7 @@ def test_known_timestep_embedding():
     (dict(act_fn="relu"), "act_fn='relu' is not supported"),
     (dict(addition_embed_type="image"), "addition_embed_type"),
     (dict(down_block_types=(CD,)), "need 2 of"),
-    (dict(up_block_types=(CU, "Up")), "need 2 of"),
+    (dict(up_block_types=(CU, "Up")), "must be one of UpBlock2D"),
     (dict(attention_head_dim=(1, 2, 4)), "3 values for 2 levels"),
     (dict(norm_num_groups=7), "7 groups"),
     (dict(attention_head_dim=5), "5 heads")])

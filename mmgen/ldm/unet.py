@@ -16,7 +16,8 @@ from torch import nn, Tensor
 import torch.nn.functional as F
 from .attention import BasicTransformerBlock, TextTimeEmbedding, Transformer2DModel
 from .unet_blocks import DownBlock, Downsample2D, Level, MidBlock, ResnetBlock2D, TimestepEmbedding, UpBlock, Upsample2D, timestep_embedding
-from ..weights import load_into, load_state, read_fields, resolve
+from ..schema import SCHEMAS, checked
+from ..weights import build, load_state, read_fields, resolve
 
 # %% ../../nbs/32c_unet.ipynb #947e54a7
 class UNet2D(nn.Module):
@@ -69,15 +70,20 @@ class UNet2D(nn.Module):
     @classmethod
     def from_config(cls, config: dict | str | Path): # a dict, or the path of a `config.json` or of its folder
         "A UNet with fresh weights from a config of this class or of diffusers"
+        where = "UNet config"
         if not isinstance(config, dict):
             path = Path(config)
-            config = read_fields(path / "config.json" if path.is_dir() else path)
+            file = path / "config.json" if path.is_dir() else path
+            config, where = read_fields(file), f"{file.parent.name}/{file.name}"
         fields = set(inspect.signature(cls.__init__).parameters) - {"self"}
         for name, value in config.items():
             absent = value is None or value is False or cls.neutral.get(name) == value
             if name in fields or name.startswith("_") or absent: continue
             raise ValueError(f"UNet config: {name}={value!r} is not supported, only {', '.join(sorted(fields))}")
-        return cls(**{k: v for k, v in config.items() if k in fields})
+        given = {k: v for k, v in config.items() if k in fields}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()} # as in JSON
+        if cls.__name__ in SCHEMAS: checked(cls.__name__, plain, where)
+        return cls(**given)
 
     def save_pretrained(self, folder: str | Path): # made if it does not exist
         "Write `config.json` and `diffusion_pytorch_model.safetensors`; diffusers opens the folder too"
@@ -92,8 +98,7 @@ class UNet2D(nn.Module):
              device: str | torch.device = "cpu"):
         "A UNet from a folder that this class, `mmgen.weights` or diffusers wrote, in float32, in eval mode"
         folder = resolve(name_or_path)
-        state = load_state(folder)
-        return load_into(cls.from_config(folder), state, where=str(name_or_path)).eval().to(device)
+        return build(lambda: cls.from_config(folder), load_state(folder), str(name_or_path)).eval().to(device)
 
     def enable_gradient_checkpointing(self, on: bool = True):
         "Keep only the inputs of each block for the backward pass: less memory, about a third more time"
