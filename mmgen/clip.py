@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPTokenizer
+from transformers import CLIPConfig, CLIPTokenizer
 
 from .clip_towers import CLIPTowers
 from .core import pick_device, to_float
@@ -184,18 +184,23 @@ class CLIP(TextEncoder):
         device: str | torch.device | None = None,
     ) -> "CLIP":
         "Opens any CLIPModel folder, in float32; WeightsError where its weights are damaged or do not fit."
-        from mmgen.weights import WeightsError, load_into, load_state, read_config, resolve
+        from mmgen.schema import checked, open_tokenizer
+        from mmgen.weights import WeightsError, build, load_state, read_config, read_fields, resolve
         folder = Path(resolve(name_or_path))
         if not (folder / "config.json").exists() or read_config(folder).get("model_type") != "clip":
             raise WeightsError(f"{folder.name} is not a CLIP model: no config.json says model_type clip.")
-        try: model = CLIPTowers(CLIPConfig.from_pretrained(folder))
-        except ValueError as e: raise WeightsError(f"{folder.name}: {e}") from e
+        where = f"{folder.name}/config.json"
+        fields = checked("CLIPModel", read_config(folder), where, known=True)
+        for name, kind in (("text_config", "CLIPTextModel"), ("vision_config", "CLIPVisionModel")):
+            fields |= {key: checked(kind, fields[key], where, known=True) for key in (name, f"{name}_dict") if fields.get(key)}
+        config = CLIPConfig(**fields)
         state = {k: v for k, v in load_state(folder).items() if not k.endswith("position_ids")}
-        load_into(model, state, f"the CLIP {folder.name}")
+        model = build(lambda: CLIPTowers(config), state, f"the CLIP {folder.name}")
         file = folder / "preprocessor_config.json"
-        how = json.loads(file.read_text("utf-8")) if file.exists() else {}
-        return cls(model, AutoTokenizer.from_pretrained(folder), device,
-                   how.get("image_mean", OPENAI_MEAN), how.get("image_std", OPENAI_STD))
+        how = checked(file.name, read_fields(file), f"{folder.name}/{file.name}") if file.exists() else {}
+        tokenizer = open_tokenizer(folder, model.config.text_config.vocab_size)
+        try: return cls(model, tokenizer, device, how.get("image_mean", OPENAI_MEAN), how.get("image_std", OPENAI_STD))
+        except ValueError as e: raise WeightsError(f"{folder.name}: {e}") from e
 
     def text(self, texts: str | Sequence[str]) -> Tensor:
         "Embeddings of texts, (B, E), of length 1."

@@ -29,7 +29,7 @@ MAX_BYTES, MAX_PIXELS, WAITING = 8 * 2**20, 32e6, 16  # of an upload; edits in t
 
 class Workbench:
     "Editors by name, and one edit at a time."
-    def __init__(self, device: str | None = None, **given):  # `model` of the diffusion Editors, and what belongs to its files
+    def __init__(self, device: str | None = None, **given):  # `model` of the diffusion Editors, and its options
         self.device, self.given, self.opened, self.lock, self.closed = device, given, {}, threading.Lock(), False
 
     @contextlib.contextmanager
@@ -54,7 +54,8 @@ class Workbench:
         "The given model is opened once."
         if not self.given or "prediction_type" not in options_of(name): return {}
         reads = editor_class(name).model_class.reads
-        return next(({"model": e.pipeline} for e in self.opened.values() if getattr(getattr(e, "pipeline", None), "reads", None) == reads), self.given)
+        open_ones = [e.pipeline for e in self.opened.values() if hasattr(e, "pipeline") and e.pipeline.reads == reads]
+        return {"model": open_ones[0]} if open_ones else self.given
 
     def see(self, data: bytes, name: str) -> tuple[np.ndarray, str]:  # uint8 (size, size, 3), caption
         "An uploaded picture at an Editor's size, and what its CLIP sees."
@@ -111,7 +112,8 @@ def build_demo(
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is sent anywhere
     try: import gradio as gr
     except ImportError as e: raise ValueError("The page needs one package more: pip install 'mmgen[demo]', or pip install gradio.") from e
-    bench, pictures, names = Workbench(device, **given), examples(), [name for name in editors() if name != "copy-input"]
+    bench, pictures = Workbench(device, **given), examples()
+    names = [name for name in editors() if name != "copy-input"]
 
     def chosen(event: gr.SelectData):
         picture, source, wish, seed = pictures[event.index]

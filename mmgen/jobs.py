@@ -93,10 +93,12 @@ class EditConfig(Settings):
     run_id: str | None = None # folder below reports/runs; None: made of time and four hex digits
 
     job: ClassVar[str] = "edit"
-    choices: ClassVar[dict] = {"fit": FITS, "decoding": ("paired", "residual", "plain"), "prediction_type": ("epsilon", "v_prediction")}
+    choices: ClassVar[dict] = {
+        "fit": FITS, "decoding": ("paired", "residual", "plain"), "prediction_type": ("epsilon", "v_prediction")}
     zero_ok: ClassVar[tuple] = (*Settings.zero_ok, "inversion_steps")
     fractions: ClassVar[tuple] = (*Settings.fractions, "beta")
-    dials: ClassVar[tuple] = ("decoding", "seed", "guidance", "steps", "alpha", "beta", "inversion_steps", "model", "generator", "encoder", "clip", "autoencoder", "tokenizer", "prediction_type")
+    dials: ClassVar[tuple] = ("decoding", "seed", "guidance", "steps", "alpha", "beta", "inversion_steps", "model",
+                              "generator", "encoder", "clip", "autoencoder", "tokenizer", "prediction_type")
 
 # %% ../nbs/02b_jobs.ipynb #886a4454
 @dataclass(frozen=True)

@@ -191,9 +191,10 @@ SCHEMAS: dict[str, Rule] = {
         "attributes width size", attributes=mapped(listed(text(), 1, 1_000), 1_000), width=whole(8, 4_096), size=whole(8, 1_024)),
     "preprocessor_config.json": table(image_mean=listed(real(), 3, 3), image_std=listed(real(1e-6), 3, 3)),
     "scheduler_config.json": table(
-        "num_train_timesteps beta_start beta_end beta_schedule", num_train_timesteps=whole(1, 100_000), beta_start=_share,
-        beta_end=_share, beta_schedule=text("linear", "scaled_linear", "squaredcos_cap_v2"), prediction_type=text(),
-        trained_betas=optional(listed(_share, 1, 100_000)), rescale_betas_zero_snr=optional(flag)),
+        _class_name=text(), num_train_timesteps=whole(1, 100_000), beta_start=_share, beta_end=_share, beta_schedule=text(),
+        prediction_type=text(), trained_betas=optional(listed(_share, 1, 100_000)), rescale_betas_zero_snr=optional(flag),
+        timestep_spacing=text(), steps_offset=whole(0, 100_000), clip_sample=optional(flag), clip_sample_range=real(0, 1e6),
+        thresholding=optional(flag), shift=real(0, 1e3)),
     "model_index.json": table("_class_name", _class_name=text()),
     "tokenizer.json": table(
         "model", model=_model, added_tokens=listed(table("id content", id=whole(0, 2**20), content=text()), 0, 100_000)),

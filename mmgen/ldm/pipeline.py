@@ -18,7 +18,8 @@ from .file_kinds import check_channels
 from .samplers import DiffusersSampler, Guided, ddim, ddpm, euler, heun
 from .unet import UNet2DConditionModel
 from ..runs import without_folders
-from ..weights import WeightsError, fingerprint, load_into, load_state, read_fields, resolve, save_weights
+from ..schema import checked
+from ..weights import WeightsError, build, fingerprint, load_state, read_fields, resolve, save_weights
 
 # %% ../../nbs/32d_pipeline.ipynb #cacb54fe
 def sampler(
@@ -80,6 +81,10 @@ class LatentDiffusion:
         if unet.config["in_channels"] != self.reads * autoencoder.config["latent_channels"]:
             raise ValueError(f"The UNet reads {unet.config['in_channels']} channels and this model has {self.reads} times the "
                              f"{autoencoder.config['latent_channels']} channels of the autoencoder's latents: they do not belong together.")
+        channels = autoencoder.config["latent_channels"]
+        if {len(self.mean), len(self.std)} - {1, channels} or size % autoencoder.factor:
+            raise ValueError(f"Mean and deviation of the latents must be one number or {channels}, and the size a multiple of {autoencoder.factor}; "
+                             f"they are {len(self.mean)}, {len(self.std)} and {size}.")
         reads, gives = unet.config.get("cross_attention_dim"), getattr(text_encoder, "width", None)
         if reads != gives:
             raise ValueError(f"The UNet reads text states of width {reads} and the text encoder gives {gives}: they do not belong together.")
@@ -173,7 +178,7 @@ class LatentDiffusion:
             from mmgen.ldm.pretrained import stable_diffusion
             return stable_diffusion(folder, prediction_type, None, tokenizer, device, autoencoder, text_encoder, cls)
         if not (folder / "config.json").is_file():
-            raise ValueError(f"{name_or_path} is not a latent diffusion model of mmgen: it has no config.json.")
+            raise WeightsError(f"{name_or_path} is not a latent diffusion model of mmgen: it has no config.json.")
         config = read_fields(folder / "config.json")
         if "_class_name" in config or "architectures" in config:
             what = config.get("_class_name") or config["architectures"]
@@ -183,10 +188,10 @@ class LatentDiffusion:
             if given: raise WeightsError(f"{name_or_path} is a model of mmgen; {option} belongs to Stable Diffusion.")
         missing = [key for key in ("autoencoder", "text_encoder", "unet", "process") if key not in config]
         if missing:
-            raise ValueError(f"{name_or_path} is not a latent diffusion model of mmgen: its config.json lacks {', '.join(missing)}.")
-        unet = UNet2DConditionModel.from_config(config["unet"])
+            raise WeightsError(f"{name_or_path} is not a latent diffusion model of mmgen: its config.json lacks {', '.join(missing)}.")
+        checked("LatentDiffusion", config, f"{folder.name}/config.json")
+        unet = build(lambda: UNet2DConditionModel.from_config(config["unet"]), load_state(folder / "model.safetensors"), str(name_or_path))
         check_channels(unet.config["in_channels"], unet.config["out_channels"], str(name_or_path), cls.reads)
-        load_into(unet, load_state(folder / "model.safetensors"), where=str(name_or_path))
         frozen = []
         for key, given in (("autoencoder", autoencoder), ("text_encoder", text_encoder)):
             name = given or config[key]
@@ -200,9 +205,12 @@ class LatentDiffusion:
             meant = config.get("made_with", {}).get(key)  # older models do not say
             if meant and meant != fingerprint(network):
                 raise WeightsError(f"{name_or_path} was trained with another {key} ({meant}) than {place.name} ({fingerprint(network)}), and makes no pictures with this one.")
-        return cls(vae, clip,
-                   unet.requires_grad_(False), config["latent_mean"], config["latent_std"], config["size"],
-                   config["process"], device, config.get("tags", ()), config.get("masked", True))
+        try:
+            return cls(vae, clip,
+                       unet.requires_grad_(False), config["latent_mean"], config["latent_std"], config["size"],
+                       config["process"], device, config.get("tags", ()), config.get("masked", True))
+        except (ArithmeticError, TypeError, ValueError) as error:
+            raise WeightsError(f"{folder.name}/config.json describes no model: {str(error).rstrip('.')}.") from error
 
 # %% ../../nbs/32d_pipeline.ipynb #92311e15
 def random_pipeline(

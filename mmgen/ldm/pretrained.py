@@ -25,7 +25,8 @@ from .file_kinds import check_channels, check_kind
 from .model_noise import PREDICTION_TYPES, process_in_file, process_of
 from .pipeline import LatentDiffusion
 from .unet import UNet2DConditionModel
-from ..weights import WeightsError, header, load_into, load_state, read_config, read_fields, resolve
+from ..schema import checked, open_tokenizer
+from ..weights import WeightsError, build, header, load_into, load_state, read_config, read_fields, resolve
 
 # %% ../../nbs/32h_pretrained.ipynb #7778ed9f
 # Vaswani et al. 2017, with the norm before each part; Rombach et al. 2022, appendix E.2.1
@@ -185,16 +186,19 @@ def text_encoder_of(
     found = rename_text_encoder(part) if part else {k.removeprefix("text_model."): v for k, v in state.items() if not k.endswith("position_ids")}
     if "model.layers.0.self_attn.q_proj.weight" in found:
         found = {k: v for k, v in found.items() if not k.startswith("to_logits.")}
-        with described(where): model = LDMBertModel(**bert_config(found))
+        with described(where): config = bert_config(found)
+        model = build(lambda: LDMBertModel(**config), found, where)
     elif "embeddings.token_embedding.weight" in found:
         with described(where):
             openclip = "model.ln_final.weight" in part or found["embeddings.token_embedding.weight"].shape[1] > 768
-            model = CLIPTextModel(CLIPTextConfig(**(config or text_config(found, openclip))))
+            if config: config = checked("CLIPTextModel", config, f"{where}/config.json", known=True)
+            config = CLIPTextConfig(**(config or text_config(found, openclip)))
+        model = build(lambda: CLIPTextModel(config), found, where)
         if not paired: tokenizer = _padding(tokenizer, openclip)
     else: raise WeightsError(f"{where} holds no text encoder: names like cond_stage_model.transformer.text_model or transformer.attn_layers were expected, not {_some(state)}.")
     if len(tokenizer) > model.config.vocab_size:
         raise WeightsError(f"The tokenizer has {len(tokenizer)} words and the text encoder of {where} {model.config.vocab_size}: they do not belong together.")
-    return TextEncoder(load_into(model, found, where), tokenizer, device)
+    return TextEncoder(model, tokenizer, device)
 
 
 def _padding(tokenizer, openclip):
@@ -299,8 +303,8 @@ def _from_file(path, prediction_type, tokenizer, device, autoencoder, texts, rea
 
 def _from_folder(path, prediction_type, tokenizer, device, autoencoder, texts, reads):
     "Autoencoder and its scale, text encoder, UNet, size and process of a folder of diffusers."
-    from transformers import AutoTokenizer
-    index = read_fields(path/"model_index.json") if (path/"model_index.json").is_file() else {}
+    index, where = {}, f"{path.name}/model_index.json"
+    if (path/"model_index.json").is_file(): index = checked("model_index.json", read_fields(path/"model_index.json"), where)
     kind = index.get("_class_name", "")
     at = (places for name, places in _FOLDERS.items() if kind.startswith(name) and "XL" not in kind)
     vae_at, text_at = next(at, ("", ""))
@@ -314,14 +318,13 @@ def _from_folder(path, prediction_type, tokenizer, device, autoencoder, texts, r
     channels = [read_fields(path/"unet"/"config.json").get(key, 4) for key in ("in_channels", "out_channels")]
     if all(isinstance(n, int) for n in channels): check_channels(*channels, path.name, reads)
     if vae is None: vae, scale = _given_autoencoder(path/vae_at)
-    process = process_of(read_fields(path/"scheduler"/"scheduler_config.json"), path.name, prediction_type)
+    where = f"{path.name}/scheduler/scheduler_config.json"
+    schedule = checked("scheduler_config.json", read_fields(path/"scheduler"/"scheduler_config.json"), where)
+    process = process_of(schedule, path.name, prediction_type)
     unet = UNet2DConditionModel.load(path/"unet").requires_grad_(False)
     if tokenizer: words = _tokenizer(tokenizer, text_at == "bert", path.name)
     elif not (path/"tokenizer").is_dir(): raise WeightsError(f"{path.name} lacks the folder tokenizer.")
-    else:
-        try: words = AutoTokenizer.from_pretrained(path/"tokenizer")
-        except (OSError, ValueError) as e:
-            raise WeightsError(f"The tokenizer of {path.name} was not opened ({str(e).splitlines()[0]}).") from e
+    else: words = open_tokenizer(path/"tokenizer")
     own = tower is None
     if own: tower, fields = load_state(path/text_at), read_config(path/text_at)
     text = text_encoder_of(tower, words, device, f"{path.name}/{text_at}", fields, paired=own and not tokenizer)
