@@ -171,6 +171,7 @@ def main(root, jobs, kills, seed):
                 if found["curve"] != whole["curve"]: report["other curve"].append(what)
                 if found["hidden"]: report["leftovers"].append(f"{what}: {', '.join(found['hidden'])}")
             shutil.rmtree(runs / name, ignore_errors=True)
+        print(f"{job}: {report['kills']} kills so far, {seconds:.1f} s a run", file=sys.stderr, flush=True)
         shutil.rmtree(runs / "whole")
         shutil.rmtree(runs / "first")
     print(json.dumps(report, indent=1))

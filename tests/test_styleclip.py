@@ -376,7 +376,7 @@ def test_a_gan_ends_where_its_loss_is_no_number(tmp_path):
         with pytest.raises(TrainingDiverged): run_stylegan(tmp_path, lr=1e30)
 
 
-def test_a_run_that_goes_on_with_another_generator_says_so(tmp_path, clip):
+def test_a_run_that_would_go_on_with_another_generator_is_refused(tmp_path, clip):
     pixels = {"row": list(range(8))}
     def run_mapper(g, folder, resume_from=None):
         task = MapperTask(config_for("mapper", "smoke").settled, random_mapper(g, 128).requires_grad_(True), g, clip, torch.randn(8, 8, 16), torch.randn(8, 128))
@@ -384,5 +384,5 @@ def test_a_run_that_goes_on_with_another_generator_says_so(tmp_path, clip):
         loop = config_for("mapper", "smoke").loop | dict(steps=4, batch_size=4, lr=1e-3, resume_from=resume_from, checkpoint_every=2, log_every=8, device="cpu")
         train(task, Batches(pixels, 4, 0), run, **loop)
     run_mapper(generator(), tmp_path / "whole")
-    with pytest.warns(UserWarning, match="will not equal an uninterrupted one: generator .* then, .* now"):
+    with pytest.raises(CheckpointError, match="belongs to another training: generator .* then, .* now"):
         run_mapper(generator(seed=9), tmp_path / "again", tmp_path / "whole" / "checkpoints" / "checkpoint-2")

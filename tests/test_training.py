@@ -20,7 +20,8 @@ from torch import nn
 
 from mmgen import checkpoints as ck
 from mmgen.checkpoints import CheckpointError, checkpoints, find_checkpoint, read_checkpoint
-from mmgen.guards import TrainingDiverged, wants_bar
+from mmgen.guards import TrainingDiverged, progress_line, wants_bar
+from mmgen.optimizers import build
 from mmgen.training import Task, lr_factor, make_accelerator, scaled_lr, train, update_ema
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -305,6 +306,120 @@ def test_bad_checkpoints(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be used"): go()
 
 
+DAMAGE = {
+    "no checkpoint.json's step": lambda c, f: f.pop("step"), "a step of words": lambda c, f: f.update(step="40"),
+    "a negative step": lambda c, f: f.update(step=-1), "no seconds": lambda c, f: f.pop("seconds"), "no files": lambda c, f: f.pop("files"),
+    "seconds of words": lambda c, f: f.update(seconds="long"), "no seen": lambda c, f: f.update(seen=None),
+    "files as a list": lambda c, f: f.update(files=["state.pt"]), "an empty entry": lambda c, f: f["files"].update({"state.pt": {}}),
+    "an entry that is a number": lambda c, f: f["files"].update({"state.pt": 3}), "must_match as a list": lambda c, f: f.update(must_match=[1]),
+    "no model": lambda c, f: (c/"model.safetensors").unlink(), "no average": lambda c, f: (c/"ema.safetensors").unlink(),
+    "no state": lambda c, f: (c/"state.pt").unlink(), "no learned": lambda c, f: (c/"learned.json").unlink(),
+    "an empty model": lambda c, f: (c/"model.safetensors").write_bytes(b""), "an empty state": lambda c, f: (c/"state.pt").write_bytes(b""),
+    "another learned": lambda c, f: (c/"learned.json").write_text('{"tags": ["b"]}'),
+    "model not in the files": lambda c, f: f["files"].pop("model.safetensors"), "state not in the files": lambda c, f: f["files"].pop("state.pt")}
+STATES = {"a list": [1], "nothing": {}, "no optimizers": ("optimizers",), "no generators": ("rng",), "no scaler": ("scaler",),
+          "generators of words": {"rng": ["x"]}, "optimizers of words": {"optimizers": "x"}, "an optimizer of words": {"optimizers": {"main": "x"}},
+          "an optimizer without groups": {"optimizers": {"main": {"state": {}, "param_groups": []}}}}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    "A run of 4 steps with what it learned."
+    task, folder = Plain(), tmp_path_factory.mktemp("finished")
+    task.learned, task.must_match = {"tags": ["a"]}, {"encoder": "1f", "widths": (1, 2)}
+    train(task, Points(), FakeRun(folder), **{**SETTINGS, "steps": 4, "checkpoint_every": 2})
+    return folder
+
+
+@pytest.mark.parametrize("kind", [*DAMAGE, *STATES])
+def test_a_damaged_checkpoint_is_refused_in_a_sentence_that_names_another(kind, finished, tmp_path):
+    shutil.copytree(finished, tmp_path/"run")
+    last = find_checkpoint(tmp_path/"run")
+    facts = json.loads((last/"checkpoint.json").read_text())
+    if kind in DAMAGE: DAMAGE[kind](last, facts)
+    else:
+        state, change = torch.load(last/"state.pt", weights_only=True), STATES[kind]
+        if isinstance(change, tuple): state = {k: v for k, v in state.items() if k not in change}
+        else: state = {**state, **change} if change and isinstance(change, dict) else change
+        torch.save(state, last/"state.pt")
+        facts["files"]["state.pt"] = {"bytes": (last/"state.pt").stat().st_size, "sha256": ck.sha256(last/"state.pt")}
+    (last/"checkpoint.json").write_text(json.dumps(facts))
+    task = Plain()
+    task.must_match = {"encoder": "1f"}
+    with pytest.raises(CheckpointError) as e:
+        ck.learned(last)
+        train(task, Points(), FakeRun(tmp_path/"other"), **SETTINGS, resume_from=tmp_path/"run")
+    said = str(e.value)
+    assert "checkpoint-4" in said and "\n" not in said and len(said) < 600 and said.endswith("."), said
+    assert "Another checkpoint: " in said and "checkpoint-2" in said or "another architecture" in said or "different optimisers" in said, said
+
+
+def test_a_checkpoint_without_its_facts_counts_for_nothing(finished, tmp_path):
+    shutil.copytree(finished, tmp_path/"run")
+    (find_checkpoint(tmp_path/"run")/"checkpoint.json").unlink()
+    assert find_checkpoint(tmp_path/"run").name == "checkpoint-2"
+
+
+def test_what_was_learned_is_in_the_checkpoint_and_what_must_match_is_compared(finished, tmp_path):
+    assert ck.learned(finished) == {"tags": ["a"]} and ck.learned(None) == {}
+    def go(must_match):
+        task = Plain()
+        task.must_match = must_match
+        return train(task, Points(), FakeRun(tmp_path), **SETTINGS, resume_from=finished)
+    with pytest.raises(CheckpointError, match="checkpoint-4 belongs to another training: encoder 1f then, 2f now; widths .1, 2. then, .1, 3. now[.] Resume"):
+        go({"encoder": "2f", "widths": (1, 3)})
+    assert go({"encoder": "1f", "widths": [1, 2], "new": 3}).step == 40
+
+
+class Built(Plain):
+    def __init__(self, kind):
+        super().__init__()
+        self.model, self.kind = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 1)), kind
+
+    def optimizers(self, lr, weight_decay):
+        if self.kind == "adam": return {"main": torch.optim.Adam(self.model.parameters(), lr)}
+        return build(self.kind, self.model, lr, weight_decay)
+
+
+@pytest.mark.parametrize("then", ["muon", "adamw", "adam"])
+def test_another_optimizer_is_refused_in_a_sentence(then, tmp_path):
+    train(Built(then), Points(), FakeRun(tmp_path), **{**SETTINGS, "steps": 2})
+    for now in {"muon", "adamw", "adam"} - {then}:
+        with pytest.raises(CheckpointError, match=f"was trained with optimizer={then}, not {now}; resume it with optimizer={then}, or start a new run[.]$"):
+            train(Built(now), Points(), FakeRun(tmp_path/"b"), **SETTINGS, resume_from=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_weight_decay_after_resume_follows_the_new_call(kind, tmp_path):
+    train(Built(kind), Points(), FakeRun(tmp_path), **{**SETTINGS, "steps": 2, "weight_decay": 0.1})
+    task, made = Built(kind), {}
+    task.optimizers = lambda lr, weight_decay: made.update(Built.optimizers(task, lr, weight_decay)) or made
+    train(task, Points(), FakeRun(tmp_path/"b"), **{**SETTINGS, "weight_decay": 0.3}, resume_from=tmp_path)
+    groups = [part.param_groups[0] for part in made["main"].parts] if kind == "muon" else made["main"].param_groups
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(tmp_path, capsys):
+    run = tmp_path/"run"
+    run.mkdir()
+    with pytest.raises(CheckpointError, match="neither is nor holds"): train(Plain(), Points(), FakeRun(run), **SETTINGS, resume_from=run)
+    for name, text in ((".lock", ""), ("run.json", '{"checkpoint": null}')):
+        (run/name).write_text(text)
+        result = train(Plain(), Points(), FakeRun(tmp_path/name), **{**SETTINGS, "steps": 2}, resume_from=run)
+        assert result.step == 2 and "run ended before its first checkpoint: the training starts anew." in capsys.readouterr().out
+    for text in ('{"checkpoint": {"file": "checkpoint-40"}}', "{"): # it had one, which somebody has removed
+        (run/"run.json").write_text(text)
+        with pytest.raises(CheckpointError, match="neither is nor holds"): train(Plain(), Points(), FakeRun(run), **SETTINGS, resume_from=run)
+
+
+def test_a_run_that_has_done_its_steps_says_so(finished, tmp_path, capsys):
+    for steps in (4, 3):
+        result = train(Plain(), Points(), FakeRun(tmp_path), **{**SETTINGS, "steps": steps}, resume_from=finished)
+        assert result.step == 4 and f"of step 4 at 0 s, and steps is {steps}: nothing is left to train." in capsys.readouterr().out
+    train(Plain(), Points(), FakeRun(tmp_path), **{**SETTINGS, "max_seconds": 1e-6}, resume_from=finished)
+    assert "and max_seconds is 1e-06: nothing is left" in capsys.readouterr().out
+
+
 def test_stale_and_later_checkpoints_go(tmp_path):
     train(Plain(), Points(), FakeRun(tmp_path), **SETTINGS)
     left = tmp_path/"checkpoints"/".checkpoint-39" # of a process that died while writing
@@ -314,14 +429,19 @@ def test_stale_and_later_checkpoints_go(tmp_path):
     assert sorted(p.name for p in left.parent.iterdir()) == ["checkpoint-30", "checkpoint-35"]
 
 
-def test_time_limit(tmp_path):
+def test_time_limit(tmp_path, capsys):
     run, task = FakeRun(tmp_path), Plain(at={k: lambda: time.sleep(0.01) or 1.0 for k in range(10**4)})
     settings = {**SETTINGS, "steps": 10**4, "max_seconds": 0.5, "schedule": "linear", "checkpoint_every": 0}
     settings["log_every"] = 5
     result = train(task, Points(), run, **settings)
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" done, 0:00 left")
     assert 10 < result.step <= 50 and 0.5 <= result.seconds < 2 and run.lines[-1]["lr"] < 0.1*SETTINGS["lr"]
     again = train(task, Points(), FakeRun(tmp_path/"b"), **settings, resume_from=tmp_path)
     assert again.step == result.step # the limit counts over resumes
+
+
+def test_no_time_is_left_after_the_end():
+    assert progress_line(7, 9, {"loss": 0.5}, 48, 48/28) == "step 7/9  loss 0.5  0:48 done, 0:00 left"
 
 
 def test_bfloat16_after_float32(tmp_path):
