@@ -7,6 +7,7 @@ import lpips
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
 
@@ -373,3 +374,49 @@ def test_accuracy_counts_what_can_be_seen():
     truth = torch.tensor([[0, -100, -100], [1, -100, 1], [1, -100, 1]])
     found = accuracy_scores(torch.tensor([[0, 7, 1], [0, 7, 1], [1, 7, 0]]), truth, ["a", "never", "b"], ["x", "y", "z"])
     assert {name: (s.value, s.n) for name, s in found.items()} == {"a": (pytest.approx(2 / 3), 3), "b": (0.5, 2)}
+
+
+def as_files(folder, pictures):
+    files = []
+    for i, picture in enumerate(pictures):
+        files.append(folder / f"{i}.png")
+        Image.fromarray(picture).save(files[-1])
+    return files
+
+
+def test_sets_of_files_pictures_and_arrays_are_one_set(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 255, (4, 16, 12, 3), dtype=np.uint8)
+    files = as_files(tmp_path, pictures)
+    judge = Extractor("means", lambda x: x.mean((2, 3)), "0")
+    known = extract(judge, pictures).values
+    for same in (files, [str(file) for file in files], [Image.open(file) for file in files], list(pictures), list(to_float(pictures)), tuple(files)):
+        assert torch.equal(extract(judge, same).values, known)
+        assert pair_score("psnr", pictures, same, draws=0).value > 100
+
+
+@pytest.mark.parametrize("use", [lambda x: extract(Extractor("means", lambda x: x.mean((2, 3)), "0"), x), lambda x: pair_score("psnr", x, x),
+                                 lambda x: clip_score(Extractor("a CLIP", lambda x: x.mean((2, 3)), "0", lambda texts: torch.ones(len(texts), 3)), x, ["a"] * len(x))])
+def test_what_is_no_set_of_images_is_said_in_one_sentence(use, tmp_path):
+    small, large = np.zeros((8, 8, 3), np.uint8), np.zeros((16, 8, 3), np.uint8)
+    files = as_files(tmp_path, [small, large])
+    for wrong, said in ((files, r"one size: image 1 \(1.png\) has 8 × 16 pixels, image 0 \(0.png\) has 8 × 8"), ([small, large], "image 1 has 8 × 16 pixels"),
+                        (str(files[0]), "wants a set of images, not str"), ([object()], "image 0 is no file"), ([small, np.zeros(3)], "image 1 is no file"),
+                        ([tmp_path / "none.png"], "none.png does not exist")):
+        with pytest.raises(ValueError, match=said): use(wrong)
+
+
+@pytest.mark.parametrize("n, bad, said", [(6, [2], r"1 of 6 rows .*\(row 2, counted from 0\)"), (2, [1], r"\(row 1, .* fewer than two rows left there is no interval"),
+                                          (9, [*range(7)], r"7 of 9 rows .*\(row 0, row 1, row 2, row 3, row 4, …, counted")])
+def test_a_row_that_gives_no_number_is_named(n, bad, said):
+    x = torch.zeros(n, 3, 16, 16)
+    y = x.clone()
+    y[bad, 0, 0, 0] = torch.nan
+    with pytest.warns(MetricWarning, match=said): found = pair_score("psnr", x, y)
+    assert found.failed == len(bad) and np.isnan(found.low) == (n - len(bad) < 2)
+
+
+def test_an_image_of_a_set_that_is_none_is_named():
+    values = torch.randn(8, 2)
+    real, made = (Features(x.clone(), "means", "0") for x in (values, values))
+    made.values[3] = torch.nan
+    with pytest.warns(MetricWarning, match="made image 3, counted from 0"): kd(real, made)

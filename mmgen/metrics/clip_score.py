@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .features import Extractor, extract
+from .features import Extractor, extract, image_set
 from .intervals import Score, score
 from ..zero_shot import embed
 
@@ -38,6 +38,7 @@ def clip_score(
 ) -> Score:  # `rows` has the number of each image
     "CLIP score (CLIP): mean of 100 times the cosine of an image and its text."
     name = f"CLIP score ({judge.name})"
+    images = image_set(images, name)
     said = _texts(judge, texts, len(images), name)
     seen = extract(judge, images, None, batch_size, cache).values.double()
     return score(name, 100 * F.cosine_similarity(seen, said), sources, extractor=judge.hash, draws=draws, seed=seed)
@@ -71,6 +72,7 @@ def directional_similarity(
 ) -> Score:  # `rows` has the number of each edit
     "Directional CLIP similarity (CLIP), -1 … 1."
     name = f"directional CLIP similarity ({judge.name})"
+    before, after = (image_set(images, name) for images in (before, after))
     if len(before) != len(after):
         raise ValueError(f"{name} needs as many images after as before the edit, not {len(after)} and {len(before)}.")
     said = [_texts(judge, texts, len(before), name) for texts in (source, target)]

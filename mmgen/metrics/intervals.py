@@ -44,12 +44,15 @@ class Score:
         return f"{self.name} {self.value:.4g} [{self.low:.4g}, {self.high:.4g}], n {self.n}" + (f", {self.failed} failed" if self.failed else "")
 
 
-def _failed(name, good):
-    "How many rows have no number; a warning where there are any."
-    failed = int((~good).sum())
+def _failed(name, good, labels=None):
+    "How many rows have no number; a warning that names them where there are any."
+    failed = np.flatnonzero(~good).tolist()
     if failed:
-        warnings.warn(f"{name}: {failed} of {len(good)} rows are no images in [-1, 1] or give no number; they count as failed and are in no mean.", MetricWarning, 3)
-    return failed
+        which = ", ".join(f"row {i}" if labels is None else labels[i] for i in failed[:5]) + (", …" if len(failed) > 5 else "")
+        left = "" if good.sum() > 1 else "; with fewer than two rows left there is no interval"
+        warnings.warn(f"{name}: {len(failed)} of {len(good)} rows are no images in [-1, 1] or give no number ({which}, counted from 0); "
+                      f"they count as failed and are in no mean{left}.", MetricWarning, 3)
+    return len(failed)
 
 # %% ../../nbs/44a2_intervals.ipynb #9bdbdea0
 def _drawn(of, draws, seed):
@@ -139,7 +142,8 @@ def set_scores(
     if real.hash != made.hash:
         raise ValueError(f"{names[0]}: the sets were read by different extractors, {real.name} ({real.hash}) and {made.name} ({made.hash}).")
     (x, of_x, good_x), (y, of_y, good_y) = _rows("real", real), _rows("made", made)
-    failed = _failed(names[0], np.concatenate([good_x, good_y]))
+    labels = [f"{which} image {i}" for which, good in (("real", good_x), ("made", good_y)) for i in range(len(good))]
+    failed = _failed(names[0], np.concatenate([good_x, good_y]), labels)
     if min(len(x), len(y)) < least:
         raise ValueError(f"{names[0]} needs at least {least} images in each set; there are {len(x)} and {len(y)}.")
     if min(len(set(of_x)), len(set(of_y))) // 2 <= least: draws = 0  # too few sources for half-samples

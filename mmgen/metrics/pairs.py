@@ -14,7 +14,7 @@ import torch
 
 from ..core import pick_device, psnr
 from ..ldm.autoencoder_loss import EfficientNetDistance
-from .features import as_images, trained_file
+from .features import as_images, image_set, trained_file
 from .intervals import Score, score
 from ..weights import fingerprint, load_into, load_state
 
@@ -84,6 +84,7 @@ def pair_score(
 ) -> Score:  # `rows` has the number of each pair
     "The mean of a measure over pairs, with its interval."
     if isinstance(metric, str): metric = pair_metric(metric, device)
+    exact, made = (image_set(images, metric.name) for images in (exact, made))
     rows, shapes = [], f"{metric.name} wants pairs of one shape, not {tuple(exact.shape)} and {tuple(made.shape)}."
     if len(exact) != len(made): raise ValueError(shapes)
     for at in range(0, len(made), batch_size):
