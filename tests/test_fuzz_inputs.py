@@ -323,7 +323,7 @@ def bad_ones(kind, numbers, folder):
 
 @pytest.mark.parametrize("kind", INPUTS, ids=lambda kind: kind.__name__)
 def test_damaged_inputs_are_read_or_refused_in_a_sentence(kind, tmp_path):
-    assert bad_ones(kind, range(0, INPUTS[kind], 7), tmp_path) == {}
+    assert bad_ones(kind, range(0, INPUTS[kind], 4), tmp_path) == {}
 
 
 @pytest.mark.slow
