@@ -63,9 +63,9 @@ def is_image(size):
 
 
 def are_clean(rows):
-    "Texts and tags without control characters, no-break spaces, blanks at the ends, networks and weights; no tag is empty."
+    "Texts and tags without control characters, no-break spaces, blanks at the ends, networks; no tag is empty."
     words = [word for row in rows for word in (row if isinstance(row, list) else [row])]
-    bad = lambda word: word != " ".join(word.split()) or any(c in word for c in "\0\ufeff\u200b\xa0") or "<lora:" in word or ":1.2)" in word
+    bad = lambda word: word != " ".join(word.split()) or any(c in word for c in "\0\ufeff\u200b\xa0") or "<lora:" in word
     return not any(map(bad, words)) and all(word for row in rows if isinstance(row, list) for word in row)
 
 
@@ -323,7 +323,7 @@ def bad_ones(kind, numbers, folder):
 
 @pytest.mark.parametrize("kind", INPUTS, ids=lambda kind: kind.__name__)
 def test_damaged_inputs_are_read_or_refused_in_a_sentence(kind, tmp_path):
-    assert bad_ones(kind, range(0, INPUTS[kind], 7), tmp_path) == {}
+    assert bad_ones(kind, range(0, INPUTS[kind], 4), tmp_path) == {}
 
 
 @pytest.mark.slow
@@ -337,7 +337,7 @@ def test_the_judge_sees_what_is_wrong():
     def forever():
         while True: pass
     def bare(): return {}["x"]
-    def lines(): raise ImageError("two\nlines.")
+    def lines(): raise EditError("two\nlines.")
     assert outcome(lambda: 1) is None and outcome(bare) == "KeyError: 'x'" and outcome(lines).startswith("message") and outcome(lambda: 1, lambda x: x == 2) == "result: 1"
     with within(0.05), pytest.raises(Hang): forever()
     assert not are_clean(["a\xa0b"]) and not are_clean([["a", ""]]) and are_clean([["a b"], "c"])

@@ -10,9 +10,17 @@ __all__ = ['TEXT_COLUMNS', 'SourceError', 'SourceNotice', 'tidy', 'spaced', 'cle
 import html
 import re
 
+from .pictures import printable
+
 # %% ../../nbs/42d1a_caption_text.ipynb #ad28df9d
 class SourceError(ValueError):
     "A data set that cannot be used"
+
+    def __init__(
+        self,
+        message: str,
+    ):
+        super().__init__(printable(message))
 
 
 class SourceNotice(UserWarning):

@@ -7,7 +7,6 @@ __all__ = ['IMAGE_SUFFIXES', 'CAPTION_SUFFIXES', 'split_folders', 'read_folder',
 
 # %% ../../nbs/42d1_folders.ipynb #10dc3052
 import math
-import os
 import re
 import warnings
 from collections import Counter
@@ -18,7 +17,7 @@ from PIL import Image as PILImage
 from .caption_tables import ImageNames, fits, read_json, read_text, table_entries, why_no_table
 from .caption_text import (TEXT_COLUMNS, First, SourceError, SourceNotice, clean_tag, clean_text, is_sentence, one_tag, parted_by_spaces,
                                      read_caption, read_entry, read_tags, spaced, tags_at_spaces)
-from .pictures import image_formats
+from .pictures import image_formats, printable
 
 # %% ../../nbs/42d1_folders.ipynb #56f49c02
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif", ".hif", ".jxl", ".gif", ".bmp", ".tif", ".tiff")
@@ -88,7 +87,7 @@ def _listed(
 ) -> str:
     "The names of some files."
     shown = ", ".join(str(p.relative_to(folder)) if p.is_relative_to(folder) else p.name for p in files[:3])
-    return shown.encode("utf-8", "replace").decode() + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+    return shown + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
 def _tell_left_out(
@@ -198,7 +197,7 @@ def _from_table(
 def _notice(
     text: str,
 ):
-    warnings.warn(text, SourceNotice, stacklevel=5)
+    warnings.warn(printable(text), SourceNotice, stacklevel=5)
 
 # %% ../../nbs/42d1_folders.ipynb #6b7f029e
 def _from_files(
@@ -253,8 +252,8 @@ def read_folder(
     from datasets import Dataset, Features, Image as ImageFeature, List, Value
     folder = Path(folder)
     try: files = _files(folder) if folder.is_dir() else None
-    except (OSError, ValueError) as e: raise SourceError(f"The folder {_shown_path(folder)} cannot be read: {getattr(e, 'strerror', None) or e}.") from e
-    if files is None: raise SourceError(f"There is no folder {_shown_path(folder)}.")
+    except (OSError, ValueError) as e: raise SourceError(f"The folder {str(folder)[:200]} cannot be read: {getattr(e, 'strerror', None) or e}.") from e
+    if files is None: raise SourceError(f"There is no folder {str(folder)[:200]}.")
     images = _images(files)
     others = []
     if table: table = Path(table)
@@ -284,9 +283,6 @@ def read_folder(
     if len(set(repeats)) > 1:
         columns["repeats"], features["repeats"] = [n//math.gcd(*repeats) for n in repeats], Value("int64")
     return Dataset.from_dict(columns, Features(features))
-
-
-def _shown_path(path: Path) -> str: return str(path)[:200] if str(path).isprintable() else ascii(str(path))[:200]
 
 # %% ../../nbs/42d1_folders.ipynb #baa4c412
 def _of_words(dataset, name: str):
