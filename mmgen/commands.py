@@ -98,7 +98,7 @@ def edit(a) -> dict:
     which = build_editor(config)
     picture, source = open_source(config, which)
     ready = time.perf_counter()
-    with bar(which, getattr(which, "passes", 0) * getattr(which, "steps", 0) or None): result = edit_image(which, picture, source, config.prompt, config.strength)
+    with bar(which, round(getattr(which, "passes", 0) * getattr(which, "steps", 0)) or None): result = edit_image(which, picture, source, config.prompt, config.strength)
     out = save_picture(result, out, kind, keep=a.out is None)
     about = {"file": str(out), "editor": config.editor, "strength": which.strength if config.strength is None else config.strength, "source": source,
              "wanted": wanted_caption(source, config.prompt, tags_of(which)), "size": list(result.shape[1::-1]),

@@ -177,7 +177,7 @@ def test_the_bar_counts_to_its_end_and_changes_nothing(me, monkeypatch, capsys):
             super().close()
 
     monkeypatch.setattr("mmgen.commands.tqdm", Bar)
-    for editor, total in (("sdedit", 4), ("ddim-inversion", 6), ("flowedit", 4), ("styleclip-optimization", None)):
+    for editor, total in (("sdedit", 2), ("ddim-inversion", 4), ("flowedit", 2), ("styleclip-optimization", None)):
         pictures = []
         for wanted in (False, True):
             monkeypatch.setattr("mmgen.guards.wants_bar", lambda: wanted)

@@ -79,8 +79,12 @@ class SDEdit(LatentEditor):
         super().__init__(model, device, decoding, batch_size, **opening)
         self.steps, self.guidance, self.method, self.seed = steps, guidance, method, seed
 
+    @property
+    def passes(self): return 2 if self.decoding == "paired" and self.method == "ddpm" else 1
+
     def change(self, z, source, target, strength):
         return self.pipeline.renoise(z, target, strength, self.steps, self.guidance, self.method, self.seed)
 
-    def reference(self, z, source, strength):
-        return self.change(z, source, source, strength) if self.decoding == "paired" else z
+    def pair(self, z, source, target, strength):
+        if self.decoding != "paired": return z, self.change(z, source, target, strength)
+        return self.pipeline.renoise(z, target, strength, self.steps, self.guidance, self.method, self.seed, beside=source)

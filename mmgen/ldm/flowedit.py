@@ -14,7 +14,7 @@ from torch import Tensor
 from ..editing import EditError
 from .diffusion import FlowMatching, Schedule, noise_like
 from .editing import LatentEditor
-from .samplers import predict, visits
+from .samplers import predict, together, visits
 
 # %% ../../nbs/32e5_flowedit.ipynb #72d2b276
 # FlowEdit (Kulikov et al. 2024), algorithm 1, with n_min = 0
@@ -30,15 +30,14 @@ def flow_edit(source: Callable, target: Callable, # model(x, t) -> prediction, u
               averages: int = 1 # noises for each step; the paper's n_avg
               ) -> Tensor: # like x0
     "The edited data"
-    z = x0
+    z, both = x0, together(source, target)
     for t, (a, b), (a_next, b_next) in visits(process, steps, strength, spacing, x0):
-        def velocity(model, y):
-            x0, w = predict(model, process, prediction, y * (a + b), t, (a, b))
-            return w - x0
         s, ds, moved = b / (a + b), b_next / (a_next + b_next) - b / (a + b), 0
         for _ in range(averages):
-            offset = s * (noise_like(x0[:1], generator) - x0)
-            moved = moved + velocity(target, z + offset) - velocity(source, x0 + offset)
+            y = torch.cat([x0, z]) + s * (noise_like(x0[:1], generator) - x0).repeat(2, *[1] * (x0.ndim - 1))
+            data, noise = predict(both, process, prediction, y * (a + b), t, (a, b))
+            of_source, of_target = (noise - data).chunk(2)
+            moved = moved + of_target - of_source
         z = z + ds * moved / averages
     return z
 
@@ -59,7 +58,7 @@ class FlowEdit(LatentEditor):
         if averages < 1: raise EditError(f"{self.name}: averages must be 1 or more, not {averages}.")
         self.steps, self.guidance, self.source_guidance, self.averages, self.seed = steps, guidance, source_guidance, averages, seed
 
-    passes = property(lambda self: 2 * self.averages)
+    passes = property(lambda self: self.averages)
 
     def change(self, z, source, target, strength):
         p, generator = self.pipeline, torch.Generator().manual_seed(self.seed)

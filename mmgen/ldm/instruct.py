@@ -30,12 +30,18 @@ class InstructGuided:
         calls = [(1 - image_guidance, blank, none), (image_guidance - guidance, source, none), (guidance, source, wishes)]
         calls = [call for call in calls if abs(call[0]) > 1e-6]
         self.unet, self.weights, self.images = unet, [weight for weight, _, _ in calls], torch.cat([image for _, image, _ in calls])
-        self.context = unet.project_context(*(torch.cat(parts) for parts in zip(*(texts for _, _, texts in calls))))
+        self.args = (unet.project_context(*(torch.cat(parts) for parts in zip(*(texts for _, _, texts in calls)))),)
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def rows(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        "See `Guided.rows`"
         n = len(self.weights)
-        found = self.unet(torch.cat([x.repeat(n, 1, 1, 1), self.images], 1), t.expand(len(x)).repeat(n), self.context).chunk(n)
-        return sum(weight * one for weight, one in zip(self.weights, found))
+        return torch.cat([x.repeat(n, 1, 1, 1), self.images], 1), t.expand(len(x)).repeat(n)
+
+    def finish(self, out: Tensor) -> Tensor:
+        "See `Guided.finish`"
+        return sum(weight * one for weight, one in zip(self.weights, out.chunk(len(self.weights))))
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor: return self.finish(self.unet(*self.rows(x, t), *self.args))
 
 # %% ../../nbs/32g_instruct.ipynb #b1459394
 class InstructPix2Pix(LatentDiffusion):

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..editing import EditError
 from .diffusion import FlowMatching, Schedule, from_x0_eps
 from .editing import LatentEditor
-from .samplers import ddim_step, predict, visits
+from .samplers import ddim_step, predict, together, visits
 
 # %% ../../nbs/32e2_inversion.ipynb #c3199048
 def implied(out: Tensor, # what the network said at level t
@@ -64,10 +64,11 @@ def two_branches(models: Sequence, # (source's, target's) network for each step
                  ) -> tuple[Tensor, Tensor]: # x_0 of the source branch and of the target's
     "From the noise back, under two captions"
     source = target = way[0]
-    levels = visits(process, len(way) - 1, strength, spacing, source)
-    for (of_source, of_target), (t, now, then), known in zip(models, levels, way[1:]):
-        back = lambda model, x: ddim_step(*predict(model, process, prediction, x, t, now), now, then)
-        source, target = back(of_source, source), back(of_target, target)
+    levels, joined = visits(process, len(way) - 1, strength, spacing, source), {}
+    for two, (t, now, then), known in zip(models, levels, way[1:]):
+        if two not in joined: joined[two] = together(*two)
+        predicted = predict(joined[two], process, prediction, torch.cat([source, target]), t, now)
+        source, target = ddim_step(*predicted, now, then).chunk(2)
         if correction == "both": target = target + (known - source)
         if correction != "none": source = known
     return source, target
@@ -90,7 +91,7 @@ class DDIMInversion(LatentEditor):
         if iterations < 1: raise EditError(f"{self.name}: iterations must be 1 or more, not {iterations}.")
         self.steps, self.guidance, self.correction, self.iterations = steps, guidance, correction, iterations
 
-    passes = property(lambda self: self.iterations + 2)
+    passes = property(lambda self: self.iterations + 1) # there, and back under both captions at once
 
     def models(self, source, target, steps):
         "The networks of the two branches, for each step"

@@ -116,6 +116,9 @@ class PromptToPrompt(DDIMInversion):
         if not 0 <= share <= 1: raise EditError(f"{self.name}: share is a share of the steps, from 0 to 1, not {share}.")
         self.share = share
 
+    @property
+    def passes(self): return self.iterations + 1 + round(self.share * self.steps) / self.steps # while maps are shared, one caption after the other
+
     def models(self, source, target, steps):
         plain, first = super().models(source, target, steps), round(self.share * steps)
         if not first: return plain

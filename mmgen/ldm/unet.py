@@ -127,6 +127,20 @@ class ContextKV(NamedTuple):
     bias: Tensor | None # (B, 1, 1, T), added to the attention logits
     pooled: Tensor | None = None # (B, width of the noise level's embedding), added to it
 
+    @property
+    def rows(self) -> int: return len(self.pairs[0][0])
+
+    def beside(self, other: "ContextKV") -> "ContextKV | None": # None where they do not go into one call
+        "Both texts as one batch, this one's rows first; the shorter one is padded"
+        if any(len(pair) != 2 for pair in (*self.pairs, *other.pairs)): return None # with attention of its own
+        lengths = [text.pairs[0][0].shape[1] for text in (self, other)]
+        if self.bias is None or other.bias is None:
+            if self.bias is not other.bias or lengths[0] != lengths[1]: return None
+        pad = lambda x, dim, value=0.: F.pad(x, [0, 0] * (x.ndim - 1 - dim) + [0, max(lengths) - x.shape[dim]], value=value)
+        both = lambda a, b, *how: None if a is None else torch.cat([pad(a, *how), pad(b, *how)])
+        pairs = [tuple(both(a, b, 1) for a, b in zip(*two)) for two in zip(self.pairs, other.pairs)]
+        return ContextKV(pairs, both(self.bias, other.bias, 3, -10000.), None if self.pooled is None else torch.cat([self.pooled, other.pooled]))
+
 # LDM, section 3.3 and table 15; the same network as SD 1.x in its default config
 class UNet2DConditionModel(UNet2D):
     "(noisy latents (B, in_channels, h, w), noise levels (B,), text states (B, T, D)) -> (B, out_channels, h, w)"
