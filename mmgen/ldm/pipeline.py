@@ -15,7 +15,7 @@ from ..core import pick_device, seed_everything
 from .autoencoder import AutoencoderKL
 from .diffusion import FlowMatching, make_schedule, noise_like, start
 from .file_kinds import check_channels
-from .samplers import DiffusersSampler, Guided, ddim, ddpm, euler, heun
+from .samplers import DiffusersSampler, Guided, ddim, ddpm, euler, heun, together
 from .unet import UNet2DConditionModel
 from ..runs import without_folders
 from ..schema import checked
@@ -141,13 +141,19 @@ class LatentDiffusion:
         guidance: float = 2.0,
         method: str = "euler",
         seed: int = 0,
-    ) -> torch.Tensor:  # latents (B, c, h, w)
+        beside: list[str] | None = None,  # other captions, under which the same noise is denoised too
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:  # latents (B, c, h, w); with `beside` those of its captions come first
         "SDEdit (Meng et al. 2022): noise the source up to `strength`, then denoise it under another caption."
         if strength == 0:
-            return latents
+            return latents if beside is None else (latents, latents)
+        if beside is not None and method == "ddpm":  # it draws noise at each step, for both the same
+            return tuple(self.renoise(latents, texts, strength, steps, guidance, method, seed) for texts in (beside, captions))
         generator = torch.Generator().manual_seed(seed)
-        x = start(self.process, latents, noise_like(latents, generator), strength, steps)
-        return sampler(method)(self.denoiser(captions, guidance), x, steps, self.process, self.prediction, generator, strength)
+        x, model = start(self.process, latents, noise_like(latents, generator), strength, steps), self.denoiser(captions, guidance)
+        if beside is not None:
+            x, model = torch.cat([x, x]), together(self.denoiser(beside, guidance), model)
+        found = sampler(method)(model, x, steps, self.process, self.prediction, generator, strength)
+        return found if beside is None else found.chunk(2)
 
     def config(self, autoencoder: str, text_encoder: str) -> dict:
         "What `load` needs beside the UNet's weights; the two names are those of the frozen networks."
