@@ -56,7 +56,7 @@ def as_bytes(data):
 
 
 def make_tensor(parts, storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
-    "torch._utils._rebuild_tensor_v2"
+    "torch._utils._rebuild_tensor_v2, and _rebuild_tensor of before 2018"
     known = whole((offset,)) and whole(size) and whole(stride) and len(size) == len(stride)
     if not known or metadata or id(storage) not in parts.flat:
         raise PickleError("a tensor is described in a way that torch does not write")

@@ -60,6 +60,7 @@ _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # old names of m
 
 def _mention(module, name):
     if not (isinstance(module, str) and isinstance(name, str)): raise PickleError("it asks for a name that is no text")
+    if len(module) + len(name) > 1000: raise PickleError("it asks for a name of more than 1,000 characters")
     return Node(f"{_PYTHON_2.get(module, module)}.{name}".replace("numpy._core.", "numpy.core.", 1))
 
 

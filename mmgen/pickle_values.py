@@ -47,7 +47,8 @@ def _persistent(parts, meta, *_):
 
 _MENTIONS = {f"torch.{name}Storage": dtype for name, dtype in DTYPES.items()}
 _MENTIONS |= {str(dtype): dtype for dtype in DTYPES.values()}
-_CALLS = {"torch._utils._rebuild_tensor_v2": make_tensor, "torch._utils._rebuild_tensor_v3": other_numbers,
+_CALLS = {"torch._utils._rebuild_tensor": make_tensor, "torch._utils._rebuild_tensor_v2": make_tensor,
+          "torch._utils._rebuild_tensor_v3": other_numbers,
           "torch._tensor._rebuild_from_type_v2": make_typed, "torch._utils._rebuild_parameter": _same,
           "torch._utils._rebuild_parameter_with_state": _same, "torch.device": _device,
           "torch.storage._load_from_bytes": _within, "numpy.core.multiarray.scalar": make_scalar,
@@ -118,7 +119,8 @@ class Builder:
         "Numbers, texts, bytes, containers, tensors, arrays, and `Plain` for all else; PickleError"
         if not isinstance(part, tuple | Node): return part
         key = id(part)
-        if key not in self.made:
+        if key in self.made: self.spend(getattr(self.made[key], "nbytes", 0))  # whoever reads it may copy it each time
+        else:
             if depth > _LEVELS: raise PickleError("its parts lie too deep in one another")
             self.made[key] = _UNFINISHED
             if isinstance(part, tuple): self.made[key], inner = tuple(self.values(part, depth + 1)), part
@@ -135,7 +137,8 @@ class Builder:
         if args is None: return self.mentions.setdefault(kind, _MENTIONS.get(kind) or Plain(kind))
         if kind == "persistent id": return self.storage(*args)
         args = self.value(args, depth)
-        if args: self.spend(sum(map(_size, args)))
+        self.spend(8 * len(args))
+        self.spend(sum(map(_size, args)))
         if kind in _CALLS or kind in _RESTORED: return self.call(node, args, depth)
         if kind in _MAPPINGS: return self.mapping(node, args, depth)
         if kind in _SEQUENCES: return self.sequence(node, args, depth)

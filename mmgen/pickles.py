@@ -137,7 +137,7 @@ def _parts_of(network):
     entries = lambda name: state[name].items() if isinstance(state.get(name), dict) else ()
     if isinstance(variables := state.get("variables"), list | tuple):  # TensorFlow
         pairs = [pair for pair in variables if isinstance(pair, list | tuple) and len(pair) == 2]
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in pairs
+        tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in pairs
                    if isinstance(name, str) and isinstance(value, np.ndarray | float)}
         return tensors, {f"{name}/": part for name, part in entries("components")}
     left_out = state.get("_non_persistent_buffers_set")
@@ -158,10 +158,13 @@ def state_of(
     state, left, count = {}, [("", found)], 0
     while left:
         prefix, network = left.pop()
-        tensors, inner = _parts_of(network)
-        count += 1 + len(tensors)
+        groups = network.state.values() if isinstance(network, Plain) and isinstance(network.state, dict) else ()
+        count += 1 + len(groups) + sum(len(group) for group in groups if isinstance(group, dict | list | tuple))
         if count > 100_000 or len(prefix) > 1000:
             raise PickleError("A network has more than 100,000 parts, or contains itself.")
+        tensors, inner = _parts_of(network)
+        if any(len(str(key)) > 1000 for key in tensors):
+            raise PickleError("A tensor has a name of more than 1,000 characters.")
         state |= {f"{prefix}{key}": value for key, value in tensors.items()}
         left += [(f"{prefix}{key}", part) for key, part in reversed(inner.items())]
     return state

@@ -307,6 +307,7 @@ def hostile(witness="witness"):
     deep_tuple = b")" + b"\x85" * 200_000
     collide = b"".join(number(i * (2**61 - 1)) + NONE for i in range(20_000))
     numbered = b"".join(short(f"{i}") + b"N" for i in range(50_000))
+    text = b"X" + struct.pack("<I", 10**6) + b"a" * 10**6
     orbit = []
     slot = 1
     for _ in range(60_000):
@@ -347,7 +348,12 @@ def hostile(witness="witness"):
         call("numpy", "dtype", short("u1")), tup(number(10**6)), short("C"))) * 5_000 + b"e"),
         "laughs by torch.device": pickled(b"X" + struct.pack("<I",
         10**6) + b"a" * 10**6 + b"\x940](" + (name("torch", "device") + b"h\0\x85R") * 10_000 + b"e"),
-        "keys that collide": pickled(b"}(", collide, b"u"),
+        "laughs by names": pickled(text + b"\x94" + short("b") + b"\x9400](" + b"h\0h\1\x93" * 20_000 + b"e"),
+        "laughs by arguments": pickled(b"(" + NONE * 100_000 + b"t\x940](" + (name("a",
+        "b") + b"h\0R") * 20_000 + b"e"), "laughs by mentions of a tensor": torch_zip(pickled(tensor(size=(2**18,
+        )) + b"\x940](" + b"h\0" * 20_000 + b"e") .replace(number(4), number(2**18)), {"0": bytes(2**20)}),
+        "laughs by mentions of an array": pickled(shape((2**18,),
+        data=bytes(2**20)) + b"\x940](" + b"h\0" * 20_000 + b"e"), "keys that collide": pickled(b"}(", collide, b"u"),
         "elements that collide": pickled(b"\x8f(", b"".join(number(i * (2**61 - 1)) for i in range(20_000)), b"\x90"),
         "keys that follow one another's places": pickled(b"}(", b"".join(number(i) + NONE for i in orbit),
         b"".join(number(orbit[0] + (i << 18)) + NONE for i in range(1, 60_000)), b"u"),
@@ -604,9 +610,11 @@ def damaged(count, seed=0):
 # ---------------------------------------------------------------- a process that opens them
 def verdict(found, size, plain):
     "What is wrong with a value that was read; empty: nothing"
-    left, seen = [found], set()
+    left, seen, mentioned = [found], set(), 0
     while left:
         part = left.pop()
+        mentioned += getattr(part, "nbytes", 0)
+        if mentioned > 64 * size + 2**21: return "tensors that would take far more than the file if they were copied"
         if id(part) in seen:
             continue
         seen.add(id(part))
