@@ -229,7 +229,8 @@ def stable_diffusion(
         text_encoder = text_encoder_of(state, _tokenizer(tokenizer, bert, path.name), device, path.name)
         size = size or (256 if bert else 768 if process["prediction"] == "v" else 512)
         return LatentDiffusion(autoencoder, text_encoder, unet, 0.0, 1/0.18215, size, process, device, masked=False)
-    index = checked("model_index.json", read_fields(path/"model_index.json"), f"{path.name}/model_index.json") if (path/"model_index.json").is_file() else {}
+    index = read_fields(path/"model_index.json") if (path/"model_index.json").is_file() else {}
+    if index: checked("model_index.json", index, f"{path.name}/model_index.json")
     kind = index.get("_class_name", "")
     vae, text_at = next((places for name, places in _FOLDERS.items() if kind.startswith(name) and "XL" not in kind), ("", ""))
     if not {"unet", vae, text_at, "tokenizer", "scheduler"} <= index.keys():

@@ -129,10 +129,12 @@ def train_pipeline(config, run, device):
     if device.type == "cuda":  # on a CPU the plain layout is faster (32c)
         unet.to(memory_format=torch.channels_last)
     process = process_config(config)
-    around = lambda network: LatentDiffusion(autoencoder, text_encoder, network, data.mean, data.std, config.size, process, device, data.tags, config.masked)
+    around = lambda network: LatentDiffusion(autoencoder, text_encoder, network, data.mean, data.std, config.size, process, device,
+                                             data.tags, config.masked)
     shown = _validation(config, 16)[1] if config.sample_every else []
     draw = lambda step, network: around(network).sample(shown, config.sampler_steps, config.guidance, config.sampler, config.seed)
-    task = LDMTask(unet, text_encoder, make_process(**process), config.prediction, config.caption_dropout, config.optimizer, draw, config.masked)
+    task = LDMTask(unet, text_encoder, make_process(**process), config.prediction, config.caption_dropout, config.optimizer, draw,
+                   config.masked)
     task.facts = {"data": data.facts["sha256"][:12], "latent_sd": [round(value, 2) for value in data.std]}
     run.note(parameters={"unet": sum(p.numel() for p in unet.parameters())},
              beyond_the_limit={name: n for name, n in data.beyond.items() if name != "lost"},
