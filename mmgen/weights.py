@@ -237,9 +237,11 @@ def build(
         with torch.device("meta"): plan = make()
     except WeightsError: raise
     except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as e:
-        raise WeightsError(f"{where} holds another model: nothing can be built of its config.json ({str(e).splitlines()[0].rstrip('.')}).") from e
+        reason = str(e).splitlines()[0].rstrip(".")
+        raise WeightsError(f"{where} holds another model: nothing can be built of its config.json ({reason}).") from e
     own = plan.state_dict()
-    if own.keys() != state.keys() or any(own[k].shape != v.shape for k, v in state.items()): load_into(plan, state, where) # says what differs
+    fits = own.keys() == state.keys() and all(own[k].shape == v.shape for k, v in state.items())
+    if not fits: load_into(plan, state, where) # says what differs
     return load_into(make(), state, where)
 
 

@@ -64,7 +64,8 @@ def aligned(source: list[str], target: list[str], # B captions each
         row = [place.get(name, -1) for name in after]
         left = [[i for i, name in enumerate(names) if name not in others and found[i]]
                 for names, others, found in ((before, after, words[0]), (after, before, words[1]))]
-        for i, j in align(*([found[k] for k in places] for found, places in zip(words, left))): row[left[1][j]] = left[0][i]
+        pairs = align(*([found[k] for k in places] for found, places in zip(words, left)))
+        for i, j in pairs: row[left[1][j]] = left[0][i]
         rows.append(row)
     longest = max(map(len, rows))
     return torch.tensor([row + [-1] * (longest - len(row)) for row in rows])
