@@ -48,8 +48,10 @@ def read_json(
 def shown(value) -> str:
     "A value for a message: one line, 60 characters at most."
     kind = {dict: "an object", list: "a list"}.get(type(value))
-    if kind and len(value) > 8: return f"{kind} of {len(value):,} entries"
-    if isinstance(value, int) and abs(value) >= 10**20: return f"a number of {value.bit_length()} bits"
+    if kind and len(value) > 8:
+        return f"{kind} of {len(value):,} entries"
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"a number of {value.bit_length()} bits"
     text = json.dumps(value, ensure_ascii=True)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -68,13 +70,16 @@ def whole(low: int = 1, high: int = 65_536) -> Rule:
 
 def real(low: float = -1e6, high: float = 1e6) -> Rule:
     "A finite number of a range."
-    return _rule(f"a number from {low:g} to {high:g}", lambda value: type(value) in (int, float) and low <= value <= high)
+    return _rule(
+        f"a number from {low:g} to {high:g}", lambda value: type(value) in (int, float) and low <= value <= high
+    )
 
 
 def text(*choices: str, most: int = 2_000) -> Rule:  # characters
     "One of some names, or any text of one line."
     plain = lambda value: type(value) is str and len(value) <= most and value.isprintable()
-    if choices: return _rule("one of " + ", ".join(choices), lambda value: plain(value) and value in choices)
+    if choices:
+        return _rule("one of " + ", ".join(choices), lambda value: plain(value) and value in choices)
     return _rule("a text of one line", plain)
 
 
@@ -90,27 +95,35 @@ anything: Rule = lambda value, name: None
 
 def listed(rule: Rule, least: int = 1, most: int = 8) -> Rule:
     "A list whose entries follow a rule."
+
     def check(value, name):
         if type(value) is not list or not least <= len(value) <= most:
             return f"{name} must be a list of {least} to {most} entries, not {shown(value)}"
         return next((wrong for i, one in enumerate(value) if (wrong := rule(one, f"{name}[{i}]"))), None)
+
     return check
 
 
 def mapped(rule: Rule, most: int = 10_000) -> Rule:
     "An object with any names, whose values follow a rule."
+
     def check(value, name):
-        if type(value) is not dict or len(value) > most: return f"{name} must be an object of at most {most} entries, not {shown(value)}"
-        if any(not key.isprintable() for key in value): return f"{name} has a name that is not a text of one line"
+        if type(value) is not dict or len(value) > most:
+            return f"{name} must be an object of at most {most} entries, not {shown(value)}"
+        if any(not key.isprintable() for key in value):
+            return f"{name} has a name that is not a text of one line"
         return next((wrong for key, one in value.items() if (wrong := rule(one, f"{name}.{key[:60]}"))), None)
+
     return check
 
 
 def either(*rules: Rule) -> Rule:
     "What follows one of some rules; the last one says what is wrong."
+
     def check(value, name):
         wrong = [rule(value, name) for rule in rules]
         return None if None in wrong else wrong[-1]
+
     return check
 
 
@@ -121,86 +134,208 @@ def optional(rule: Rule) -> Rule:
 
 def table(required: str = "", **fields: Rule) -> Rule:  # names of fields that must be there, with blanks between
     "An object whose named fields follow their rules; other fields are not looked at."
+
     def check(value, name):
-        if type(value) is not dict: return f"{name} must be an object, not {shown(value)}"
+        if type(value) is not dict:
+            return f"{name} must be an object, not {shown(value)}"
         dot = f"{name}." if name else ""
-        if missing := [key for key in required.split() if key not in value]: return f"{name or 'it'} lacks {', '.join(missing)}"
-        return next((wrong for key, rule in fields.items() if key in value and (wrong := rule(value[key], dot + key))), None)
+        if missing := [key for key in required.split() if key not in value]:
+            return f"{name or 'it'} lacks {', '.join(missing)}"
+        return next(
+            (wrong for key, rule in fields.items() if key in value and (wrong := rule(value[key], dot + key))), None
+        )
+
     check.fields = fields
     return check
 
 # %% ../nbs/04d_schema.ipynb #6942933b
-_width, _many, _size, _share = whole(1, 16_384), whole(1, 32), optional(either(listed(whole(), 2, 2), whole())), real(0, 1)
+_width, _many, _size, _share = (
+    whole(1, 16_384),
+    whole(1, 32),
+    optional(either(listed(whole(), 2, 2), whole())),
+    real(0, 1),
+)
 _each = lambda rule: either(listed(rule), rule)  # of each level, or one for all
 _sides = sized(16, 32, 64, 128, 256, 512, 1024)
 _blocks = lambda way, *kinds: listed(text(*(f"{kind}{way}" for kind in kinds)))
 
 _unet = table(
-    sample_size=_size, in_channels=whole(1, 4_096), out_channels=whole(1, 4_096), down_block_types=_blocks("DownBlock2D", "", "CrossAttn"),
-    up_block_types=_blocks("UpBlock2D", "", "CrossAttn"), block_out_channels=listed(_width), layers_per_block=_each(_many),
-    transformer_layers_per_block=_each(_many), attention_head_dim=_each(whole(1, 1_024)), cross_attention_dim=_width,
-    norm_num_groups=whole(1, 1_024), norm_eps=_share, dropout=_share, use_linear_projection=flag, flip_sin_to_cos=flag,
-    freq_shift=real(-1_000, 1_000), addition_embed_type=optional(text("text")), addition_embed_type_num_heads=whole(1, 1_024))
+    sample_size=_size,
+    in_channels=whole(1, 4_096),
+    out_channels=whole(1, 4_096),
+    down_block_types=_blocks("DownBlock2D", "", "CrossAttn"),
+    up_block_types=_blocks("UpBlock2D", "", "CrossAttn"),
+    block_out_channels=listed(_width),
+    layers_per_block=_each(_many),
+    transformer_layers_per_block=_each(_many),
+    attention_head_dim=_each(whole(1, 1_024)),
+    cross_attention_dim=_width,
+    norm_num_groups=whole(1, 1_024),
+    norm_eps=_share,
+    dropout=_share,
+    use_linear_projection=flag,
+    flip_sin_to_cos=flag,
+    freq_shift=real(-1_000, 1_000),
+    addition_embed_type=optional(text("text")),
+    addition_embed_type_num_heads=whole(1, 1_024),
+)
 _autoencoder = table(
-    in_channels=whole(1, 4_096), out_channels=whole(1, 4_096), down_block_types=optional(_blocks("DownEncoderBlock2D", "", "Attn")),
-    up_block_types=optional(_blocks("UpDecoderBlock2D", "", "Attn")), block_out_channels=listed(_width), layers_per_block=_many,
-    act_fn=text("silu", "swish"), latent_channels=whole(1, 1_024), norm_num_groups=whole(1, 1_024), sample_size=_size,
-    scaling_factor=real(1e-6, 1e6), shift_factor=optional(real()), latents_mean=optional(listed(real(), 1, 1_024)),
-    latents_std=optional(listed(real(), 1, 1_024)), force_upcast=flag, use_quant_conv=flag, use_post_quant_conv=flag,
-    mid_block_add_attention=flag, patch_size=whole(1, 64))
+    in_channels=whole(1, 4_096),
+    out_channels=whole(1, 4_096),
+    down_block_types=optional(_blocks("DownEncoderBlock2D", "", "Attn")),
+    up_block_types=optional(_blocks("UpDecoderBlock2D", "", "Attn")),
+    block_out_channels=listed(_width),
+    layers_per_block=_many,
+    act_fn=text("silu", "swish"),
+    latent_channels=whole(1, 1_024),
+    norm_num_groups=whole(1, 1_024),
+    sample_size=_size,
+    scaling_factor=real(1e-6, 1e6),
+    shift_factor=optional(real()),
+    latents_mean=optional(listed(real(), 1, 1_024)),
+    latents_std=optional(listed(real(), 1, 1_024)),
+    force_upcast=flag,
+    use_quant_conv=flag,
+    use_post_quant_conv=flag,
+    mid_block_add_attention=flag,
+    patch_size=whole(1, 64),
+)
 _process = table(
-    "prediction", prediction=text("eps", "v", "flow", "x0"), noise_schedule=text("linear", "scaled_linear", "cosine"),
-    timesteps=whole(1, 100_000), beta_start=optional(_share), beta_end=optional(_share), shift=real(1e-3, 1e3))
+    "prediction",
+    prediction=text("eps", "v", "flow", "x0"),
+    noise_schedule=text("linear", "scaled_linear", "cosine"),
+    timesteps=whole(1, 100_000),
+    beta_start=optional(_share),
+    beta_end=optional(_share),
+    shift=real(1e-3, 1e3),
+)
 _tower = dict(
-    hidden_size=_width, intermediate_size=whole(), projection_dim=_width, num_hidden_layers=whole(1, 256),
-    num_attention_heads=whole(1, 1_024), hidden_act=text("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "relu"),
-    layer_norm_eps=_rule("a number between 0 and 1, with a point", lambda value: type(value) is float and 0 < value < 1))
+    hidden_size=_width,
+    intermediate_size=whole(),
+    projection_dim=_width,
+    num_hidden_layers=whole(1, 256),
+    num_attention_heads=whole(1, 1_024),
+    hidden_act=text("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "silu", "relu"),
+    layer_norm_eps=_rule(
+        "a number between 0 and 1, with a point", lambda value: type(value) is float and 0 < value < 1
+    ),
+)
 _ids = {f"{name}_token_id": optional(whole(0, 2**20)) for name in ("pad", "bos", "eos")}
 _text = table(vocab_size=whole(1, 2**20), max_position_embeddings=whole(1, 8_192), **_tower, **_ids)
 _vision = table(image_size=whole(1, 4_096), patch_size=whole(1, 1_024), num_channels=whole(1, 64), **_tower)
 _token = optional(either(table("content", content=text()), text()))
 _model = table(
-    "type vocab", type=text("BPE", "WordPiece"), vocab=mapped(whole(0, 2**20), 2**20), dropout=optional(_share),
-    merges=listed(either(listed(text(), 2, 2), text()), 0, 2**20), continuing_subword_prefix=optional(text()),
-    end_of_word_suffix=optional(text()), unk_token=optional(text()), fuse_unk=flag, byte_fallback=flag, ignore_merges=flag)
+    "type vocab",
+    type=text("BPE", "WordPiece"),
+    vocab=mapped(whole(0, 2**20), 2**20),
+    dropout=optional(_share),
+    merges=listed(either(listed(text(), 2, 2), text()), 0, 2**20),
+    continuing_subword_prefix=optional(text()),
+    end_of_word_suffix=optional(text()),
+    unk_token=optional(text()),
+    fuse_unk=flag,
+    byte_fallback=flag,
+    ignore_merges=flag,
+)
 
 SCHEMAS: dict[str, Rule] = {
     "UNet2DConditionModel": _unet,
     "AutoencoderKL": _autoencoder,
     "LatentDiffusion": table(
-        "autoencoder text_encoder unet process latent_mean latent_std size", autoencoder=text(), text_encoder=text(), unet=_unet,
-        process=_process, latent_mean=either(listed(real(), 1, 1_024), real()), latent_std=either(listed(real(1e-6), 1, 1_024), real(1e-6)),
-        size=whole(8, 8_192), tags=listed(text(), 0, 100_000), masked=flag, made_with=mapped(text())),
+        "autoencoder text_encoder unet process latent_mean latent_std size",
+        autoencoder=text(),
+        text_encoder=text(),
+        unet=_unet,
+        process=_process,
+        latent_mean=either(listed(real(), 1, 1_024), real()),
+        latent_std=either(listed(real(1e-6), 1, 1_024), real(1e-6)),
+        size=whole(8, 8_192),
+        tags=listed(text(), 0, 100_000),
+        masked=flag,
+        made_with=mapped(text()),
+    ),
     "CLIPTextModel": _text,
     "CLIPVisionModel": _vision,
     "CLIPModel": table(
-        "text_config vision_config", text_config=optional(_text), vision_config=optional(_vision), text_config_dict=optional(_text),
-        vision_config_dict=optional(_vision), projection_dim=_width),
+        "text_config vision_config",
+        text_config=optional(_text),
+        vision_config=optional(_vision),
+        text_config_dict=optional(_text),
+        vision_config_dict=optional(_vision),
+        projection_dim=_width,
+    ),
     "Generator": table(
-        size=_sides, z_dim=_width, w_dim=_width, channel_base=whole(1, 2**20), channel_max=_width, mapping_layers=whole(1, 64),
-        normalisation=text("demodulation", "adain"), channels=whole(1, 64)),
+        size=_sides,
+        z_dim=_width,
+        w_dim=_width,
+        channel_base=whole(1, 2**20),
+        channel_max=_width,
+        mapping_layers=whole(1, 64),
+        normalisation=text("demodulation", "adain"),
+        channels=whole(1, 64),
+    ),
     "Encoder": table(
-        size=_sides, w_dim=_width, base=whole(1, 2**20), limit=_width, reduced=whole(2, 16_384), hidden=_width, generator=text()),
+        size=_sides,
+        w_dim=_width,
+        base=whole(1, 2**20),
+        limit=_width,
+        reduced=whole(2, 16_384),
+        hidden=_width,
+        generator=text(),
+    ),
     "Mapper": table(
-        "w_dim num_ws", w_dim=_width, num_ws=whole(1, 64), levels=listed(text("coarse", "medium", "fine"), 1, 3), hidden=_width,
-        layers=whole(1, 64), condition=whole(0, 16_384), scale=real(), prompt=text(), generator=text(), clip=text(),
-        tags=listed(text(), 0, 100_000)),
+        "w_dim num_ws",
+        w_dim=_width,
+        num_ws=whole(1, 64),
+        levels=listed(text("coarse", "medium", "fine"), 1, 3),
+        hidden=_width,
+        layers=whole(1, 64),
+        condition=whole(0, 16_384),
+        scale=real(),
+        prompt=text(),
+        generator=text(),
+        clip=text(),
+        tags=listed(text(), 0, 100_000),
+    ),
     "Directions": table("channels width", channels=whole(1, 2**20), width=_width, generator=text(), clip=text()),
     "PortraitIdentity": table(width=_width, channels=listed(_width, 1, 5), reduced=_width),
     "Oracle": table(
-        "attributes width size", attributes=mapped(listed(text(), 1, 1_000), 1_000), width=whole(8, 4_096), size=whole(8, 1_024)),
+        "attributes width size",
+        attributes=mapped(listed(text(), 1, 1_000), 1_000),
+        width=whole(8, 4_096),
+        size=whole(8, 1_024),
+    ),
     "preprocessor_config.json": table(image_mean=listed(real(), 3, 3), image_std=listed(real(1e-6), 3, 3)),
     "scheduler_config.json": table(
-        _class_name=text(), num_train_timesteps=whole(1, 100_000), beta_start=_share, beta_end=_share, beta_schedule=text(),
-        prediction_type=text(), trained_betas=optional(listed(_share, 1, 100_000)), rescale_betas_zero_snr=optional(flag),
-        timestep_spacing=text(), steps_offset=whole(0, 100_000), clip_sample=optional(flag), clip_sample_range=real(0, 1e6),
-        thresholding=optional(flag), shift=real(0, 1e3)),
+        _class_name=text(),
+        num_train_timesteps=whole(1, 100_000),
+        beta_start=_share,
+        beta_end=_share,
+        beta_schedule=text(),
+        prediction_type=text(),
+        trained_betas=optional(listed(_share, 1, 100_000)),
+        rescale_betas_zero_snr=optional(flag),
+        timestep_spacing=text(),
+        steps_offset=whole(0, 100_000),
+        clip_sample=optional(flag),
+        clip_sample_range=real(0, 1e6),
+        thresholding=optional(flag),
+        shift=real(0, 1e3),
+    ),
     "model_index.json": table("_class_name", _class_name=text()),
     "tokenizer.json": table(
-        "model", model=_model, added_tokens=listed(table("id content", id=whole(0, 2**20), content=text()), 0, 100_000)),
+        "model", model=_model, added_tokens=listed(table("id content", id=whole(0, 2**20), content=text()), 0, 100_000)
+    ),
     "tokenizer_config.json": table(
-        tokenizer_class=optional(text()), auto_map=null, model_max_length=real(1, 1e31), bos_token=_token, eos_token=_token,
-        unk_token=_token, pad_token=_token, added_tokens_decoder=mapped(table("content", content=text()))),
+        tokenizer_class=optional(text()),
+        auto_map=null,
+        model_max_length=real(1, 1e31),
+        bos_token=_token,
+        eos_token=_token,
+        unk_token=_token,
+        pad_token=_token,
+        added_tokens_decoder=mapped(table("content", content=text())),
+    ),
 }
 
 
@@ -212,7 +347,8 @@ def checked(
 ) -> dict:
     "The fields, if they follow the table; else WeightsError names the file, the field, what it must be and what it is."
     rule = SCHEMAS[kind]
-    if wrong := rule(fields, ""): raise WeightsError(f"{where}: {wrong}.")
+    if wrong := rule(fields, ""):
+        raise WeightsError(f"{where}: {wrong}.")
     return {key: value for key, value in fields.items() if key in rule.fields} if known else fields
 
 # %% ../nbs/04d_schema.ipynb #ef434da8
@@ -221,18 +357,22 @@ def open_tokenizer(
     words: int | None = None,  # that the text encoder knows
     cls=None,  # of transformers; None: what the files say
 ):  # a tokenizer of transformers
-    "The tokenizer in a folder; WeightsError if it is damaged or does not belong to the text encoder. No code of it is run."
+    "The tokenizer in a folder, which runs no code; WeightsError if it is damaged or belongs to another text encoder."
+    where = f"The tokenizer in {folder.parent.name}/{folder.name}"
     for file in sorted(folder.glob("*.json")):
-        if file.name in ("tokenizer.json", "tokenizer_config.json"): checked(file.name, read_json(file), f"{folder.name}/{file.name}")
-        elif file.name in ("vocab.json", "special_tokens_map.json", "added_tokens.json"): read_json(file)
+        if file.name in ("tokenizer.json", "tokenizer_config.json"):
+            checked(file.name, read_json(file), f"{folder.name}/{file.name}")
+        elif file.name in ("vocab.json", "special_tokens_map.json", "added_tokens.json"):
+            read_json(file)
     try:
-        if cls is None: from transformers import AutoTokenizer as cls
+        if cls is None:
+            from transformers import AutoTokenizer as cls
         tokenizer = cls.from_pretrained(folder, trust_remote_code=False)
         tokenizer("a", padding="max_length", truncation=True, max_length=8)
         last = max(tokenizer.get_vocab().values())
     except Exception as e:  # of transformers and tokenizers, of many kinds
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200].rstrip(".")
-        raise WeightsError(f"The tokenizer in {folder.parent.name}/{folder.name} was not opened ({reason}).") from e
+        raise WeightsError(f"{where} was not opened ({reason}).") from e
     if words is not None and last >= words:
-        raise WeightsError(f"The tokenizer in {folder.parent.name}/{folder.name} has {last + 1:,} ids and the text encoder {words:,} words: they do not belong together.")
+        raise WeightsError(f"{where} has {last + 1:,} ids and its text encoder knows {words:,}: they do not belong together.")
     return tokenizer

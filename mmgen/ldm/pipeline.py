@@ -83,8 +83,8 @@ class LatentDiffusion:
                              f"{autoencoder.config['latent_channels']} channels of the autoencoder's latents: they do not belong together.")
         channels = autoencoder.config["latent_channels"]
         if {len(self.mean), len(self.std)} - {1, channels} or size % autoencoder.factor:
-            raise ValueError(f"Mean and deviation of the latents must be one number or {channels}, and the size a multiple of {autoencoder.factor}; "
-                             f"they are {len(self.mean)}, {len(self.std)} and {size}.")
+            raise ValueError(f"Mean and deviation of the latents must be one number or {channels}, and the size a multiple of "
+                             f"{autoencoder.factor}; they are {len(self.mean)}, {len(self.std)} and {size}.")
         reads, gives = unet.config.get("cross_attention_dim"), getattr(text_encoder, "width", None)
         if reads != gives:
             raise ValueError(f"The UNet reads text states of width {reads} and the text encoder gives {gives}: they do not belong together.")
@@ -196,7 +196,8 @@ class LatentDiffusion:
         if missing:
             raise WeightsError(f"{name_or_path} is not a latent diffusion model of mmgen: its config.json lacks {', '.join(missing)}.")
         checked("LatentDiffusion", config, f"{folder.name}/config.json")
-        unet = build(lambda: UNet2DConditionModel.from_config(config["unet"]), load_state(folder / "model.safetensors"), str(name_or_path))
+        state = load_state(folder / "model.safetensors")
+        unet = build(lambda: UNet2DConditionModel.from_config(config["unet"]), state, str(name_or_path))
         check_channels(unet.config["in_channels"], unet.config["out_channels"], str(name_or_path), cls.reads)
         frozen = []
         for key, given in (("autoencoder", autoencoder), ("text_encoder", text_encoder)):

@@ -155,7 +155,8 @@ def train_pipeline(config, run, device):
     if device.type == "cuda":  # on a CPU the plain layout is faster (32c)
         unet.to(memory_format=torch.channels_last)
     process = process_config(config)
-    around = lambda network: LatentDiffusion(autoencoder, text_encoder, network, data.mean, data.std, config.size, process, device, data.tags, config.masked)
+    around = lambda network: LatentDiffusion(autoencoder, text_encoder, network, data.mean, data.std, config.size, process, device,
+                                             data.tags, config.masked)
     shown = _validation(config, 16)[1] if config.sample_every else []
     held_out = _held_out_columns(config, data, autoencoder, text_encoder, device)
 
