@@ -20,7 +20,7 @@ from pathlib import Path
 STEPS = {"steps": 5, "checkpoint_every": 2, "log_every": 1, "device": "cpu", "mixed_precision": "no"}  # checkpoints 2, 4 and 5
 JOBS = {
     "clip": {"images": 32, "held_out": 16, "batch_size": 8}, "identity": {"images": 16, "held_out": 4, "batch_size": 4},
-    "oracle": {"images": 32, "held_out": 8, "batch_size": 8}, "autoencoder": {"images": 32, "held_out": 4, "batch_size": 2},
+    "oracle": {"images": 16, "held_out": 4, "batch_size": 4}, "autoencoder": {"images": 32, "held_out": 4, "batch_size": 2},
     "stylegan2": {"images": 32, "held_out": 8, "batch_size": 4}, "encoder": {"images": 16, "held_out": 1, "batch_size": 2},
     "mapper": {"images": 32, "held_out": 1}, "ldm": {"images": 32, "held_out": 0, "sample_images": 2},
     "instruct": {"images": 32, "held_out": 0}}

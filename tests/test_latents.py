@@ -39,6 +39,10 @@ def test_latents_are_those_of_the_rows_and_have_variance_one(images, tmp_path):
     exact = encode(images[:])
     for scale, over in (("channel", (0, 2, 3)), ("scalar", (0, 1, 2, 3))):
         column = LatentColumn(shards, scale)
+        known = {name: shards.manifest["latents"][scale][name] for name in ("mean", "std")}  # as a checkpoint has them
+        assert np.array_equal(LatentColumn(shards, known)[:], column[:])
+        other = LatentColumn(shards, {"mean": known["mean"], "std": [2 * value for value in known["std"]]})
+        assert np.allclose(2 * other[:], column[:], atol=1e-6)
         want = (exact - exact.mean(over, keepdim=True)) / exact.std(over, keepdim=True)
         assert column[:].dtype == np.float32 and np.abs(column[:] - want.numpy()).max() < 2e-3
         assert np.array_equal(column[[170, 3, 3]], column[:][[170, 3, 3]])

@@ -101,8 +101,25 @@ def test_two_processes_make_one_run(job, tmp_path):
     assert [p.name for p in (tmp_path / "reports" / "runs").iterdir()] == ["both"]
     record = json.loads((tmp_path / "reports" / "runs" / "both" / "run.json").read_text())
     assert record["status"] == "completed"
-    facts = json.loads(next((tmp_path / "reports" / "runs" / "both" / "checkpoints").glob("*/*.json")).read_text())
+    facts = json.loads(next((tmp_path / "reports" / "runs" / "both" / "checkpoints").glob("*/checkpoint.json")).read_text())
     assert facts["processes"] == 2 and facts["step"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", ["metrics.jsonl", "checkpoints/checkpoint-20"])
+def test_two_processes_that_were_killed_go_on_under_their_name(left, tmp_path):
+    "Before the first checkpoint the same command starts anew; after it, and before it too, resume_from goes on."
+    job, run = ("autoencoder", "preset=smoke", "steps=40", "checkpoint_every=20", "run_id=both"), tmp_path / "reports" / "runs" / "both"
+    both = start_two(tmp_path, *job)
+    wait_for(lambda: (run / left).exists(), both[0], 240)
+    for process in both:
+        process.kill()
+    for process in both:
+        process.communicate()
+    for more in ((), ("resume_from=reports/runs/both",)) if left == "metrics.jsonl" else (("resume_from=reports/runs/both",),):
+        said = [finish(process) for process in start_two(tmp_path, *job, *more)]
+        assert json.loads((run / "run.json").read_text())["status"] == "completed" and (run / "autoencoder" / "model.safetensors").is_file()
+    assert "is of step 40" in said[0] if left == "metrics.jsonl" else "step 40/40" in said[0]
 
 
 SHARDS = ("preset=smoke", "data=shards", "images=96", "held_out=0", "edit_tags=green hair", "sample_images=4", "edit_images=2", "log_every=1")
@@ -132,7 +149,7 @@ def test_accelerates_two_processes_do_what_one_does_with_the_double_batch(tmp_pa
         assert max(abs(a / b - 1) for a, b in zip(one, two[1:])) > 100 * most  # steps differ by far more than that
     a, b = weights(tmp_path, "one"), weights(tmp_path, "two")
     assert all((a[k].float() - b[k].float()).abs().max() < 2e-3 for k in a)
-    facts = json.loads(next((tmp_path / "reports" / "runs" / "two" / "checkpoints").glob("checkpoint-20/*.json")).read_text())
+    facts = json.loads(next((tmp_path / "reports" / "runs" / "two" / "checkpoints").glob("checkpoint-20/checkpoint.json")).read_text())
     assert facts["processes"] == 2
 
 
