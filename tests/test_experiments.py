@@ -48,8 +48,10 @@ def test_smoke(name, tmp_path):
     done, record = papermill(name, tmp_path, **FEW.get(name, {"preset": "smoke"}))
     assert done.returncode == 0, done.stderr[-3000:]
     assert record["status"] == "completed" and (name in FEW or record["config"]["preset"] == "smoke")
-    assert record["metrics"] or name == "train_ldm"
-    assert all(m["n"] for m in record["metrics"])
+    assert record["metrics"] and all(m["n"] for m in record["metrics"])
+    assert (tmp_path / "reports" / "runs" / record["run_id"] / "index.html").is_file()
+    if name.startswith("train_"):
+        assert record["figures"], "a picture to look at"
     for entry in (*record["figures"], *record["artifacts"]):
         assert (tmp_path / "reports" / "runs" / record["run_id"] / entry["file"]).stat().st_size == entry["bytes"]
     assert str(tmp_path) not in json.dumps(record), "a record names no folder of the machine"
@@ -64,6 +66,7 @@ def test_edit_an_image_of_ones_own(tmp_path):
     result = np.asarray(Image.open(tmp_path / "reports" / "runs" / "mine" / "result.png"))
     assert result.shape == (64, 64, 3) and result.std() > 5
     assert {"result.png", "source_and_result.jpg"} <= {e["file"] for e in (*record["artifacts"], *record["figures"])}
+    assert str(tmp_path / "reports" / "runs" / "mine" / "result.png") in (tmp_path / "out.ipynb").read_text(), "the notebook says where the result is"
 
 
 def own_images(folder):
@@ -75,6 +78,16 @@ def own_images(folder):
         (folder / f"{seed}.txt").write_text(", ".join(portraits.tags(face)))
 
 
+def judged(root, name):
+    "A run on data of one's own has numbers and pictures, in its record, on its page and in its notebook."
+    folder = root / "reports" / "runs" / name
+    record, page, notebook = json.loads((folder / "run.json").read_text()), (folder / "index.html").read_text(), (root / "out.ipynb").read_text()
+    assert record["metrics"] and all(m["name"].replace("&", "&amp;").replace("'", "&#x27;") in page for m in record["metrics"])
+    assert record["figures"] and page.count("<img src=\"data:image/jpeg;base64,") == notebook.count('"image/jpeg"') > 0, "each figure is shown"
+    assert "knows no tag" not in notebook
+    if name in ("train_ldm", "train_mapper"): assert {"held-out loss", "CLIP score of edits"} <= {m["name"] for m in record["metrics"]}
+
+
 def test_a_small_folder_of_ones_own_from_autoencoder_to_edit(tmp_path):
     "README, 'Your own tagged images'"
     own_images(tmp_path / "mine")
@@ -83,6 +96,7 @@ def test_a_small_folder_of_ones_own_from_autoencoder_to_edit(tmp_path):
             "sample_images": 32, "edit_images": 16})):
         done, _ = papermill(name, tmp_path, preset="smoke", data="mine", run_id=name, **given)
         assert done.returncode == 0, done.stderr[-3000:]
+        judged(tmp_path, name)
     done, _ = papermill("edit", tmp_path, model="reports/runs/train_ldm/model", image="mine/3.png", prompt="green hair", run_id="edited")
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "reports" / "runs" / "edited" / "result.png").stat().st_size > 0
@@ -99,6 +113,7 @@ def test_a_small_folder_of_ones_own_from_generator_to_edit(tmp_path):
         preset = {} if name == "train_directions" else {"preset": "smoke", "data": "mine"}
         done, _ = papermill(name, tmp_path, run_id=name, **preset, **given)
         assert done.returncode == 0, done.stderr[-3000:]
+        judged(tmp_path, name)
     for editor, model in (("styleclip-mapper", made("mapper", "mapper")), ("styleclip-directions", made("directions", "directions"))):
         done, _ = papermill("edit", tmp_path, editor=editor, model=model, image="mine/3.png", prompt="green hair", run_id=editor, **networks)
         assert done.returncode == 0, done.stderr[-3000:]

@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 from mmgen.clip import CLIP
-from mmgen.core import to_float
+from mmgen.core import to_float, to_uint8
 from mmgen.data import portraits
 from mmgen.data.captions import CutWarning, caption
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.pipeline import LatentDiffusion, make_process, random_pipeline, sampler
 from mmgen.ldm.columns import encode_all, read_all
-from mmgen.ldm.train import LDMTask, fit, train_pipeline
+from mmgen.ldm.train import LDMTask, fit, held_out_loss, train_pipeline
+from mmgen.jobs import LDMConfig
 from mmgen.presets import config_for
 from mmgen.runs import Run
 from mmgen.weights import WeightsError, package, save_weights
@@ -237,3 +238,39 @@ def test_no_network_is_given_more_than_a_batch_of_floats(monkeypatch):
     few = features.Extractor("sums", lambda x: x.flatten(2).sum(2), "0")
     assert torch.equal(features.extract(few, images, batch_size=16).values, features.extract(few, to_float(images), batch_size=16).values)
     assert sizes == 2 * [16, 16, 16, 16, 6]
+
+
+def test_the_held_out_loss_is_a_function_of_the_network():
+    pipeline = random_pipeline()
+    clip, side = pipeline.text_encoder, pipeline.size // pipeline.autoencoder.factor
+    states, lengths = read_all(clip, CAPTIONS)
+    columns = {"latents": torch.randn(4, pipeline.unet.config["in_channels"], side, side, generator=torch.Generator().manual_seed(0)), "states": states, "length": lengths}
+    unets = [random_pipeline(seed).unet for seed in (0, 1)]
+    task = LDMTask(unets[0], clip, make_process(), caption_dropout=1.0)
+    before = torch.get_rng_state()
+    first, again, other = (held_out_loss(task, unet, columns) for unet in (unets[0], unets[0], unets[1]))
+    assert first == again != other and torch.equal(before, torch.get_rng_state())
+    assert task.model is unets[0] and task.caption_dropout == 1.0
+    shuffled = {name: column.flip(0) if name != "latents" else column for name, column in columns.items()}
+    assert held_out_loss(task, unets[0], shuffled) != first, "captions are read, whatever the dropout of the training"
+
+
+def test_a_folder_whose_held_out_images_fill_no_row_is_judged_and_shown_in_line(tmp_path):
+    (tmp_path / "mine").mkdir()
+    for seed in range(200):
+        Image.fromarray(portraits.render(portraits.sample(seed), 64)).save(tmp_path / "mine" / f"{seed}.png")
+        (tmp_path / "mine" / f"{seed}.txt").write_text(", ".join(["cat", "black" if seed % 3 else "white", f"number {seed}"]))
+    config = smoke(data=str(tmp_path / "mine"), sample_images=32, edit_tags=LDMConfig.edit_tags)
+    with Run("ldm", config, root=tmp_path) as run: result = fit(config, run)
+    n = len(result["held out"])
+    assert 8 < n < 16 and n == len(result["samples"])
+    sheet = np.asarray(Image.open(run.path / "samples.jpg")).astype(int)
+    assert sheet.shape[0] == 4 * 64 and sheet[-64:, -64:].mean() > 245
+    left = sheet.shape[1] - 8 * 64
+    for row, images in ((0, result["held out"][:8]), (1, result["samples"][:8]), (2, result["held out"][8:]), (3, result["samples"][8:])):
+        for i, image in enumerate(to_uint8(images).numpy()):
+            shown = sheet[64 * row:64 * row + 64, left + 64 * i:left + 64 * i + 64]
+            assert np.abs(shown - image).mean() < 12, f"row {row}, image {i}"
+    names = {m["name"] for m in run.record["metrics"]}
+    assert {"held-out loss", "CLIP score of samples", "CLIP score of held-out images", "CLIP score of edits", "directional CLIP similarity of edits"} <= names
+    assert next(f["about"] for f in run.record["figures"] if f["file"] == "edits.jpg").endswith("white"), "a tag of the data, not green hair"

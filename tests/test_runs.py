@@ -9,7 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ import torch
 from PIL import Image
 
 from mmgen.files import repo_root, sha256
+from mmgen.run_page import chart
 from mmgen.runs import Run, RunError, load_run, load_runs, to_json
 
 
@@ -324,3 +328,62 @@ def test_a_missing_record_is_named(tmp_path):
 def test_to_json():
     assert to_json({1: (np.int64(2), Path("/a/b.txt"), {3}), "x": [float("-inf"), None, True]}) == {
         "1": [2, "b.txt", [3]], "x": ["-inf", None, True]}
+
+
+class Links(HTMLParser):
+    "What a page loads or points at."
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.tags = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.found += [value for name, value in attributes if name in ("src", "href")]
+
+
+def test_a_run_leaves_one_page_with_all_that_it_shows(tmp_path):
+    with Run("ldm", Config(), root=tmp_path, run_id="one <&>") as run:
+        for step in range(1, 1000): run.log(step, loss=1/step, accuracy="nan" if step == 7 else 0.5)
+        for step in (100, 1000): run.log(step, **{"held-out loss": 2/step})
+        for step in range(20): run.figure(f"sample-{step}", np.zeros((8, 8, 3), np.uint8))
+        run.figure("edits", np.zeros((8, 8, 3), np.uint8), "green <hair>")
+        run.metric("PSNR", 31.25, n=8, unit="dB", low=30.0, high=32.5)
+        assert not (run.path/"index.html").exists()
+    page = (run.path/"index.html").read_text()
+    links = Links(page)
+    assert len(links.found) == 7 and all(link.startswith("data:image/jpeg;base64,") for link in links.found), "the page needs no other file"
+    assert links.tags.count("svg") == 2 and links.tags.count("polyline") == 3 and "script" not in links.tags
+    assert "one &lt;&amp;&gt;" in page and "edits.jpg: green &lt;hair&gt;" in page and "31.25 dB" in page and "[30, 32.5] · n 8" in page
+    assert page.index("edits.jpg") < page.index("sample-0.jpg") < page.index("sample-19.jpg") and "sample-1.jpg" not in page
+    assert record(run)["figures"][-1]["about"] == "green <hair>" and "index.html" not in json.dumps(record(run))
+
+
+def test_a_failed_run_has_its_reason_on_the_page_and_an_empty_one_has_no_page(tmp_path):
+    with pytest.raises(ValueError), Run("ldm", root=tmp_path, run_id="failed") as run:
+        run.log(1, loss=0.5)
+        raise ValueError("no <weights>")
+    assert "ValueError: no &lt;weights&gt;" in (run.path/"index.html").read_text()
+    with pytest.raises(ValueError), Run("ldm", root=tmp_path, run_id="empty"): raise ValueError("nothing done")
+    assert not (tmp_path/"empty"/"index.html").exists()
+
+
+@pytest.mark.parametrize("values", [[3.0], [0.0, 0.0], [1e-9, 5e4], [-2.0, 7.0], [1e12, 1.0000001e12], [0.1]*500, [-1e-300, 1e-300]])
+def test_any_finite_values_make_a_chart(values):
+    drawn = ElementTree.fromstring(chart("loss & <more>", {"loss": list(enumerate(values)), "held-out": [(0, values[0])]}))
+    lines = [element.get("points") for element in drawn.iter() if element.tag.endswith("polyline")]
+    places = [float(number) for line in lines for number in re.split("[ ,]", line)]
+    assert len(lines) == 2 and all(math.isfinite(place) and -1 <= place <= 341 for place in places)
+
+
+def test_tensorboard_gets_the_pictures(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    picture = np.full((8, 8, 3), 200, np.uint8)
+    with Run("ldm", {"tensorboard": True}, root=tmp_path) as run:
+        for name in ("sample-500", "sample-1000", "edits"): run.figure(name, picture)
+    events = accumulator.EventAccumulator(str(run.path/"tensorboard"))
+    events.Reload()
+    assert [image.step for image in events.Images("sample")] == [500, 1000] and [image.step for image in events.Images("edits")] == [0]
+    assert abs(int(np.asarray(Image.open(BytesIO(events.Images("edits")[0].encoded_image_string)))[0, 0, 0]) - 200) < 4
+    with Run("ldm", {"tensorboard": False}, root=tmp_path) as run: run.figure("edits", picture)
+    assert not (run.path/"tensorboard").exists()
