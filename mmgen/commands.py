@@ -100,7 +100,7 @@ def edit(a) -> dict:
     ready = time.perf_counter()
     with bar(which, round(getattr(which, "passes", 0) * getattr(which, "steps", 0)) or None): result = edit_image(which, picture, source, config.prompt, config.strength)
     out = save_picture(result, out, kind, keep=a.out is None)
-    about = {"file": str(out), "editor": config.editor, "strength": which.strength if config.strength is None else config.strength, "source": source,
+    about = {"file": str(out), "editor": config.editor, "strength": which.strength if config.strength is None else config.strength, "fit": config.fit, "source": source,
              "wanted": wanted_caption(source, config.prompt, tags_of(which)), "size": list(result.shape[1::-1]),
              "load_seconds": round(ready - start, 2), "edit_seconds": round(time.perf_counter() - ready, 2)}
     say(f"source: {source or '(not known)'}\nwanted: {about['wanted']}\n{out}: {config.editor}, strength {about['strength']:g}, {about['edit_seconds']} s")

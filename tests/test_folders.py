@@ -467,6 +467,8 @@ def test_what_lies_beside_and_is_not_read_is_named(write):
     assert found == [["hat"]]*3 and len(told) == 1
     assert told[0] == ("Not read in …: broken.json (is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)); dataset.json (StyleGAN's labels: numbers of classes, no captions); "
                        "info.json (names none of the images); notes.csv (names none of the images).")
+    (folder/"notes.csv").write_text("image,caption\n00.png,bow\n")
+    assert "notes.csv (it names images: give it in place of the folder to read its captions)" in said(folder)[1][0] and said(folder, folder/"notes.csv")[0] == [["bow"]]
     (folder/"metadata.jsonl").write_text("".join(json.dumps({"file_name": f"{n:02}.png", "text": "bow"}) + "\n" for n in range(3)))
     assert "dataset.json (captions are taken from metadata.jsonl)" in said(folder)[1][0]
     with pytest.warns(SourceNotice, match="dataset.json .StyleGAN's labels: numbers of classes, no captions"), pytest.raises(SourceError, match="3 of 3 images in .* have no tags"):

@@ -188,7 +188,8 @@ def test_a_standing_person_keeps_the_head():
     assert head(top) == pytest.approx(0.64, abs=0.06)
     assert head(pad) == pytest.approx(0.64/9, abs=0.015) and (pad[:, :20] == 255).all() and (pad[:, -20:] == 255).all() and pad.shape == (64, 64, 3)
     assert np.array_equal(wide, pad.transpose(1, 0, 2)) or np.abs(wide.astype(int) - pad.transpose(1, 0, 2)).max() <= 1
-    assert np.array_equal(open_image(person().transpose(1, 0, 2), 64, fit="top"), open_image(person().transpose(1, 0, 2), 64))  # wide: the centre
+    with pytest.warns(ImageNotice): centre = open_image(person().transpose(1, 0, 2), 64)
+    assert np.array_equal(open_image(person().transpose(1, 0, 2), 64, fit="top"), centre)  # wide: the centre
 
 
 @pytest.mark.parametrize("fit", FITS)
@@ -219,6 +220,37 @@ def test_edit_opens_an_image_as_it_is_told(tmp_path):
     from mmgen.panel import open_source
     Image.fromarray(person()).save(tmp_path/"a.png")
     for fit in ("pad", "top"): assert head(open_source(EditConfig(image=str(tmp_path/"a.png"), source="a", fit=fit), CopyInput())[0]) > 0.05
+
+
+def test_a_job_trains_on_what_fit_keeps(tmp_path):
+    "Images of a folder for training and for validation; the hash in the record is another one."
+    from mmgen.data.loading import content_sha256
+    from mmgen.ldm.autoencoder_training import load_columns
+    from mmgen.presets import config_for
+    for n in range(6):
+        Image.fromarray(person()).save(tmp_path/f"{n}.png")
+        (tmp_path/f"{n}.txt").write_text("a person")
+    hashes = set()
+    with pytest.warns(ImageNotice, match="fit=crop leaves out 67%") as told:
+        for fit in FITS:
+            columns, held_out, _ = load_columns(config_for("autoencoder", "smoke", data=str(tmp_path), fit=fit))
+            red = (held_out[:, 0] > held_out[:, 2] + 0.3).float().mean()
+            assert (head(columns["image"]) > 0.03) == (red > 0.03).item() == (fit != "crop"), fit
+            hashes.add(content_sha256(columns["image"]))
+    assert len(hashes) == 3 and len([one for one in told if one.category is ImageNotice]) <= 2
+
+
+def test_images_of_shards_are_fitted_too(tmp_path):
+    "Latents that were computed of one square are not taken for those of another."
+    from mmgen.data.loading import load_source
+    from mmgen.data.shards import ShardWriter, shard_schema, write_manifest
+    with ShardWriter(tmp_path, "train", shard_schema()) as writer:
+        writer.add({"image": [{"bytes": stored(person()), "path": None}]*2, "tags": [["a"]]*2, "id": [1, 2], "rating": ["g"]*2, **{name: [1, 1] for name in ("score", "width", "height")}})
+    write_manifest(tmp_path, {"train": writer.entries}, list(shard_schema().names))
+    source = load_source(str(tmp_path))
+    assert [head(source.images(32, fit)[:]) > 0.03 for fit in FITS] == [False, True, True]
+    assert len({source.images(32, fit).fingerprint for fit in FITS}) == 3 and source.images(32).fingerprint == source.images(32, "crop").fingerprint
+    with pytest.warns(ImageNotice, match="fit=crop leaves out 67%"): to_arrays(source, 32)
 
 
 def test_pairs_keep_heads(tmp_path):

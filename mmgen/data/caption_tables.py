@@ -176,8 +176,10 @@ def fits(
 
 def why_no_table(
     path: Path,
+    images: list[Path],
 ) -> str:
     "What a file is that lies beside images and is not read."
+    if fits(path, images): return "it names images: give it in place of the folder to read its captions"
     try: rows = _rows(path)
     except SourceError as e: return str(e).removeprefix(path.name).strip().rstrip(".")
     if isinstance(rows, dict) and "labels" in rows: return "StyleGAN's labels: numbers of classes, no captions"

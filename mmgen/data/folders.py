@@ -262,7 +262,7 @@ def read_folder(
     images = [p for p in images if p not in masks]
     _tell_left_out(folder, files, masks)
     if not images: raise SourceError(f"The folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
-    if others: _notice(f"Not read in {folder}: " + "; ".join(f"{p.name} ({'captions are taken from ' + table.name if table else why_no_table(p)})" for p in others[:5])
+    if others: _notice(f"Not read in {folder}: " + "; ".join(f"{p.name} ({'captions are taken from ' + table.name if table else why_no_table(p, images)})" for p in others[:5])
                        + (f"; and {len(others) - 5} more." if len(others) > 5 else "."))
     found = _from_table(table, folder, images) if table else _from_files(folder, files, images)
     images, captions = list(found), [caption or "" for caption in found.values()]
