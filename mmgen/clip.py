@@ -139,9 +139,10 @@ class CLIP(TextEncoder):
         folder = Path(resolve(name_or_path))
         if not (folder / "config.json").exists() or read_config(folder).get("model_type") != "clip":
             raise WeightsError(f"{folder.name} is not a CLIP model: no config.json says model_type clip.")
-        try: model = CLIPTowers(CLIPConfig.from_pretrained(folder))
+        try:
+            with torch.device("meta"): model = CLIPTowers(CLIPConfig.from_pretrained(folder))
         except ValueError as e: raise WeightsError(f"{folder.name}: {e}") from e
-        state = {k: v for k, v in load_state(folder).items() if not k.endswith("position_ids")}
+        state = {k: v for k, v in load_state(folder, half=True).items() if not k.endswith("position_ids")}
         load_into(model, state, f"the CLIP {folder.name}")
         file = folder / "preprocessor_config.json"
         how = json.loads(file.read_text("utf-8")) if file.exists() else {}

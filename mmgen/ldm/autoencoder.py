@@ -197,8 +197,8 @@ class AutoencoderKL(nn.Module):
         folder = resolve(name_or_path)
         if not (folder / "config.json").is_file():
             raise WeightsError(f"AutoencoderKL.load: {name_or_path} must be a folder with a config.json.")
-        model = cls.from_config(read_config(folder, cls))
-        load_into(model, rename_attention(load_state(folder)), where=str(name_or_path))
+        with torch.device("meta"): model = cls.from_config(read_config(folder, cls))
+        load_into(model, rename_attention(load_state(folder, half=True)), where=str(name_or_path))
         return model.to(device).eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path):

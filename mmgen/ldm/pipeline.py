@@ -178,8 +178,8 @@ class LatentDiffusion:
         missing = [key for key in ("autoencoder", "text_encoder", "unet", "process") if key not in config]
         if missing:
             raise ValueError(f"{name_or_path} is not a latent diffusion model of mmgen: its config.json lacks {', '.join(missing)}.")
-        unet = UNet2DConditionModel.from_config(config["unet"])
-        load_into(unet, load_state(folder / "model.safetensors"), where=str(name_or_path))
+        with torch.device("meta"): unet = UNet2DConditionModel.from_config(config["unet"])
+        load_into(unet, load_state(folder / "model.safetensors", half=True), where=str(name_or_path))
         frozen = []
         for key, given in (("autoencoder", autoencoder), ("text_encoder", text_encoder)):
             name = given or config[key]

@@ -147,7 +147,7 @@ def unet_of(
         raise WeightsError(f"{where} holds the UNet of Stable Diffusion XL or another one that reads more than a text; 1.x and 2.x are opened.")
     if "down_blocks.0.resnets.0.conv1.weight" not in found or "mid_block.attentions.0.proj_in.weight" not in found:
         raise WeightsError(f"{where} holds no UNet of latent diffusion: names like model.diffusion_model.input_blocks or down_blocks were expected, not {_some(state)}.")
-    with described(where): unet = UNet2DConditionModel.from_config(unet_config(found, heads))
+    with described(where), torch.device("meta"): unet = UNet2DConditionModel.from_config(unet_config(found, heads))
     return load_into(unet, found, where).eval().requires_grad_(False)
 
 
@@ -161,7 +161,7 @@ def autoencoder_of(
         raise WeightsError(f"{where} holds a VQ autoencoder; only those with a KL term are opened (kl-f4, kl-f8, kl-f16, kl-f32).")
     if "encoder.down_blocks.0.resnets.0.conv1.weight" not in found or "decoder.conv_in.weight" not in found:
         raise WeightsError(f"{where} holds no autoencoder: names like first_stage_model.encoder.down or encoder.down_blocks were expected, not {_some(state)}.")
-    with described(where): autoencoder = AutoencoderKL.from_config(autoencoder_config(found))
+    with described(where), torch.device("meta"): autoencoder = AutoencoderKL.from_config(autoencoder_config(found))
     return load_into(autoencoder, found, where).eval().requires_grad_(False)
 
 
@@ -220,7 +220,7 @@ def stable_diffusion(
     from transformers import AutoTokenizer
     path = resolve(name_or_path).absolute()  # a relative one that lacks a folder looks like a name on the hub
     if path.is_file():
-        state, process = load_state(path), {"prediction": prediction or "eps", **_SCHEDULE}
+        state, process = load_state(path, half=True), {"prediction": prediction or "eps", **_SCHEDULE}
         unet, autoencoder = unet_of(state, path.name), autoencoder_of(state, path.name)
         bert = "transformer.token_emb.weight" in part_of(state, "text_encoder")
         text_encoder = text_encoder_of(state, _tokenizer(tokenizer, bert, path.name), device, path.name)
@@ -241,7 +241,7 @@ def stable_diffusion(
     if not (path/"tokenizer").is_dir(): raise WeightsError(f"{path.name} lacks the folder tokenizer.")
     try: words = AutoTokenizer.from_pretrained(path/"tokenizer")
     except (OSError, ValueError) as e: raise WeightsError(f"The tokenizer of {path.name} was not opened ({str(e).splitlines()[0]}).") from e
-    text_encoder = text_encoder_of(load_state(path/text_at), words, device, f"{path.name}/{text_at}", read_config(path/text_at))
+    text_encoder = text_encoder_of(load_state(path/text_at, half=True), words, device, f"{path.name}/{text_at}", read_config(path/text_at))
     process = {"prediction": predicted} | {ours: schedule[field] for ours, field in _SCHEDULER.items()}
     side = (unet.config["sample_size"] or 64) * autoencoder.factor
     return LatentDiffusion(autoencoder, text_encoder, unet, 0.0, 1/about.get("scaling_factor", 0.18215), size or side, process, device, masked=False)

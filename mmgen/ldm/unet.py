@@ -92,8 +92,9 @@ class UNet2D(nn.Module):
              device: str | torch.device = "cpu"):
         "A UNet from a folder that this class, `mmgen.weights` or diffusers wrote, in float32, in eval mode"
         folder = resolve(name_or_path)
-        state = load_state(folder)
-        return load_into(cls.from_config(folder), state, where=str(name_or_path)).eval().to(device)
+        state = load_state(folder, half=True)
+        with torch.device("meta"): unet = cls.from_config(folder)
+        return load_into(unet, state, where=str(name_or_path)).eval().to(device)
 
     def enable_gradient_checkpointing(self, on: bool = True):
         "Keep only the inputs of each block for the backward pass: less memory, about a third more time"
