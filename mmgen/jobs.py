@@ -82,12 +82,13 @@ class EditConfig(Settings):
     generator: str | None = None # of StyleCLIP
     encoder: str | None = None # of StyleCLIP
     clip: str | None = None # of StyleCLIP
+    precision: str = "float32" # of a diffusion model's networks: float32, bf16 or fp16
     # the run
     device: str | None = None # cpu, cuda, ...; None: the best one present
     run_id: str | None = None # folder below reports/runs; None: made of time and four hex digits
 
     job: ClassVar[str] = "edit"
-    choices: ClassVar[dict] = {"decoding": ("paired", "residual", "plain")}
+    choices: ClassVar[dict] = {"decoding": ("paired", "residual", "plain"), "precision": ("float32", "bf16", "fp16")}
     zero_ok: ClassVar[tuple] = (*Settings.zero_ok, "inversion_steps")
     fractions: ClassVar[tuple] = (*Settings.fractions, "beta")
     dials: ClassVar[tuple] = ("decoding", "seed", "guidance", "steps", "alpha", "beta", "inversion_steps", "model", "generator", "encoder", "clip")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..clip import TextEncoder
-from .attention import Linear, attend
+from .attention import attend
 from .autoencoder import AutoencoderKL
 from .compvis import part_of, rename_autoencoder, rename_text_encoder, rename_unet
 from .pipeline import LatentDiffusion
@@ -31,9 +31,9 @@ class LDMBertLayer(nn.Module):
     def __init__(self, width, heads, head, inside):
         super().__init__()
         self.heads = heads
-        self.self_attn = nn.ModuleDict({f"{name}_proj": Linear(width, heads*head, bias=False) for name in "qkv"} | {"out_proj": Linear(heads*head, width)})
+        self.self_attn = nn.ModuleDict({f"{name}_proj": nn.Linear(width, heads*head, bias=False) for name in "qkv"} | {"out_proj": nn.Linear(heads*head, width)})
         self.self_attn_layer_norm, self.final_layer_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.fc1, self.fc2 = Linear(width, inside), Linear(inside, width)
+        self.fc1, self.fc2 = nn.Linear(width, inside), nn.Linear(inside, width)
 
     def forward(self, x):
         h = self.self_attn_layer_norm(x)
