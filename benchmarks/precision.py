@@ -9,13 +9,14 @@ import statistics
 import time
 
 import torch
+import torch.nn.functional as F
 
-import mmgen.ldm.attention as attention
 import mmgen.ldm.inversion as inversion
 import mmgen.ldm.pipeline as pipelines
 from mmgen.data.edits import as_batch, edits
 from mmgen.ldm import flowedit
 from mmgen.ldm.samplers import together
+from mmgen.metrics.oracle import Oracle, score_editor
 from mmgen.registry import editor
 
 
@@ -50,11 +51,53 @@ def joint(a):
             yield {"what": "both captions in one call", "editor": name, "images": n, "ratio": times["two"] / times["one"], "seconds": times}
 
 
+def convolution(layer, x):
+    "A linear layer on tokens (B, N, in) as a 1×1 convolution on a `channels_last` image: another library computes it."
+    if x.ndim != 3 or min(x.shape[:2]) == 1: return F.linear(x, layer.weight, layer.bias)
+    image = x.contiguous()[:, :, None].permute(0, 3, 1, 2)
+    return F.conv2d(image, layer.weight[:, :, None, None], layer.bias).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def linear(a):
+    plain = torch.nn.Linear.forward
+
+    def run(call, convolve):
+        def done():
+            torch.nn.Linear.forward = convolution if convolve else plain
+            call()
+        return done
+    for n in (1, 8):
+        which, given = editor("sdedit", a.device), as_batch(edits("hair color", n))[:3]
+        call = lambda: which.edit(*given)
+        times = compare({"convolution": run(call, True), "product": run(call, False)}, a.blocks, a.device)
+        yield {"what": "linear layers", "work": f"{n} edits", "ratio": times["product"] / times["convolution"], "seconds": times}
+    unet = which.pipeline.unet.requires_grad_(True)
+    states, mask = which.pipeline.context(["green hair, smile"] * 64)
+    z = torch.randn(64, unet.config["in_channels"], 8, 8)
+    def step(): unet(z, torch.full((64,), 500.0), states, mask).square().mean().backward()
+    times = compare({"convolution": run(step, True), "product": run(step, False)}, a.blocks, a.device)
+    yield {"what": "linear layers", "work": "training step of 64", "ratio": times["product"] / times["convolution"], "seconds": times}
+
+
+def precision(a):
+    oracle = Oracle.load("oracle-portraits", "cpu")
+    some = [edit for kind in ("hair color", "glasses on", "eye color", "hair length") for edit in edits(kind, a.edits // 4, "test")]
+    given = as_batch(some[:8])[:3]
+    for name in ("sdedit", "flowedit", "instruct-pix2pix"):
+        which = {kind: editor(name, a.device, precision=kind) for kind in ("float32", "bf16", *(["fp16"] if a.device != "cpu" else []))}
+        times = compare({kind: lambda one=one: one.edit(*given) for kind, one in which.items()}, a.blocks, a.device)
+        for kind, one in which.items():
+            scores, _ = score_editor(oracle, one, some)
+            yield {"what": "precision", "editor": name, "precision": kind, "ratio": times["float32"] / times[kind],
+                   **{key: scores[key] for key in ("n", "reached", "kept", "skill")}, "seconds": times[kind]}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("joint",))
+    parser.add_argument("what", choices=("joint", "linear", "precision"))
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--edits", type=int, default=100, help="that the oracle judges, for each precision")
     a = parser.parse_args()
     for row in globals()[a.what](a): print(json.dumps({**row, "device": a.device, "threads": torch.get_num_threads()}), flush=True)
 

@@ -92,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance scale; 1: off (default: 2)")
     one.add_argument("--sampler", default="euler", help="ddpm, ddim, euler, heun, dpmsolver++ or unipc (default: euler)")
     one.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
+    one.add_argument("--precision", default="float32", choices=("float32", "bf16", "fp16"), help="of the networks (default: float32)")
     one.add_argument("--device", help="cpu, cuda, ...; default: the best one present")
 
     jobs = commands.add_parser("train", help="Run a training job.", description="Run a training job; its fields are those of its notebook.").add_subparsers(dest="job", required=True, metavar="job")

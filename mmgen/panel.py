@@ -116,7 +116,7 @@ def build_editor(
     given = {name: getattr(config, name) for name in config.dials if getattr(config, name) is not None}
     if "seed" not in options_of(config.editor):
         del given["seed"]  # nothing in it is random
-    return editor(config.editor, config.device, **given)
+    return editor(config.editor, config.device, config.precision, **given)
 
 
 def side_by_side(

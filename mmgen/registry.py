@@ -69,6 +69,7 @@ def options_of(
 def editor(
     name: str,  # one of `editors()`
     device=None,  # torch device; default: the best one there is
+    precision: str | None = None,  # of the networks: float32, bf16 or fp16; None: float32
     **options,  # the editor's own: model="…" for other weights, decoding="plain", …
 ) -> "Editor":
     "Builds an Editor from packaged or given weights; EditError for an option that it has not."
@@ -76,4 +77,8 @@ def editor(
     strange = [option for option in options if option not in own]
     if strange:
         raise EditError(f"{name} has no {' and no '.join(strange)}; " + (f"it has {', '.join(own)}." if own else "it has no options."))
-    return editor_class(name)(device=device, **options)
+    which = editor_class(name)(device=device, **options)
+    if precision not in (None, "float32"):
+        if not hasattr(which, "to_precision"): raise EditError(f"{name} computes in float32 only, not in {precision}.")
+        which.to_precision(precision)
+    return which

@@ -105,12 +105,13 @@ _ROUNDED = re.compile(r".*\.(qweight|qzeros|SCB|absmax|quant_map|weight_scale)")
 def as_floats(
     state: dict[str, torch.Tensor], # name -> tensor
     where: str, # what the weights are called, for the message
+    half: bool = False, # True: those of 16 bits stay as they are
 ) -> dict[str, torch.Tensor]:
     "Floats as float32; WeightsError for weights of 8 bits and fewer, which want a scale."
     small = [k for k, v in state.items() if _ROUNDED.fullmatch(k) or v.dtype.itemsize == 1 and (v.is_floating_point() or k.endswith(("weight", "bias")))]
     if small:
         raise WeightsError(f"{where} holds 8-bit weights, or smaller ones ({small[0]}, for example); take the float16 or float32 ones.")
-    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    return {k: v.float() if v.is_floating_point() and not (half and v.dtype.itemsize == 2) else v for k, v in state.items()}
 
 
 def weight_files(
@@ -147,6 +148,7 @@ def header(
 
 def load_state(
     path: str|Path, # .safetensors, or .pt, .pth, .bin, .ckpt; or a folder of weights
+    half: bool = False, # True: floats of 16 bits stay as they are, for `load_into`, which copies one tensor at a time
 ) -> dict[str, torch.Tensor]:
     "The state dict in a file, on the CPU, floats as float32; WeightsError where it cannot be read safely."
     path = Path(path)
@@ -172,7 +174,7 @@ def load_state(
         raise WeightsError(f"{path.name} is a textual inversion, a new word for a text encoder and no model.")
     if not (isinstance(state, dict) and state and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())):
         raise WeightsError(f"{path.name} is not a state dict: names and tensors were expected.")
-    return as_floats(state, name)
+    return as_floats(state, name, half)
 
 
 def load_into(
@@ -180,19 +182,22 @@ def load_into(
     state: dict[str, torch.Tensor], # name -> tensor
     where: str, # what the weights are called, for the message
 ) -> nn.Module:
-    "Copy `state` into `module`; every name and shape must agree, else WeightsError says which do not."
+    "Copy `state` into `module`, which may be on the device meta; every name and shape must agree, else WeightsError says which do not."
     own = module.state_dict()
+    finite = lambda v: v.sum(dtype=torch.float32 if v.dtype.itemsize == 2 else None).isfinite() # float16 ends at 65504
     wrong = {"missing": [k for k in own if k not in state], "unexpected": [k for k in state if k not in own],
              "of another shape": [f"{k}: {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own
                                   if k in state and state[k].shape != own[k].shape],
              "no floating-point numbers, as of 8-bit weights": [k for k in own if k in state and own[k].is_floating_point() and not state[k].is_floating_point()],
-             "with numbers that are not finite": [k for k in own if k in state and not state[k].sum().isfinite()]}
+             "with numbers that are not finite": [k for k in own if k in state and not finite(state[k])]}
     if any(wrong.values()):
         lists = [f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
                  for what, names in wrong.items() if names]
         other = ", it is of another architecture" if any(list(wrong.values())[:3]) else ""
         raise WeightsError(f"{where} does not fit {type(module).__name__}{other}: {'; '.join(lists)}.")
-    module.load_state_dict(state)
+    if any(v.is_meta for v in own.values()): # without numbers of its own, that would be replaced
+        module.load_state_dict({k: state[k].to(v.dtype, copy=True) for k, v in own.items()}, assign=True)
+    else: module.load_state_dict(state)
     return module
 
 

@@ -15,11 +15,12 @@ from mmgen.core import to_float, to_uint8
 from mmgen.data import portraits
 from mmgen.data.captions import CutWarning, caption
 from mmgen.ldm.autoencoder import AutoencoderKL
-from mmgen.ldm.pipeline import LatentDiffusion, make_process, random_pipeline, sampler
+from mmgen.ldm.pipeline import PRECISIONS, LatentDiffusion, make_process, random_pipeline, sampler
 from mmgen.ldm.columns import encode_all, read_all
 from mmgen.ldm.train import LDMTask, fit, held_out_loss, train_pipeline
 from mmgen.jobs import LDMConfig
 from mmgen.presets import config_for
+from mmgen.registry import EditError, editor
 from mmgen.runs import Run
 from mmgen.weights import WeightsError, package, save_weights
 
@@ -274,3 +275,23 @@ def test_a_folder_whose_held_out_images_fill_no_row_is_judged_and_shown_in_line(
     names = {m["name"] for m in run.record["metrics"]}
     assert {"held-out loss", "CLIP score of samples", "CLIP score of held-out images", "CLIP score of edits", "directional CLIP similarity of edits"} <= names
     assert next(f["about"] for f in run.record["figures"] if f["file"] == "edits.jpg").endswith("white"), "a tag of the data, not green hair"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_near_float32_and_stays_inside_the_networks(precision):
+    pipeline, images = random_pipeline(), to_float(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8))
+    exact = pipeline.sample(["green hair", "smile"], steps=3), pipeline.decode(pipeline.encode(images))
+    half = random_pipeline().to_precision(precision)
+    found = half.sample(["green hair", "smile"], steps=3), half.decode(half.encode(images))
+    assert {p.dtype for net in (half.unet, half.autoencoder) for p in net.parameters()} == {PRECISIONS[precision]}
+    for a, b in zip(exact, found): assert b.dtype == torch.float32 and 0 < (a - b).abs().max() < 0.1
+    assert half.encode(images).dtype == torch.float32 and half.to_precision("float32") is half
+    with pytest.raises(ValueError, match="precision must be one of float32, bf16, fp16, not 'half'"): half.to_precision("half")
+
+
+def test_every_diffusion_editor_edits_in_half_precision_and_others_say_that_they_do_not():
+    images, source, target = to_float(np.stack([portraits.render(portraits.sample(3))])), ["brown hair"], ["green hair"]
+    for name in ("sdedit", "ddim-inversion", "edit-friendly-ddpm", "prompt-to-prompt", "flowedit", "instruct-pix2pix", "reconstruction"):
+        exact, half = (editor(name, "cpu", precision).edit(images, source, target) for precision in (None, "bf16"))
+        assert half.dtype == torch.float32 and 0 < (exact - half).abs().mean() < 0.1
+    with pytest.raises(EditError, match="styleclip-mapper computes in float32 only, not in bf16"): editor("styleclip-mapper", "cpu", "bf16")

@@ -5,6 +5,7 @@ import re
 import struct
 import subprocess
 import sys
+import textwrap
 from fnmatch import fnmatch
 
 import pytest
@@ -309,3 +310,38 @@ def test_what_comes_under_a_wrong_name_is_named(tmp_path, content, said):
 def test_floats_of_8_bits_in_a_torch_file_are_refused_in_words(tmp_path):
     torch.save({"w": torch.ones(4).to(torch.float8_e4m3fn)}, tmp_path/"a.pt")
     with pytest.raises(WeightsError, match="as 8-bit floats; take the float16"): load_state(tmp_path/"a.pt")
+
+
+def test_half_precision_is_opened_without_a_second_copy(tmp_path):
+    code = """
+        import sys
+        import torch
+        from safetensors.torch import save_file
+        from mmgen.weights import load_into, load_state
+        make = lambda: torch.nn.Sequential(*(torch.nn.Linear(2048, 2048, bias=False) for _ in range(16)))
+        with torch.device("meta"): network, small = make(), torch.nn.Sequential(torch.nn.Linear(8, 8, bias=False))
+        save_file({"0.weight": torch.ones(8, 8).half()}, sys.argv[1])
+        load_into(small, load_state(sys.argv[1], half=True), "warm")
+        save_file({name: torch.full(v.shape, 0.5, dtype=torch.float16) for name, v in network.state_dict().items()}, sys.argv[1])
+        size = 16 * 2048**2 * 2
+        with open("/proc/self/clear_refs", "w") as file: file.write("5")  # the peak starts anew
+        resident = lambda name: int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1]) * 1024
+        before = resident("VmRSS")
+        load_into(network, load_state(sys.argv[1], half=True), "half")
+        assert all(p.dtype == torch.float32 and (p == 0.5).all() for p in network.parameters())
+        print((resident("VmHWM") - before) / size)"""
+    child = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "half.safetensors")], capture_output=True, text=True)
+    if "clear_refs" in child.stderr: pytest.skip("the peak of the memory cannot be read here")
+    assert child.returncode == 0 and float(child.stdout) < 3.3, child.stdout + child.stderr  # file and float32: 1 + 2; with a copy 5
+
+
+def test_large_sums_in_float16_are_finite_and_infinities_are_refused(tmp_path):
+    for value, good in ((60_000.0, True), (torch.inf, False)):
+        save_file({"weight": torch.full((8, 8), value).half()}, tmp_path / "a.safetensors")
+        with torch.device("meta"): module = torch.nn.Linear(8, 8, bias=False)
+        state = load_state(tmp_path / "a.safetensors", half=True)
+        assert state["weight"].dtype == torch.float16 and load_state(tmp_path / "a.safetensors")["weight"].dtype == torch.float32
+        if good: assert torch.equal(load_into(module, state, "a").weight, torch.full((8, 8), 60_000.0))
+        else:
+            with pytest.raises(WeightsError, match="numbers that are not finite"): load_into(module, state, "a")
+            assert module.weight.is_meta

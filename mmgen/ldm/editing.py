@@ -41,6 +41,10 @@ class LatentEditor(CodeEditor):
     tags = property(lambda self: self.pipeline.tags)
     passes = property(lambda self: 2 if self.decoding == "paired" else 1)  # the edit and, where it is paired, the reference
 
+    def to_precision(self, precision):
+        "See `LatentDiffusion.to_precision`."
+        self.pipeline.to_precision(precision)
+
     def encode(self, images):
         return self.pipeline.encode(images)
 

@@ -13,7 +13,6 @@ import torch
 from torch import nn, Tensor
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
-from .attention import Linear
 
 # %% ../../nbs/32c2_unet_blocks.ipynb #ec496b78
 def timestep_embedding(t: Tensor, # noise levels, (B,), integer or float
@@ -34,7 +33,7 @@ class TimestepEmbedding(nn.Module):
     "(B, dim) -> (B, width)"
     def __init__(self, dim: int, width: int):
         super().__init__()
-        self.linear_1, self.linear_2 = Linear(dim, width), Linear(width, width)
+        self.linear_1, self.linear_2 = nn.Linear(dim, width), nn.Linear(width, width)
 
     def forward(self, x): return self.linear_2(F.silu(self.linear_1(x)))
 
@@ -49,7 +48,7 @@ class ResnetBlock2D(nn.Module):
         super().__init__()
         self.scale_shift, self.resample = scale_shift, resample
         self.norm1, self.conv1 = nn.GroupNorm(groups, cin, eps), nn.Conv2d(cin, cout, 3, padding=1)
-        self.time_emb_proj = Linear(temb, 2 * cout if scale_shift else cout)
+        self.time_emb_proj = nn.Linear(temb, 2 * cout if scale_shift else cout)
         self.norm2, self.dropout = nn.GroupNorm(groups, cout, eps), nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else None
