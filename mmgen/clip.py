@@ -184,7 +184,7 @@ class CLIP(TextEncoder):
         device: str | torch.device | None = None,
     ) -> "CLIP":
         "Opens any CLIPModel folder, in float32; WeightsError where its weights are damaged or do not fit."
-        from mmgen.schema import checked, open_tokenizer
+        from mmgen.schema import checked, read_tokenizer
         from mmgen.weights import WeightsError, build, load_state, read_config, read_fields, resolve
         folder = Path(resolve(name_or_path))
         if not (folder / "config.json").exists() or read_config(folder).get("model_type") != "clip":
@@ -194,11 +194,11 @@ class CLIP(TextEncoder):
         for name, kind in (("text_config", "CLIPTextModel"), ("vision_config", "CLIPVisionModel")):
             fields |= {key: checked(kind, fields[key], where, known=True) for key in (name, f"{name}_dict") if fields.get(key)}
         config = CLIPConfig(**fields)
-        state = {k: v for k, v in load_state(folder).items() if not k.endswith("position_ids")}
+        state = {k: v for k, v in load_state(folder, half=True).items() if not k.endswith("position_ids")}
         model = build(lambda: CLIPTowers(config), state, f"the CLIP {folder.name}")
         file = folder / "preprocessor_config.json"
         how = checked(file.name, read_fields(file), f"{folder.name}/{file.name}") if file.exists() else {}
-        tokenizer = open_tokenizer(folder, model.config.text_config.vocab_size)
+        tokenizer = read_tokenizer(folder, model.config.text_config.vocab_size)
         try: return cls(model, tokenizer, device, how.get("image_mean", OPENAI_MEAN), how.get("image_std", OPENAI_STD))
         except ValueError as e: raise WeightsError(f"{folder.name}: {e}") from e
 

@@ -115,7 +115,7 @@ def sample(a) -> dict:
         if not least <= value <= most: raise ValueError(f"{option} is {value}; it must be at least {least}, and {most} at most.")
     sampler(a.sampler)
     out, kind = image_file(a.out or Path("sample.png"))
-    pipeline = LatentDiffusion.load(a.model, device=a.device, **opening_of(a))
+    pipeline = LatentDiffusion.load(a.model, device=a.device, **opening_of(a)).to_precision(a.precision)
     with bar(pipeline, a.steps): images = pipeline.sample([a.caption] * a.n, a.steps, a.guidance, a.sampler, a.seed)
     if not images.isfinite().all(): raise ValueError(f"The samples of {a.model} left the finite numbers; a smaller --guidance may help.")
     out = save_picture(image_grid(images), out, kind, keep=a.out is None)

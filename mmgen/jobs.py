@@ -88,13 +88,15 @@ class EditConfig(Settings):
     autoencoder: str | None = None # in place of a diffusion model's own: a file or a folder
     tokenizer: str | None = None # of Stable Diffusion in one file: a folder or a file
     prediction_type: str | None = None # of Stable Diffusion: epsilon or v_prediction; None: what its weights say
+    precision: str = "float32" # of a diffusion model's networks: float32, bf16 or fp16
     # the run
     device: str | None = None # cpu, cuda, ...; None: the best one present
     run_id: str | None = None # folder below reports/runs; None: made of time and four hex digits
 
     job: ClassVar[str] = "edit"
     choices: ClassVar[dict] = {
-        "fit": FITS, "decoding": ("paired", "residual", "plain"), "prediction_type": ("epsilon", "v_prediction")}
+        "fit": FITS, "decoding": ("paired", "residual", "plain"), "precision": ("float32", "bf16", "fp16"),
+        "prediction_type": ("epsilon", "v_prediction")}
     zero_ok: ClassVar[tuple] = (*Settings.zero_ok, "inversion_steps")
     fractions: ClassVar[tuple] = (*Settings.fractions, "beta")
     dials: ClassVar[tuple] = ("decoding", "seed", "guidance", "steps", "alpha", "beta", "inversion_steps", "model",

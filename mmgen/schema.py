@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Rule', 'flag', 'null', 'anything', 'SCHEMAS', 'WeightsError', 'read_json', 'shown', 'whole', 'real', 'text', 'sized',
-           'listed', 'mapped', 'either', 'optional', 'table', 'checked', 'open_tokenizer']
+           'listed', 'mapped', 'either', 'optional', 'table', 'checked', 'read_tokenizer']
 
 # %% ../nbs/04d_schema.ipynb #59f6995c
 import json
@@ -352,7 +352,7 @@ def checked(
     return {key: value for key, value in fields.items() if key in rule.fields} if known else fields
 
 # %% ../nbs/04d_schema.ipynb #ef434da8
-def open_tokenizer(
+def read_tokenizer(
     folder: Path,
     words: int | None = None,  # that the text encoder knows
     cls=None,  # of transformers; None: what the files say

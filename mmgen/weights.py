@@ -247,7 +247,8 @@ def build(
     own = plan.state_dict()
     fits = own.keys() == state.keys() and all(own[k].shape == v.shape for k, v in state.items())
     if not fits: load_into(plan, state, where) # says what differs
-    return load_into(make(), state, where)
+    whole = own.keys() >= {name for name, _ in plan.named_buffers()} # no numbers beside those in the file
+    return load_into(plan if whole else make(), state, where)
 
 
 def load_model(
@@ -260,7 +261,7 @@ def load_model(
     if not (folder/"config.json").is_file():
         raise WeightsError(f"{cls.__name__}.load: {name_or_path} must be a folder with a config.json.")
     config = read_config(folder, cls)
-    model = build(lambda: cls(**config), load_state(folder), str(name_or_path))
+    model = build(lambda: cls(**config), load_state(folder, half=True), str(name_or_path))
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -165,13 +165,16 @@ class AutoencoderKL(nn.Module):
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
             raise ValueError(f"AutoencoderKL.encode: height and width must be multiples of {self.factor}, "
                              f"not {x.shape[-2]}×{x.shape[-1]}")
-        h = self.encoder(F.pixel_unshuffle(x, self.config["patch_size"]))
-        return Posterior(*(h if self.quant_conv is None else self.quant_conv(h)).chunk(2, dim=1))
+        h = self.encoder(F.pixel_unshuffle(x.to(self.encoder.conv_in.weight.dtype), self.config["patch_size"]))
+        h = h if self.quant_conv is None else self.quant_conv(h)
+        return Posterior(*(h if self.encoder.conv_in.weight.dtype == x.dtype else h.to(x.dtype)).chunk(2, dim=1))
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         "Latents (B,c,h,w), as they come from `encode` -> images (B,3,h*f,w*f), not clamped."
-        z = z if self.post_quant_conv is None else self.post_quant_conv(z)
-        return F.pixel_shuffle(self.decoder(z), self.config["patch_size"])
+        h = z.to(self.decoder.conv_in.weight.dtype)  # weights may have half the precision
+        h = h if self.post_quant_conv is None else self.post_quant_conv(h)
+        x = F.pixel_shuffle(self.decoder(h), self.config["patch_size"])
+        return x if self.decoder.conv_in.weight.dtype == z.dtype else x.to(z.dtype)
 
     def forward(self,
                 x: torch.Tensor,                         # images (B,3,H,W) in [-1,1]
@@ -198,7 +201,7 @@ class AutoencoderKL(nn.Module):
         if not (folder / "config.json").is_file():
             raise WeightsError(f"AutoencoderKL.load: {name_or_path} must be a folder with a config.json.")
         config = read_config(folder, cls)
-        model = build(lambda: cls.from_config(config), rename_attention(load_state(folder)), str(name_or_path))
+        model = build(lambda: cls.from_config(config), rename_attention(load_state(folder, half=True)), str(name_or_path))
         return model.to(device).eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path):

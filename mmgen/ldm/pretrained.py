@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..clip import VOCABULARY, TextEncoder, open_tokenizer
-from .attention import Linear, attend
+from .attention import attend
 from .autoencoder import AutoencoderKL
 from .compvis import averaged, part_of, rename_autoencoder, rename_text_encoder, rename_unet
 from .file_kinds import check_channels, check_kind
 from .model_noise import PREDICTION_TYPES, process_in_file, process_of
 from .pipeline import LatentDiffusion
 from .unet import UNet2DConditionModel
-from ..schema import checked, open_tokenizer
+from ..schema import checked, read_tokenizer
 from ..weights import WeightsError, build, header, load_into, load_state, read_config, read_fields, resolve
 
 # %% ../../nbs/32h_pretrained.ipynb #7778ed9f
@@ -35,9 +35,9 @@ class LDMBertLayer(nn.Module):
     def __init__(self, width, heads, head, inside):
         super().__init__()
         self.heads = heads
-        self.self_attn = nn.ModuleDict({f"{name}_proj": Linear(width, heads*head, bias=False) for name in "qkv"} | {"out_proj": Linear(heads*head, width)})
+        self.self_attn = nn.ModuleDict({f"{name}_proj": nn.Linear(width, heads*head, bias=False) for name in "qkv"} | {"out_proj": nn.Linear(heads*head, width)})
         self.self_attn_layer_norm, self.final_layer_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.fc1, self.fc2 = Linear(width, inside), Linear(inside, width)
+        self.fc1, self.fc2 = nn.Linear(width, inside), nn.Linear(inside, width)
 
     def forward(self, x):
         h = self.self_attn_layer_norm(x)
@@ -154,7 +154,7 @@ def unet_of(
         raise WeightsError(f"{where} holds the UNet of Stable Diffusion XL or another one that reads more than a text; 1.x and 2.x are opened.")
     if "down_blocks.0.resnets.0.conv1.weight" not in found or "mid_block.attentions.0.proj_in.weight" not in found:
         raise WeightsError(f"{where} holds no UNet of latent diffusion: names like model.diffusion_model.input_blocks or down_blocks were expected, not {_some(state)}.")
-    with described(where): unet = UNet2DConditionModel.from_config(unet_config(found, heads))
+    with described(where), torch.device("meta"): unet = UNet2DConditionModel.from_config(unet_config(found, heads))
     return load_into(unet, found, where).eval().requires_grad_(False)
 
 
@@ -168,7 +168,7 @@ def autoencoder_of(
         raise WeightsError(f"{where} holds a VQ autoencoder; only those with a KL term are opened (kl-f4, kl-f8, kl-f16, kl-f32).")
     if "encoder.down_blocks.0.resnets.0.conv1.weight" not in found or "decoder.conv_in.weight" not in found:
         raise WeightsError(f"{where} holds no autoencoder: names like first_stage_model.encoder.down or encoder.down_blocks were expected, not {_some(state)}.")
-    with described(where): autoencoder = AutoencoderKL.from_config(autoencoder_config(found))
+    with described(where), torch.device("meta"): autoencoder = AutoencoderKL.from_config(autoencoder_config(found))
     return load_into(autoencoder, found, where).eval().requires_grad_(False)
 
 
@@ -283,7 +283,7 @@ def _from_file(path, prediction_type, tokenizer, device, autoencoder, texts, rea
     "Autoencoder and its scale, text encoder, UNet, size and process of a single file."
     shapes, notes = header(path)
     check_kind(shapes, path.name, reads)  # before gigabytes are read
-    state = load_state(path)
+    state = load_state(path, half=True)
     check_kind({name: tuple(value.shape) for name, value in state.items()}, path.name, reads)
     marks = {name: state.pop(name) for name in ("v_pred", "ztsnr") if name in state}
     unet = unet_of(averaged(state) if reads == 2 else state, path.name)
@@ -324,8 +324,8 @@ def _from_folder(path, prediction_type, tokenizer, device, autoencoder, texts, r
     unet = UNet2DConditionModel.load(path/"unet").requires_grad_(False)
     if tokenizer: words = _tokenizer(tokenizer, text_at == "bert", path.name)
     elif not (path/"tokenizer").is_dir(): raise WeightsError(f"{path.name} lacks the folder tokenizer.")
-    else: words = open_tokenizer(path/"tokenizer")
+    else: words = read_tokenizer(path/"tokenizer")
     own = tower is None
-    if own: tower, fields = load_state(path/text_at), read_config(path/text_at)
+    if own: tower, fields = load_state(path/text_at, half=True), read_config(path/text_at)
     text = text_encoder_of(tower, words, device, f"{path.name}/{text_at}", fields, paired=own and not tokenizer)
     return vae, scale, text, unet, (unet.config["sample_size"] or 64) * vae.factor, process

@@ -98,7 +98,8 @@ class UNet2D(nn.Module):
              device: str | torch.device = "cpu"):
         "A UNet from a folder that this class, `mmgen.weights` or diffusers wrote, in float32, in eval mode"
         folder = resolve(name_or_path)
-        return build(lambda: cls.from_config(folder), load_state(folder), str(name_or_path)).eval().to(device)
+        state = load_state(folder, half=True)
+        return build(lambda: cls.from_config(folder), state, str(name_or_path)).eval().to(device)
 
     def enable_gradient_checkpointing(self, on: bool = True):
         "Keep only the inputs of each block for the backward pass: less memory, about a third more time"
@@ -107,7 +108,8 @@ class UNet2D(nn.Module):
         return self
 
     def _walk(self, x, t, pooled=None, *text): # text: what attention reads beside x
-        c, t = self.config, torch.as_tensor(t, device=x.device).expand(len(x))
+        c, t, given = self.config, torch.as_tensor(t, device=x.device).expand(len(x)), x.dtype
+        x = x.to(self.conv_in.weight.dtype) # weights may have half the precision; samplers compute in theirs
         emb = timestep_embedding(t, c["block_out_channels"][0], c["flip_sin_to_cos"], c["freq_shift"])
         emb = self.time_embedding(emb.to(x.dtype))
         temb = F.silu(emb if pooled is None else emb + pooled)
@@ -118,7 +120,8 @@ class UNet2D(nn.Module):
             skips += new
         x = self.mid_block(x, temb, *text)
         for block in self.up_blocks: x = block(x, skips, temb, *text)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return x if self.conv_in.weight.dtype == given else x.to(given)
 
 # %% ../../nbs/32c_unet.ipynb #91f5c2a0
 class ContextKV(NamedTuple):
@@ -186,7 +189,7 @@ class UNet2DConditionModel(UNet2D):
         width = self.config["cross_attention_dim"]
         if context.ndim != 3 or context.shape[-1] != width:
             raise ValueError(f"context has shape {tuple(context.shape)}; this UNet needs (B, T, {width})")
-        bias = None
+        context, bias = context.to(self.conv_in.weight.dtype), None
         if mask is not None:
             if mask.device.type == "cpu": # leave out what is padding in the whole batch: its weight is 0
                 used = int(mask.any(0).nonzero().max()) + 1 if mask.any() else 1
