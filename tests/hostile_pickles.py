@@ -668,7 +668,7 @@ def open_all(folder):
             one = len(text) < 2000 and text.isprintable() and text.endswith(".")
             known = {"NoneType", "ValueError", "IndexError", "UnicodeDecodeError"}
             known |= {"BadZipFile", "NotImplementedError", "EOFError", "OSError"}  # zipfile's
-            if "with other arguments" in text: known |= {"TypeError"}
+            if "with other arguments" in text: known |= {"TypeError", "UnicodeEncodeError"}
             bare = re.search(r"\((TypeError|KeyError|AttributeError|RecursionError|MemoryError)\)|more memory", text)
             line = {"opened": False, "text": text,
                 "wrong": "" if one and not bare and cause in known else f"refused by {cause}: {text[:200]}"}
