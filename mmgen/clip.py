@@ -185,7 +185,7 @@ class CLIP(TextEncoder):
     ) -> "CLIP":
         "Opens any CLIPModel folder, in float32; WeightsError where its weights are damaged or do not fit."
         from mmgen.schema import checked, read_tokenizer
-        from mmgen.weights import WeightsError, build, load_state, read_config, read_fields, resolve
+        from mmgen.weights import WeightsError, build_model, load_state, read_config, read_fields, resolve
         folder = Path(resolve(name_or_path))
         if not (folder / "config.json").exists() or read_config(folder).get("model_type") != "clip":
             raise WeightsError(f"{folder.name} is not a CLIP model: no config.json says model_type clip.")
@@ -195,7 +195,7 @@ class CLIP(TextEncoder):
             fields |= {key: checked(kind, fields[key], where, known=True) for key in (name, f"{name}_dict") if fields.get(key)}
         config = CLIPConfig(**fields)
         state = {k: v for k, v in load_state(folder, half=True).items() if not k.endswith("position_ids")}
-        model = build(lambda: CLIPTowers(config), state, f"the CLIP {folder.name}")
+        model = build_model(lambda: CLIPTowers(config), state, f"the CLIP {folder.name}")
         file = folder / "preprocessor_config.json"
         how = checked(file.name, read_fields(file), f"{folder.name}/{file.name}") if file.exists() else {}
         tokenizer = read_tokenizer(folder, model.config.text_config.vocab_size)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FILES', 'OLD_FILES', 'SHARDS', 'VARIANTS', 'TORCH_FILES', 'packaged', 'at_hand', 'resolve', 'as_floats',
-           'weight_files', 'header', 'load_state', 'load_into', 'fingerprint', 'read_fields', 'read_config', 'build',
-           'load_model', 'save_weights', 'model_card', 'package']
+           'weight_files', 'header', 'load_state', 'load_into', 'fingerprint', 'read_fields', 'read_config',
+           'build_model', 'load_model', 'save_weights', 'model_card', 'package']
 
 # %% ../nbs/04_weights.ipynb #a88dfd92
 import hashlib
@@ -232,7 +232,7 @@ def read_config(
     return config
 
 
-def build(
+def build_model(
     make: Callable[[], nn.Module], # builds the module from a configuration
     state: dict[str, torch.Tensor], # its weights
     where: str, # what the weights are called, for the message
@@ -261,7 +261,7 @@ def load_model(
     if not (folder/"config.json").is_file():
         raise WeightsError(f"{cls.__name__}.load: {name_or_path} must be a folder with a config.json.")
     config = read_config(folder, cls)
-    model = build(lambda: cls(**config), load_state(folder, half=True), str(name_or_path))
+    model = build_model(lambda: cls(**config), load_state(folder, half=True), str(name_or_path))
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .autoencoder_blocks import DownEncoderBlock2D, MidBlock2D, UpDecoderBlock2D, rename_attention
-from ..weights import WeightsError, build, load_state, read_config, resolve
+from ..weights import WeightsError, build_model, load_state, read_config, resolve
 
 # %% ../../nbs/32a_autoencoder.ipynb #1db0fd17
 class Posterior:
@@ -201,7 +201,7 @@ class AutoencoderKL(nn.Module):
         if not (folder / "config.json").is_file():
             raise WeightsError(f"AutoencoderKL.load: {name_or_path} must be a folder with a config.json.")
         config = read_config(folder, cls)
-        model = build(lambda: cls.from_config(config), rename_attention(load_state(folder, half=True)), str(name_or_path))
+        model = build_model(lambda: cls.from_config(config), rename_attention(load_state(folder, half=True)), str(name_or_path))
         return model.to(device).eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path):

@@ -19,7 +19,7 @@ from .samplers import DiffusersSampler, Guided, ddim, ddpm, euler, heun, togethe
 from .unet import UNet2DConditionModel
 from ..runs import without_folders
 from ..schema import checked
-from ..weights import WeightsError, build, fingerprint, load_state, read_fields, resolve, save_weights
+from ..weights import WeightsError, build_model, fingerprint, load_state, read_fields, resolve, save_weights
 
 # %% ../../nbs/32d_pipeline.ipynb #cacb54fe
 def sampler(
@@ -207,7 +207,7 @@ class LatentDiffusion:
             raise WeightsError(f"{name_or_path} is not a latent diffusion model of mmgen: its config.json lacks {', '.join(missing)}.")
         checked("LatentDiffusion", config, f"{folder.name}/config.json")
         state = load_state(folder / "model.safetensors", half=True)
-        unet = build(lambda: UNet2DConditionModel.from_config(config["unet"]), state, str(name_or_path))
+        unet = build_model(lambda: UNet2DConditionModel.from_config(config["unet"]), state, str(name_or_path))
         check_channels(unet.config["in_channels"], unet.config["out_channels"], str(name_or_path), cls.reads)
         frozen = []
         for key, given in (("autoencoder", autoencoder), ("text_encoder", text_encoder)):

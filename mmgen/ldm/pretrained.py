@@ -26,7 +26,7 @@ from .model_noise import PREDICTION_TYPES, process_in_file, process_of
 from .pipeline import LatentDiffusion
 from .unet import UNet2DConditionModel
 from ..schema import checked, read_tokenizer
-from ..weights import WeightsError, build, header, load_into, load_state, read_config, read_fields, resolve
+from ..weights import WeightsError, build_model, header, load_into, load_state, read_config, read_fields, resolve
 
 # %% ../../nbs/32h_pretrained.ipynb #7778ed9f
 # Vaswani et al. 2017, with the norm before each part; Rombach et al. 2022, appendix E.2.1
@@ -187,13 +187,13 @@ def text_encoder_of(
     if "model.layers.0.self_attn.q_proj.weight" in found:
         found = {k: v for k, v in found.items() if not k.startswith("to_logits.")}
         with described(where): config = bert_config(found)
-        model = build(lambda: LDMBertModel(**config), found, where)
+        model = build_model(lambda: LDMBertModel(**config), found, where)
     elif "embeddings.token_embedding.weight" in found:
         with described(where):
             openclip = "model.ln_final.weight" in part or found["embeddings.token_embedding.weight"].shape[1] > 768
             if config: config = checked("CLIPTextModel", config, f"{where}/config.json", known=True)
             config = CLIPTextConfig(**(config or text_config(found, openclip)))
-        model = build(lambda: CLIPTextModel(config), found, where)
+        model = build_model(lambda: CLIPTextModel(config), found, where)
         if not paired: tokenizer = _padding(tokenizer, openclip)
     else: raise WeightsError(f"{where} holds no text encoder: names like cond_stage_model.transformer.text_model or transformer.attn_layers were expected, not {_some(state)}.")
     if len(tokenizer) > model.config.vocab_size:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from .attention import BasicTransformerBlock, TextTimeEmbedding, Transformer2DModel
 from .unet_blocks import DownBlock, Downsample2D, Level, MidBlock, ResnetBlock2D, TimestepEmbedding, UpBlock, Upsample2D, timestep_embedding
 from ..schema import SCHEMAS, checked
-from ..weights import build, load_state, read_fields, resolve
+from ..weights import build_model, load_state, read_fields, resolve
 
 # %% ../../nbs/32c_unet.ipynb #947e54a7
 class UNet2D(nn.Module):
@@ -99,7 +99,7 @@ class UNet2D(nn.Module):
         "A UNet from a folder that this class, `mmgen.weights` or diffusers wrote, in float32, in eval mode"
         folder = resolve(name_or_path)
         state = load_state(folder, half=True)
-        return build(lambda: cls.from_config(folder), state, str(name_or_path)).eval().to(device)
+        return build_model(lambda: cls.from_config(folder), state, str(name_or_path)).eval().to(device)
 
     def enable_gradient_checkpointing(self, on: bool = True):
         "Keep only the inputs of each block for the backward pass: less memory, about a third more time"

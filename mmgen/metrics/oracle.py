@@ -24,7 +24,7 @@ from ..optimizers import build
 from ..jobs import OracleConfig
 from ..runs import Run
 from ..training import Task, train
-from ..weights import WeightsError, build, load_state, model_card, read_config, resolve, save_weights
+from ..weights import WeightsError, build_model, load_state, model_card, read_config, resolve, save_weights
 
 # %% ../../nbs/44a_oracle.ipynb #0adfab19
 def classes(
@@ -101,7 +101,7 @@ class Oracle(nn.Module):
         if not {"attributes", "width", "size"} <= set(config):
             raise WeightsError(f"Oracle.load: {name_or_path} is not an oracle; its config.json must name attributes, width and size.")
         config = read_config(folder, cls)
-        model = build(lambda: cls(**config), load_state(folder / "model.safetensors"), str(name_or_path))
+        model = build_model(lambda: cls(**config), load_state(folder / "model.safetensors"), str(name_or_path))
         return model.to(pick_device(device), memory_format=torch.channels_last).eval().requires_grad_(False)
 
     @torch.no_grad()
