@@ -164,7 +164,7 @@ class LatentDiffusion:
         device=None,
         autoencoder: str | Path | None = None,  # where it lies now; None: what the model's config.json says
         text_encoder: str | Path | None = None,  # likewise
-        tokenizer: str | Path | None = None,  # of Stable Diffusion: see `mmgen.clip.open_tokenizer`
+        tokenizer: str | Path | None = None,  # of Stable Diffusion: see `mmgen.clip.clip_tokenizer`
         prediction_type: str | None = None,  # of Stable Diffusion: epsilon or v_prediction; None: what the weights say
     ) -> "LatentDiffusion":
         "A packaged model, or one from a folder or a hub name; Stable Diffusion too (32h)."
