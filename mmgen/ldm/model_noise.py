@@ -58,9 +58,10 @@ def process_of(
     for field, known in (("beta_schedule", _SCHEDULES), ("timestep_spacing", ("leading", "trailing", "linspace"))):
         if fields.get(field, spacing) not in known: raise wrong(field)
     said = prediction_type or fields.get("prediction_type", "epsilon")
-    process = {"prediction": _prediction(said, f"The UNet of {where}"), "spacing": spacing}
+    process = {"prediction": _prediction(said, f"The UNet of {where}")}
     process |= {ours: fields[name] for ours, name in _FIELDS.items()}
-    process |= {"noise_schedule": _SCHEDULES[fields["beta_schedule"]], "offset": fields.get("steps_offset", 0)}
+    process["noise_schedule"] = _SCHEDULES[fields["beta_schedule"]]
+    if spacing != "trailing": process |= {"spacing": spacing, "offset": fields.get("steps_offset", 0)}
     if fields.get("clip_sample", kind.startswith(("DDPM", "DDIM"))):
         process["clip"] = fields.get("clip_sample_range", 1.0)
     if fields.get("rescale_betas_zero_snr"):

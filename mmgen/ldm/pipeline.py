@@ -177,8 +177,8 @@ class LatentDiffusion:
         config = read_fields(folder / "config.json")
         if "_class_name" in config or "architectures" in config:
             what = config.get("_class_name") or config["architectures"]
-            raise WeightsError(f"{name_or_path} holds one part of a pipeline ({what}); give the folder above it, "
-                               "which has model_index.json.")
+            raise WeightsError(f"{name_or_path} is not a latent diffusion model but one part of one ({what}); give the "
+                               "folder above it, which has model_index.json.")
         for option, given in (("tokenizer", tokenizer), ("prediction_type", prediction_type)):
             if given: raise WeightsError(f"{name_or_path} is a model of mmgen; {option} belongs to Stable Diffusion.")
         missing = [key for key in ("autoencoder", "text_encoder", "unet", "process") if key not in config]
