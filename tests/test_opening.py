@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_pretrained import padded, randomised, text_tower, to_compvis_unet, to_compvis_vae, to_openclip, unet, vae
 
 import mmgen
-from mmgen.clip import VOCABULARY, open_tokenizer, train_tokenizer
+from mmgen.clip import VOCABULARY, clip_tokenizer, train_tokenizer
 from mmgen.demo import Workbench
 from mmgen.editing import EditError
 from mmgen.jobs import EditConfig
@@ -132,7 +132,7 @@ def test_stable_diffusion_2_draws_what_diffusers_draws(second, form):
 
 def test_each_kind_of_text_tower_pads_as_it_was_trained(second, first, tokenizer):
     root, pipe, single = second
-    padding = open_tokenizer(root / "folder" / "tokenizer")
+    padding = clip_tokenizer(root / "folder" / "tokenizer")
     for name, state, tower, pad in (
         ("openclip", single, pipe.text_encoder, 0),
         ("openai", first[2], first[1].text_encoder, tokenizer.eos_token_id),
@@ -305,6 +305,8 @@ def test_flow_matching_and_zero_snr_with_every_sampler():
         {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}, "mine"
     )
     assert flow == {"prediction": "flow", "timesteps": 1000, "shift": 3.0}
+    solver = {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    assert process_of(solver | {"flow_shift": 3.0}, "mine") == flow
     p = random_pipeline()
     clean = process_of(DDIM | FIELDS["zero SNR"], "mine")
     for spacing in ("leading", "trailing"):
@@ -578,7 +580,7 @@ def test_other_files_and_folders_say_what_they_are(first, tmp_path):
         with pytest.raises(WeightsError, match=f"nine .*{words}"):
             LatentDiffusion.load(folder)
     for part in ("unet", "vae", "text_encoder"):
-        with pytest.raises(WeightsError, match="holds one part of a pipeline"):
+        with pytest.raises(WeightsError, match="but one part of one"):
             LatentDiffusion.load(first[0] / "folder" / part)
     assert index["_class_name"] == "StableDiffusionImg2ImgPipeline"
 

@@ -379,7 +379,7 @@ def test_weights_that_tell_no_configuration_are_one_sentence(sd, tokenizer):
 
 @pytest.mark.parametrize("file, content, words", [
     ("model_index.json", "[]", "folder/model_index.json holds a list"), ("scheduler/scheduler_config.json", "null", "scheduler_config.json holds a NoneType"),
-    ("scheduler/scheduler_config.json", "{}", "lacks num_train_timesteps, beta_start"), ("scheduler/scheduler_config.json", None, "scheduler_config.json cannot be read"),
+    ("scheduler/scheduler_config.json", "{}", "lacks beta_schedule, num_train_timesteps, beta_start"), ("scheduler/scheduler_config.json", None, "scheduler_config.json cannot be read"),
     ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'; those that predict epsilon or v_prediction"),
     ("vae/config.json", "<html>", "vae/config.json cannot be read as JSON"), ("unet/config.json", "3", "unet/config.json holds a int"),
     ("text_encoder/config.json", None, "text_encoder/config.json cannot be read"), ("tokenizer", None, "folder lacks the folder tokenizer"),

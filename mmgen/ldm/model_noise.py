@@ -44,10 +44,11 @@ def process_of(
         return WeightsError(f"{where} has {named}, which is not supported.")
 
     kind = str(fields.get("_class_name", ""))
-    if kind.startswith("FlowMatch"):
+    shift = "shift" if kind.startswith("FlowMatch") else "flow_shift" if fields.get("use_flow_sigmas") else None
+    if shift:  # a flow-matching scheduler, or a solver that takes its noise levels
         if warps := [field for field in _WARPS if fields.get(field)]: raise wrong(warps[0])
         times = fields.get("num_train_timesteps", 1000)
-        return {"prediction": "flow", "timesteps": times, "shift": fields.get("shift", 1.0)}
+        return {"prediction": "flow", "timesteps": times, "shift": fields.get(shift, 1.0)}
     if missing := [field for field in _FIELDS.values() if field not in fields]:
         raise WeightsError(f"scheduler/scheduler_config.json of {where} lacks {', '.join(missing)}.")
     for field in ("trained_betas", "thresholding"):
@@ -57,9 +58,10 @@ def process_of(
     for field, known in (("beta_schedule", _SCHEDULES), ("timestep_spacing", ("leading", "trailing", "linspace"))):
         if fields.get(field, spacing) not in known: raise wrong(field)
     said = prediction_type or fields.get("prediction_type", "epsilon")
-    process = {"prediction": _prediction(said, f"The UNet of {where}"), "spacing": spacing}
+    process = {"prediction": _prediction(said, f"The UNet of {where}")}
     process |= {ours: fields[name] for ours, name in _FIELDS.items()}
-    process |= {"noise_schedule": _SCHEDULES[fields["beta_schedule"]], "offset": fields.get("steps_offset", 0)}
+    process["noise_schedule"] = _SCHEDULES[fields["beta_schedule"]]
+    if spacing != "trailing": process |= {"spacing": spacing, "offset": fields.get("steps_offset", 0)}
     if fields.get("clip_sample", kind.startswith(("DDPM", "DDIM"))):
         process["clip"] = fields.get("clip_sample_range", 1.0)
     if fields.get("rescale_betas_zero_snr"):

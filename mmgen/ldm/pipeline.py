@@ -185,7 +185,7 @@ class LatentDiffusion:
         device=None,
         autoencoder: str | Path | None = None,  # where it lies now; None: what the model's config.json says
         text_encoder: str | Path | None = None,  # likewise
-        tokenizer: str | Path | None = None,  # of Stable Diffusion: see `mmgen.clip.open_tokenizer`
+        tokenizer: str | Path | None = None,  # of Stable Diffusion: see `mmgen.clip.clip_tokenizer`
         prediction_type: str | None = None,  # of Stable Diffusion: epsilon or v_prediction; None: what the weights say
     ) -> "LatentDiffusion":
         "A packaged model, or one from a folder or a hub name; Stable Diffusion too (32h)."
@@ -198,8 +198,8 @@ class LatentDiffusion:
         config = read_fields(folder / "config.json")
         if "_class_name" in config or "architectures" in config:
             what = config.get("_class_name") or config["architectures"]
-            raise WeightsError(f"{name_or_path} holds one part of a pipeline ({what}); give the folder above it, "
-                               "which has model_index.json.")
+            raise WeightsError(f"{name_or_path} is not a latent diffusion model but one part of one ({what}); give the "
+                               "folder above it, which has model_index.json.")
         for option, given in (("tokenizer", tokenizer), ("prediction_type", prediction_type)):
             if given: raise WeightsError(f"{name_or_path} is a model of mmgen; {option} belongs to Stable Diffusion.")
         missing = [key for key in ("autoencoder", "text_encoder", "unet", "process") if key not in config]
