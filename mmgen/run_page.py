@@ -46,8 +46,8 @@ COLORS, LAST = ("#2563a8", "#c2571a"), ("lr", "images_per_second") # of the line
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    "About four round numbers from `low` to `high`."
-    raw = (high - low)/4 or 1.0
+    "About five round numbers from `low` to `high`."
+    raw = (high - low)/5 or 1.0
     size = 10.0**math.floor(math.log10(raw))
     step = next(size*k for k in (1, 2, 5, 10) if size*k >= raw)
     return [round(k*step, 12) for k in range(math.ceil(low/step - 1e-9), math.floor(high/step + 1e-9) + 1)]
