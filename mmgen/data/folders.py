@@ -20,13 +20,15 @@ from .caption_text import (TEXT_COLUMNS, First, SourceError, SourceNotice, clean
 from .pictures import image_formats, printable
 
 # %% ../../nbs/42d1_folders.ipynb #56f49c02
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif", ".hif", ".jxl", ".gif", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif", ".hif", ".jxl", ".gif", ".bmp",
+                  ".tif", ".tiff")
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")
 _NOT_READ = {suffix: "no image format that is read" for suffix in (  # pictures and films that people have beside images
-    ".psd", ".svg", ".ico", ".tga", ".jp2", ".j2k", ".exr", ".hdr", ".eps", ".pdf", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".clip", ".kra", ".xcf")}
+    ".psd", ".svg", ".ico", ".tga", ".jp2", ".j2k", ".exr", ".hdr", ".eps", ".pdf", ".raw", ".dng", ".cr2",
+    ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".clip", ".kra", ".xcf")}
 _NOT_READ |= {suffix: "a film" for suffix in (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".ugoira")}
-_NEEDS = {".heic": "pip install pillow-heif", ".heif": "pip install pillow-heif", ".hif": "pip install pillow-heif", ".jxl": "pip install pillow-jxl-plugin",
-          ".avif": "pip install -U pillow"}
+_NEEDS = {".heic": "pip install pillow-heif", ".heif": "pip install pillow-heif", ".hif": "pip install pillow-heif",
+          ".jxl": "pip install pillow-jxl-plugin", ".avif": "pip install -U pillow"}
 _MASK = r"(?:alpha[ _-]?)?masks?|masklabels?|alphas?|condlabels?|cond|conditioning(?:[ _-](?:images?|data))?"
 
 # %% ../../nbs/42d1_folders.ipynb #7ac731a8
@@ -36,7 +38,8 @@ def _files(
     "Everything below a folder, sorted, but hidden files and folders; links to folders are not followed."
     found = [p for p in folder.rglob("*") if not any(part.startswith((".", "__MACOSX")) for part in p.relative_to(folder).parts)]
     linked = sorted(p for p in found if not p.suffix and p.is_symlink() and p.is_dir())
-    if linked: _notice(f"{linked[0]} is a link to a folder, and links are not followed; name {linked[0].resolve()}, or move it here.")
+    if linked:
+        _notice(f"{linked[0]} is a link to a folder, and links are not followed; name {linked[0].resolve()}, or move it here.")
     return sorted(found)
 
 
@@ -47,7 +50,8 @@ def _why_not(
     suffix = file.suffix.lower()
     if suffix in _NOT_READ: return None if file.is_dir() else _NOT_READ[suffix]
     if suffix not in IMAGE_SUFFIXES: return None
-    if not file.is_file(): return "a folder" if file.is_dir() else "a link to nothing" if file.is_symlink() else "not a file"
+    if not file.is_file():
+        return "a folder" if file.is_dir() else "a link to nothing" if file.is_symlink() else "not a file"
     kinds = image_formats()
     kind = PILImage.registered_extensions().get(suffix)
     return None if kind in kinds else f"Pillow needs a plug-in: {_NEEDS.get(suffix, 'none is known')}"
@@ -59,7 +63,8 @@ def _images(
     "The pictures among files."
     found = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not _why_not(p)]
     strange = next((p for p in found if not _is_unicode(str(p))), None)
-    if strange: raise SourceError(f"The file name {ascii(strange.name)} in {ascii(str(strange.parent))} is not in UTF-8; rename it (an archive from another system?).")
+    if strange:
+        raise SourceError(f"The file name {ascii(strange.name)} in {ascii(str(strange.parent))} is not in UTF-8; rename it (an archive from another system?).")
     return found
 
 
@@ -72,7 +77,7 @@ def _masks(
     folder: Path,
     images: list[Path],
 ) -> set[Path]:
-    "Masks and conditioning images: by their folder's name, or by their own beside the image that they are for; none that has a caption."
+    "Masks and conditioning images, without a caption: by their folder's name, or by their own beside their image."
     stems, found = {p.with_suffix("") for p in images}, set()
     for p in images:
         mark = re.fullmatch(rf"(.+?)[-_. ](?:{_MASK})", p.stem, re.IGNORECASE)
@@ -101,7 +106,8 @@ def _tell_left_out(
         if reason := _why_not(p): why.setdefault(reason, []).append(p)
     parts = [f"{len(some)} ({_listed(some, folder)}): {reason}" for reason, some in why.items()]
     if parts: _notice(f"Files in {folder} are left out: {'; '.join(parts)}.")
-    if masks: _notice(f"{len(masks)} masks or conditioning images in {folder} are left out: {_listed(sorted(masks), folder)}; "
+    if masks:
+        _notice(f"{len(masks)} masks or conditioning images in {folder} are left out: {_listed(sorted(masks), folder)}; "
                       "one that shall be learned needs a caption beside it.")
 
 
@@ -116,8 +122,10 @@ def split_folders(
     if not parts: return {"train": folder}
     outside = len(_pictures(folder)) - sum(within.values())
     told = " and ".join(f"{count} images in {p.name}/" for p, count in within.items())
-    if outside and "train" in parts: _notice(f"The folder {folder} has {told}; {outside} outside of these folders are left out.")
-    elif outside: raise SourceError(f"The folder {folder} has {told}, and {outside} outside of such folders: move those to train/, or give the others another name.")
+    if outside and "train" in parts:
+        _notice(f"The folder {folder} has {told}; {outside} outside of these folders are left out.")
+    elif outside:
+        raise SourceError(f"The folder {folder} has {told}, and {outside} outside of such folders: move those to train/, or give the others another name.")
     return parts
 
 
@@ -163,7 +171,8 @@ def _table(
         if (folder/name).is_file(): return folder/name, others
     for name in _TABLES[:3]:  # of a data set whose splits are folders
         above = folder.parent/name
-        if above.is_file() and any(names[0].startswith(f"{folder.name}/") for names, _ in table_entries(above)): return above, others
+        if above.is_file() and any(names[0].startswith(f"{folder.name}/") for names, _ in table_entries(above)):
+            return above, others
     found = [p for p in others if p.suffix != ".csv" and fits(p, images)]
     if len(found) > 1:
         raise SourceError(f"The folder {folder} has {len(found)} tables, {', '.join(p.name for p in found)}; name one of them instead of the folder.")
@@ -187,7 +196,8 @@ def _from_table(
             except SourceError as e: raise SourceError(f"{path.name}, {names[0]}: {e}") from e
     if not captions: raise SourceError(f"{path.name} names {len(entries)} images, and none of them lies in {folder}"
                                        + (f": {missing[0]}, for example, does not." if missing else "."))
-    if missing: _notice(f"{len(missing)} of {len(entries)} images that {path.name} names are not in {folder}: {missing[0]}, for example.")
+    if missing:
+        _notice(f"{len(missing)} of {len(entries)} images that {path.name} names are not in {folder}: {missing[0]}, for example.")
     if len(captions) < len(images):
         left = next(p for p in images if p not in captions)
         _notice(f"{len(images) - len(captions)} of {len(images)} images in {folder} are not named in {path.name} and are left out: {left.name}, for example.")
@@ -226,7 +236,8 @@ def _from_files(
     if bare:
         raise SourceError(f"{len(bare)} of {len(images)} images in {folder} have no tags: for example, "
                           f"{bare[0].relative_to(folder)} needs {bare[0].stem}.txt beside it (green hair, smile, ...).")
-    if named: _notice(f"{named} of {len(images)} images in {folder} have no caption and take their folder's name for one.")
+    if named:
+        _notice(f"{named} of {len(images)} images in {folder} have no caption and take their folder's name for one.")
     pictures = [p for p in files if p.suffix.lower() in (*IMAGE_SUFFIXES, *_NOT_READ)]
     stems = {p.with_suffix("") for p in pictures} | set(pictures)
     alone = [p for p in files if p.suffix in (".txt", ".caption") and p.with_suffix("") not in stems and p.is_file()]
@@ -252,7 +263,8 @@ def read_folder(
     from datasets import Dataset, Features, Image as ImageFeature, List, Value
     folder = Path(folder)
     try: files = _files(folder) if folder.is_dir() else None
-    except (OSError, ValueError) as e: raise SourceError(f"The folder {str(folder)[:200]} cannot be read: {getattr(e, 'strerror', None) or e}.") from e
+    except (OSError, ValueError) as e:
+        raise SourceError(f"The folder {str(folder)[:200]} cannot be read: {getattr(e, 'strerror', None) or e}.") from e
     if files is None: raise SourceError(f"There is no folder {str(folder)[:200]}.")
     images = _images(files)
     others = []
@@ -262,15 +274,18 @@ def read_folder(
     images = [p for p in images if p not in masks]
     _tell_left_out(folder, files, masks)
     if not images: raise SourceError(f"The folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
-    if others: _notice(f"Not read in {folder}: " + "; ".join(f"{p.name} ({'captions are taken from ' + table.name if table else why_no_table(p, images)})" for p in others[:5])
+    if others:
+        _notice(f"Not read in {folder}: " + "; ".join(f"{p.name} ({'captions are taken from ' + table.name if table else why_no_table(p, images)})" for p in others[:5])
                        + (f"; and {len(others) - 5} more." if len(others) > 5 else "."))
     found = _from_table(table, folder, images) if table else _from_files(folder, files, images)
     images, captions = list(found), [caption or "" for caption in found.values()]
     empty = sum(not caption for caption in captions)
     if empty == len(captions): raise SourceError(f"All {empty} captions in {folder} are empty.")
-    if empty: _notice(f"{empty} of {len(captions)} captions in {folder} are empty; these images are learned without a text.")
+    if empty:
+        _notice(f"{empty} of {len(captions)} captions in {folder} are empty; these images are learned without a text.")
     several = [p for p, caption in zip(images, captions) if isinstance(caption, First)]
-    if several: _notice(f"{len(several)} of {len(captions)} images in {folder} have several captions; the first is taken: {several[0].name}, for example.")
+    if several:
+        _notice(f"{len(several)} of {len(captions)} images in {folder} have several captions; the first is taken: {several[0].name}, for example.")
     texts = [c for c in captions if isinstance(c, str) and c]
     if parted_by_spaces(texts): captions, texts = [tags_at_spaces(c) if isinstance(c, str) else c for c in captions], []
     if 2*sum(isinstance(c, First) or is_sentence(c) for c in texts) > len(captions) - empty:
@@ -294,7 +309,8 @@ def _of_words(dataset, name: str):
     holes = hasattr(feature, "feature") and any(chunk.flatten().null_count for chunk in column.chunks)
     if inner in (Value("string"), Value("large_string")) and not holes: return dataset
     word = (lambda value: inner.int2str(value)) if isinstance(inner, ClassLabel) else one_tag
-    if not hasattr(feature, "feature"): return _replaced(dataset, name, name, [None if v is None else word(v) for v in dataset[name]], Value("string"))
+    if not hasattr(feature, "feature"):
+        return _replaced(dataset, name, name, [None if v is None else word(v) for v in dataset[name]], Value("string"))
     return _replaced(dataset, name, name, [None if row is None else [word(v) for v in row if v is not None] for row in dataset[name]], List(Value("string")))
 
 
@@ -322,6 +338,7 @@ def with_captions(
     values = dataset[name]
     if new == "tags": values, kind = [read_tags(value) for value in values], List(Value("string"))
     else:
-        if is_list: _notice(f"The data set {data} has up to {max(len(value or ()) for value in values)} texts for an image in {name}; the first is taken.")
+        if is_list:
+            _notice(f"The data set {data} has up to {max(len(value or ()) for value in values)} texts for an image in {name}; the first is taken.")
         values, kind = [str(value[0] if is_list else value) if value else "" for value in values], Value("string")
     return _replaced(dataset, name, new, values, kind)
