@@ -190,6 +190,8 @@ class LDMConfig(UNetJob):
     # training
     images: int = 12_000 # training images
     held_out: int = 200 # test portraits judged for each kind of edit
+    steps: int = 2_000 # optimiser steps
+    max_seconds: float | None = 1_200.0 # time limit of the training loop, seconds; inf: none
     lr: float = 3e-3 # peak learning rate
     sample_every: int = 500 # steps between pictures of validation captions; 0: none
     # frozen models

@@ -29,7 +29,7 @@ PRESETS = {
             sample_images=4, edit_images=2, edit_tags="green hair", checkpoint_every=4, log_every=2, sample_every=3),
         "small": LDMConfig(),
         "gpu": LDMConfig(
-            preset="gpu", images=100_000, held_out=500, size=128, steps=20_000, batch_size=256, lr=2e-3,
+            preset="gpu", images=100_000, held_out=500, size=128, steps=20_000, max_seconds=400.0, batch_size=256, lr=2e-3,
             warmup=500, ema_decay=0.9995, mixed_precision="bf16", unet_channels="192,384,384",
             layers_per_block=2, attention_levels="0,1,2", attention_heads=8, edit_images=32,
             checkpoint_every=5_000, log_every=200, sample_every=5_000),

@@ -273,3 +273,9 @@ def test_the_notebooks_parameters_cell_is_the_generated_one(job):
 
 def test_a_seed_that_no_generator_takes_is_said():
     with pytest.raises(ValueError, match=r"edit: seed must be less than 2\*\*63"): config_for("edit", seed=2**63)
+
+
+def test_the_small_ldm_is_bound_to_steps_on_slow_processors_too():
+    small, gpu = config_for("ldm"), config_for("ldm", "gpu")
+    assert small.max_seconds / small.steps >= 0.6  # seconds of a step; slow ones of two cores take 0.33
+    assert small.steps >= 2_000 and gpu.max_seconds == 400.0
