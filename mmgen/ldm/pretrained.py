@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..clip import VOCABULARY, TextEncoder, open_tokenizer
+from ..clip import VOCABULARY, TextEncoder, clip_tokenizer
 from .attention import attend
 from .autoencoder import AutoencoderKL
 from .compvis import averaged, part_of, rename_autoencoder, rename_text_encoder, rename_unet
@@ -222,10 +222,10 @@ def _tokenizer(given, bert, where):
     from transformers import BertTokenizer
     name = given or ("google-bert/bert-base-uncased" if bert else "openai/clip-vit-large-patch14")
     try:
-        if not (given or bert) and (found := open_tokenizer()): return found
+        if not (given or bert) and (found := clip_tokenizer()): return found
         place = resolve(name, weights=False)
         place = next((folder for folder in (place/"tokenizer", place) if folder.is_dir()), place)
-        if not bert: return open_tokenizer(place)
+        if not bert: return clip_tokenizer(place)
         folder = place if place.is_dir() else place.parent
         if not any((folder/file).is_file() for file in ("vocab.txt", "tokenizer.json")):
             raise WeightsError(f"{folder.name} holds no vocab.txt.")
@@ -262,7 +262,7 @@ def stable_diffusion(
     name_or_path: str | Path,  # a folder that diffusers wrote, a hub name, or a .safetensors or .ckpt file
     prediction_type: str | None = None,  # epsilon or v_prediction; None: what the folder or the file says
     size: int | None = None,  # of the images, pixels; None: the folder's; of a file 512, with v 768, of txt2img 256
-    tokenizer: str | Path | None = None,  # see `open_tokenizer`, or a hub name; None: the folder's; of a file CLIP's
+    tokenizer: str | Path | None = None,  # see `clip_tokenizer`, or a hub name; None: the folder's; of a file CLIP's
     device=None,
     autoencoder: str | Path | None = None,  # in place of its own: a file or a folder
     text_encoder: str | Path | None = None,  # likewise
