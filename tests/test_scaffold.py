@@ -87,7 +87,7 @@ def test_every_module_has_its_notebook():
 
 def test_the_tree_is_lean():
     files = tracked()
-    assert sum(-(-f.stat().st_size // 4096) * 4096 for f in files) < 40 * 2**20  # as they lie on a disk
+    assert sum(-(-f.stat().st_size // 4096) * 4096 for f in files) < 100 * 2**20  # as they lie on a disk
     assert all(f.stat().st_size < 300_000 for f in files if f.suffix == ".ipynb")
     weights = [f for f in files if "weights" in f.parts]
     assert sum(f.stat().st_size for f in weights) < 36_000_000
