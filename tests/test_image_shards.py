@@ -253,14 +253,14 @@ def test_no_room_is_said_before_anything_is_written(dump, tmp_path, monkeypatch)
 
 
 def test_a_disk_that_went_away_is_no_damage(dump, tmp_path, monkeypatch):
-    import mmgen.data.loading as loading
-    opened = loading.Image.open
+    import mmgen.data.pictures as pictures
+    opened = pictures.Image.open
     def lost(source, **options):
         if str(source).endswith("1700.jpg"): raise OSError(5, "Input/output error")
         return opened(source, **options)
     found = inventory(dump)
     with monkeypatch.context() as patch:
-        patch.setattr(loading.Image, "open", lost)
+        patch.setattr(pictures.Image, "open", lost)
         with pytest.raises(ShardError, match="1700.jpg cannot be read"): write_image_shards(selection(), found, dump, tmp_path/"out", **OPTIONS)
     assert not (tmp_path/"out"/"manifest.json").exists() and not list((tmp_path/"out").glob("*.tmp*"))
 
