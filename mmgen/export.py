@@ -78,7 +78,7 @@ def refusals(pipeline: LatentDiffusion) -> list[str]:
 
 def scheduler_config(process: dict) -> dict:  # arguments of `make_process`
     "The configuration of diffusers' scheduler that takes the steps of `ddim`, or of `euler` for flow."
-    steps = {"num_train_timesteps": process.get("timesteps", 1000), "steps_offset": 1}
+    steps = {"num_train_timesteps": process.get("timesteps", 1000), "steps_offset": process.get("offset", 1)}
     if process["prediction"] == "flow":  # order 1: Euler's method between flow times
         return steps | {
             "_class_name": "DPMSolverMultistepScheduler",
@@ -97,10 +97,12 @@ def scheduler_config(process: dict) -> dict:  # arguments of `make_process`
         | {
             "_class_name": "DDIMScheduler",
             "beta_schedule": SCHEDULES[name],
-            "clip_sample": False,
+            "clip_sample": "clip" in process,
+            "clip_sample_range": process.get("clip", 1.0),
+            "rescale_betas_zero_snr": process.get("zero_snr", False),
             "set_alpha_to_one": True,
             "prediction_type": {"eps": "epsilon", "v": "v_prediction"}[process["prediction"]],
-            "timestep_spacing": "trailing",
+            "timestep_spacing": process.get("spacing", "trailing"),
         }
     )
 
@@ -145,7 +147,7 @@ def save_diffusers(
             (copy.deepcopy if instruct else copy.copy)(pipeline.unet),
         )
         unet.config = unet.config | {"sample_size": pipeline.size // autoencoder.factor}
-        if instruct:  # diffusers does not scale the source's latents
+        if instruct and not pipeline.unscaled:  # diffusers does not scale the source's latents
             with torch.no_grad():
                 unet.conv_in.weight[:, unet.config["out_channels"] :] *= autoencoder.config["scaling_factor"]
         unet.save_pretrained(temporary / "unet")

@@ -13,11 +13,13 @@ from mmgen.cli import main
 from mmgen.clip import CLIP, TextEncoder, build_clip, train_tokenizer
 from mmgen.core import to_float
 from mmgen.data import portraits
-from mmgen.export import ExportError, export_model, open_model, push, save_decoder_onnx, save_diffusers, save_mapper_onnx
+from mmgen.export import (
+    ExportError, export_model, open_model, push, save_decoder_onnx, save_diffusers, save_mapper_onnx, scheduler_config)
 from mmgen.ldm import instruct_training, train
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.diffusion import noise_like
-from mmgen.ldm.pipeline import LatentDiffusion
+from mmgen.ldm.model_noise import process_of
+from mmgen.ldm.pipeline import LatentDiffusion, make_process
 from mmgen.ldm.pretrained import stable_diffusion
 from mmgen.ldm.unet import UNet2DConditionModel
 from mmgen.presets import config_for
@@ -126,6 +128,17 @@ def test_the_scheduler_of_an_export_has_the_noise_levels_of_the_model(tmp_path, 
     ours = LatentDiffusion(ours.autoencoder, ours.text_encoder, ours.unet, 0.0, 2.5, 32, ours.process_config | {"noise_schedule": name}, "cpu", masked=False)
     pipe = diffusers.DiffusionPipeline.from_pretrained(save_diffusers(ours, tmp_path / "out"))
     assert torch.allclose(pipe.scheduler.alphas_cumprod, ours.process.alphas_cumprod.float(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"spacing": "leading", "offset": 1}, {"spacing": "linspace", "offset": 0}, {"clip": 0.9},
+                                     {"prediction": "v", "zero_snr": True}], ids=str)
+def test_a_scheduler_that_was_opened_is_exported_as_it_was(options):
+    process = {"prediction": "eps", "noise_schedule": "scaled_linear", "timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012} | options
+    fields = scheduler_config(process)
+    assert process_of(fields, "model") == process
+    theirs = diffusers.DDIMScheduler.from_config(fields)
+    theirs.set_timesteps(10)
+    assert theirs.timesteps.tolist() == make_process(**process).levels(10).tolist()
 
 
 def clip_tokenizer():
