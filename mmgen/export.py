@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import CLIPTextConfig
 
 from .files import atomic_write
 from .ldm.autoencoder import AutoencoderKL
@@ -71,7 +72,7 @@ def refusals(pipeline: LatentDiffusion) -> list[str]:
         "its UNet does not see a caption's padding, as other programs show it (train with masked off)": pipeline.masked,
         "its autoencoder folds pixels (patch_size above 1)": pipeline.autoencoder.config["patch_size"] != 1,
         f"it predicts {process['prediction']!r}, not eps, v or flow": process["prediction"] not in ("eps", "v", "flow"),
-        "it has no text tower of CLIP's": not hasattr(text, "save_pretrained"),
+        "it has no text tower of CLIP's": not isinstance(getattr(text, "config", None), CLIPTextConfig),
     }
     return [why for why, applies in wrong.items() if applies]
 

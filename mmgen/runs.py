@@ -174,7 +174,7 @@ class Run:
         if earlier["status"] == "completed": return False
         if any(earlier.get(key) for key in ("metrics", "artifacts", "checkpoint")): return False
         if any((self.path/"checkpoints").glob("checkpoint-*")): return False
-        early = {".lock", "run.json", "metrics.jsonl", "tensorboard", "checkpoints"} # and pictures of samples
+        early = {".lock", "run.json", "index.html", "metrics.jsonl", "tensorboard", "checkpoints"} # and pictures of samples
         return all(path.name in early or path.suffix == ".jpg" for path in self.path.iterdir())
 
     def _repair_log(self) -> float:

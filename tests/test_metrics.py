@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
+from transformers import CLIPModel
 
 from mmgen.clip import CLIP
 from mmgen.core import psnr, to_float, to_uint8
@@ -348,8 +349,10 @@ def test_clip_score_is_transformers_cosine_and_directions_have_known_answers():
     clip, judge = CLIP.load(device="cpu"), extractor("clip", "cpu")
     images, source, target, exact = as_batch(edits("hair color", 6))
     ids, mask = clip.tokenize(source)
+    theirs = CLIPModel(clip.model.config).eval()
+    theirs.load_state_dict(clip.model.state_dict())
     with torch.no_grad():
-        logits = clip.model(input_ids=ids, attention_mask=mask, pixel_values=clip.preprocess(images)).logits_per_image
+        logits = theirs(input_ids=ids, attention_mask=mask, pixel_values=clip.preprocess(images)).logits_per_image
     found = clip_score(judge, images, source, batch_size=4)
     assert found.rows == pytest.approx((100 * logits.diag() / clip.model.logit_scale.exp()).tolist(), abs=1e-3)
     assert found.extractor == clip.fingerprint()

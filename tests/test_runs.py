@@ -201,7 +201,7 @@ def test_a_run_that_is_going_on_is_neither_begun_again_nor_resumed(tmp_path):
     try:  # the worker lives on, and does not hold what its parent held
         with Run("x", root=tmp_path, run_id="r", resume=True) as again: pass
     finally: os.kill(worker, signal.SIGKILL)
-    assert record(again)["resumed"][0]["status"] == "running" and [p.name for p in again.path.iterdir()] == ["run.json"]
+    assert record(again)["resumed"][0]["status"] == "running" and {p.name for p in again.path.iterdir()} == {"run.json", "index.html"}
 
 
 def test_a_disk_without_locks_is_no_hindrance(tmp_path, monkeypatch):
