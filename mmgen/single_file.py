@@ -135,7 +135,7 @@ def rules_broken(
     read = {
         "unet": {k: v for k, v in of_unet.items() if k not in ("sample_size", "dropout")},
         "autoencoder": autoencoder_config(autoencoder.state_dict()),
-        "text encoder": text_config(text.state_dict()),
+        "text encoder": text_config(text.state_dict(), text.config.hidden_size > 768),
         "noise": SCHEDULE,
     }
     levels = len(own["unet"]["block_out_channels"])
