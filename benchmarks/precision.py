@@ -1,15 +1,15 @@
 """Seconds of edits and samples: both captions in one call of the UNet against two, precisions, and linear layers as convolutions.
 
 All variants take turns within one run and are compared as ratios; seconds are CPU time of the process on the CPU.
-    python benchmarks/precision.py joint | precision | linear [--blocks 5] [--device cuda]
+    python benchmarks/precision.py joint | precision | linear [--blocks 5] [--device cuda]     rows in reports/precision.jsonl
 """
 import argparse
-import json
 import statistics
 import time
 
 import torch
 import torch.nn.functional as F
+from record import record
 
 import mmgen.ldm.inversion as inversion
 import mmgen.ldm.pipeline as pipelines
@@ -99,7 +99,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--edits", type=int, default=100, help="that the oracle judges, for each precision")
     a = parser.parse_args()
-    for row in globals()[a.what](a): print(json.dumps({**row, "device": a.device, "threads": torch.get_num_threads()}), flush=True)
+    for row in globals()[a.what](a): record("precision", row if a.device == "cpu" else row | {"device": a.device})
 
 
 if __name__ == "__main__":
