@@ -132,9 +132,10 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown: a.parser.error(_unknown(unknown[0], a.parser))
     heard = set()
 
-    def hear(message, *_):
-        if str(message) not in heard: say(f"mmgen: {message}")
-        heard.add(str(message))
+    def hear(message, category, *_):
+        kind = category if getattr(category, "once", False) else str(message)  # hundreds of captions may be cut
+        if kind not in heard: say(f"mmgen: {message}")
+        heard.add(kind)
 
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # progress lines of a job

@@ -76,7 +76,7 @@ def config_of(
     "The configuration that parsed options describe."
     names = {f.name for f in fields(next(iter(JOBS[job].values())))}
     given = {k: v for k, v in vars(arguments).items() if k in names and v is not None}
-    return config_for(job, given.pop("preset", "small"), **given)
+    return config_for(job, given.pop("preset", None), **given)
 
 
 def opening_of(a: argparse.Namespace) -> dict:

@@ -45,7 +45,7 @@ def parse_job(
         except (ValueError, SyntaxError):
             value = text
         given[name] = value if isinstance(value, (bool, int, float, str, type(None))) else text  # 96,128 is a list in our notation
-    return config_for(job, given.pop("preset", "small"), **given)
+    return config_for(job, given.pop("preset", None), **given)
 
 
 def launch(

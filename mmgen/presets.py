@@ -9,10 +9,12 @@ __all__ = ['PRESETS', 'JOBS', 'config_for', 'preset_table', 'parameters_cell', '
 import ast
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 from types import NoneType
 
 from .danbooru_job import DanbooruConfig
 from .evaluate_job import EvaluateConfig
+from .files import found_path
 from .instruct_job import InstructConfig
 from .jobs import AutoencoderConfig, CLIPConfig, EditConfig, LDMConfig, OracleConfig
 from .preliminary_job import PreliminaryConfig
@@ -173,17 +175,33 @@ def _known(kind: str, name: str, valid) -> str:
 
 def config_for(
     job: str, # the name of a job
-    preset: str = "small", # smoke, small, gpu or paper; edit has small only
-    **overrides, # fields that differ from the preset; None keeps the preset's value
+    preset: str | None = None, # smoke, small, gpu or paper; edit has small only; None: small, or that of a resumed run
+    **overrides, # fields that differ from the preset, or from the run that is resumed; None keeps its value
 ) -> Settings:
     "The configuration of a job; ValueError names the closest valid job, preset or field."
-    base = JOBS[_known("job", job, JOBS)]
-    base = base[_known(f"{job} preset", preset, base)]
+    presets = JOBS[_known("job", job, JOBS)]
+    run = _recorded(job, overrides.get("resume_from"))
+    base = run if run and preset in (None, run.preset) else presets[_known(f"{job} preset", preset or "small", presets)]
     valid = [f.name for f in fields(base)]
     for name in overrides:
         if name not in valid:
             raise ValueError(f"{job} has no field {name!r}; the closest is {closest(name, valid)!r}.")
     return replace(base, **{name: value for name, value in overrides.items() if value is not None})
+
+
+def _recorded(job, resume_from):
+    "The settings of the run that is resumed, but for its name and place; None where there is no record of this job."
+    place = found_path(resume_from) if resume_from else Path()
+    files = [folder / "run.json" for folder in (place, *place.parents[:2])] if resume_from else []
+    file = next((file for file in files if file.is_file()), None)
+    if not file: return None
+    try:
+        record = json.loads(file.read_text("utf-8"))
+        said, base = record["config"], JOBS[record["name"]][record["config"]["preset"]]
+        own = [f for f in fields(base) if f.name in said and f.name not in ("run_id", "resume_from", "device")]
+        number = lambda f: float(said[f.name]) if "float" in str(f.type) and said[f.name] == "inf" else said[f.name]
+        return replace(base, **{f.name: number(f) for f in own}) if record["name"] == job else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError): return None  # the run itself says what is wrong
 
 # %% ../nbs/02_presets.ipynb #a5299f8e
 def preset_table(

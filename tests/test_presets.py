@@ -4,6 +4,7 @@ import inspect
 import json
 import logging
 import symtable
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from mmgen.files import repo_root
 from mmgen.jobs import Job
 from mmgen.ldm.autoencoder_training import AutoencoderTask
 from mmgen.presets import PRESETS, config_for, config_from_notebook, parameters_cell
+from mmgen.runs import Run
 from mmgen.training import train
 
 JOBS = sorted(PRESETS)
@@ -279,3 +281,16 @@ def test_the_small_ldm_is_bound_to_steps_on_slow_processors_too():
     small, gpu = config_for("ldm"), config_for("ldm", "gpu")
     assert small.max_seconds / small.steps >= 0.6  # seconds of a step; slow ones of two cores take 0.33
     assert small.steps >= 2_000 and gpu.max_seconds == 400.0
+
+
+def test_a_resumed_run_keeps_its_own_settings(tmp_path):
+    first = presets.config_for("clip", "smoke", data="mine", steps=7, max_seconds=float("inf"), run_id="r")
+    with Run("clip", first, tmp_path, "r") as run: pass
+    (run.path / "checkpoints" / "checkpoint-3").mkdir(parents=True)
+    for place in (run.path, run.path / "checkpoints" / "checkpoint-3"):
+        again = presets.config_for("clip", resume_from=str(place), steps=9)
+        assert again == replace(first, run_id=None, resume_from=str(place), steps=9)
+    assert presets.config_for("clip", "small", resume_from=str(run.path)).data == "portraits", "another preset"
+    assert presets.config_for("ldm", resume_from=str(run.path)).preset == "small", "a run of another job"
+    (run.path / "run.json").write_text("{}")
+    assert presets.config_for("clip", resume_from=str(run.path)).preset == "small"

@@ -174,6 +174,7 @@ def short_claim(
 # %% ../../nbs/42c_captions.ipynb #3089bf40
 class CutWarning(UserWarning):
     "A prompt is longer than the text encoder reads."
+    once = True  # one is enough for a command
 
 
 def cut(
