@@ -106,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
                   "mmgen export my-ldm -o my-ldm.safetensors", takes="model")
     one.add_argument("model", help="a run's folder, a folder of weights, a packaged name, or a file of Stable Diffusion")
     one.add_argument("-o", "--out", required=True, help="a new folder for diffusers, or a new file that ends in .safetensors")
+    opening(one)
 
     data = commands.add_parser("data", help="Prepare a Danbooru dump, or look at a data set.", description="Prepare a Danbooru dump, or look at a data set.").add_subparsers(dest="what", required=True, metavar="what")
     one = command(data, "show", show, "What a data set holds.", "mmgen data show portraits", "mmgen data show my_folder --split test", takes="data")

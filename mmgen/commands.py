@@ -196,6 +196,6 @@ def demo(a) -> dict:
 def export(a) -> dict:
     "A model for other programs: a folder for diffusers, or one file."
     from mmgen.export import export_model
-    out = export_model(a.model, check_writable(Path(a.out)))
+    out = export_model(a.model, check_writable(Path(a.out)), **opening_of(a))
     say(f"{out}: {a.model} for {'ComfyUI, webui and diffusers' if out.is_file() else 'diffusers'}")
     return {"file": str(out), "model": a.model}

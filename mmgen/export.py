@@ -25,7 +25,7 @@ from .ldm.instruct import InstructPix2Pix
 from .ldm.pipeline import LatentDiffusion
 from .runs import to_json, without_folders
 from .styleclip.mapper import Mapper
-from .weights import at_hand, read_fields, resolve
+from .weights import read_fields, resolve
 
 # %% ../nbs/04b_export.ipynb #5bc20327
 class ExportError(ValueError):
@@ -189,27 +189,28 @@ def _save_text_encoder(text_encoder, folder):
 def open_model(
     name_or_path: str | Path,  # a folder, a run's folder, a packaged or hub name, or a file of Stable Diffusion
     device=None,
+    **given,  # of Stable Diffusion: autoencoder, tokenizer, prediction_type
 ) -> tuple[LatentDiffusion, Path]:  # the model and where it lies
     "A latent diffusion model, or an InstructPix2Pix."
-    place = at_hand(name_or_path)
-    if place and (place / "run.json").is_file() and (place / "model" / "config.json").is_file():
-        place = place / "model"
-    place = place or resolve(name_or_path)
-    unet = read_fields(place / "config.json").get("unet") if (place / "config.json").is_file() else None
+    place = resolve(name_or_path)
+    fields = lambda name: read_fields(place / name) if (place / name).is_file() else {}
+    unet, kind = fields("config.json").get("unet"), str(fields("model_index.json").get("_class_name"))
     reads_source = isinstance(unet, dict) and unet.get("in_channels") == 2 * (unet.get("out_channels") or 0)
-    return (InstructPix2Pix if reads_source else LatentDiffusion).load(place, device), place
+    cls = InstructPix2Pix if reads_source or "InstructPix2Pix" in kind else LatentDiffusion
+    return cls.load(place, device, **given), place
 
 
 def export_model(
     name_or_path: str | Path,  # of `open_model`
     out: str | Path,  # a new folder, or a new file that ends in .safetensors
+    **given,  # of `open_model`
 ) -> Path:
     "Write a model for other programs: a folder for diffusers, or one file for ComfyUI and webui."
     from mmgen.single_file import save_single_file
 
     out = Path(out)
     check_new(out)
-    pipeline, place = open_model(name_or_path, "cpu")
+    pipeline, place = open_model(name_or_path, "cpu", **given)
     if out.suffix == ".safetensors":
         return save_single_file(pipeline, out, title=place.name if place.name != "model" else place.parent.name)
     card, run = place / "README.md", place / "run.json"

@@ -58,7 +58,7 @@ def launch(
         if not is_main():
             root = stack.enter_context(tempfile.TemporaryDirectory())
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        run = stack.enter_context(Run(config.job, config, root, config.run_id, resume=config.resume_from is not None))
+        run = stack.enter_context(Run(config.job, config, root, config.run_id, resume=bool(config.resume_from)))
         return fit(config, run)
 
 

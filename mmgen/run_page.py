@@ -65,7 +65,7 @@ def chart(
     log = min(values) > 0 and max(values) > 30*min(values)
     scale = math.log10 if log else float
     low, high, first, last = scale(min(values)), scale(max(values)), min(steps), max(steps)
-    if high - low < 1e-9*max(1.0, abs(high)): low, high = low - 0.5, high + 0.5
+    if high - low < 1e-9*max(1.0, abs(high)): low, high = (end + side*max(0.5, abs(high)*1e-3) for end, side in ((low, -1), (high, 1)))
     left, right, top, bottom = 58, width - 12, 26, height - 26
     x = lambda step: left + (right - left)*((step - first)/(last - first) if last > first else 0.5)
     y = lambda value: bottom - (bottom - top)*(scale(value) - low)/(high - low)
@@ -92,8 +92,9 @@ def curves(
 ) -> str: # HTML; empty for a run without a training loop
     "A chart of each value that was logged; the held-out loss beside the loss."
     log = read_log(folder)
-    charts = {name: {name: points} for name, points in log.items()}
-    if "loss" in log and "held-out loss" in log: charts["loss"] |= charts.pop("held-out loss")
+    shown = {name: [(step, value) for step, value in points if abs(value) < 1e300] for name, points in log.items()}
+    charts = {name: {name: points} for name, points in shown.items() if points}
+    if "loss" in charts and "held-out loss" in charts: charts["loss"] |= charts.pop("held-out loss")
     order = sorted(charts, key=lambda name: (name in LAST, "loss" not in name))
     return "\n".join(chart(name, charts[name]) for name in order)
 

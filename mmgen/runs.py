@@ -17,7 +17,8 @@ import shutil
 import sys
 import threading
 import time
-from contextlib import ExitStack, suppress
+import warnings
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
@@ -141,8 +142,10 @@ class Run:
         try:
             if kind and self._completed: atomic_write(self.path/"run.json", self._completed) # nothing was done
             else: self._save()
-            with suppress(OSError): # the record counts; a page can be written again
+            try:
                 if worth_a_page(self.path, self.record): write_page(self.path)
+            except Exception as e: # the record counts, and what ended the run
+                warnings.warn(f"The page of run {self.run_id} was not written ({e}).")
         except OSError:
             if kind is None: raise # a full disk must not hide the error that ended the run
         finally: self._held.close()

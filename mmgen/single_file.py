@@ -152,6 +152,8 @@ def rules_broken(
     ]
     if pipeline.process_config["prediction"] == "flow":
         broken = ["it predicts flow, and such files mean eps or v"]
+    if "clip" in pipeline.process_config:
+        broken.append("its predictions are clipped, which a file cannot say")
     if pipeline.text_encoder.tokenizer(_SENTENCE[0]).input_ids != _SENTENCE[1]:
         broken.append("its tokenizer is not CLIP's, the only one that readers have")
     return broken
@@ -192,6 +194,8 @@ def save_single_file(
     prediction = pipeline.process_config["prediction"]
     if prediction == "v":
         state["v_pred"] = torch.zeros(0)  # an empty tensor that marks the prediction
+    if pipeline.process_config.get("zero_snr"):
+        state["ztsnr"] = torch.zeros(0)  # likewise, no data at the last level
     about = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",

@@ -62,7 +62,7 @@ def resolve(
     weights: bool = True, # False: of the hub, only what lies beside them, such as a tokenizer
 ) -> Path:
     "The folder (or file) of weights; WeightsError names what there is where nothing is found."
-    if (place := at_hand(name_or_path)) is not None: return place
+    if (place := at_hand(name_or_path)) is not None: return _within_run(place)
     name, known = str(name_or_path), packaged()
     there = f"Packaged weights: {', '.join(known) or 'none'}; a folder or a hub name (owner/model) also do."
     if (path := Path(os.path.expanduser(name))).is_absolute() and path.parent.is_dir():
@@ -86,6 +86,15 @@ def resolve(
         cached = ", ".join(sorted(each.name[8:].replace("--", "/") for each in Path(constants.HF_HUB_CACHE).glob("models--*")))
         text = f"{name!r} is not a folder here and the hub did not give it ({reason.rstrip('.')}). The hub's cache holds {cached or 'nothing'}. {there}"
         raise WeightsError(text) from e
+
+
+def _within_run(place: Path) -> Path:
+    "A run's only folder of weights in place of the run's folder; WeightsError names them where there are several."
+    if not (place/"run.json").is_file() or (place/"config.json").is_file(): return place
+    inside = sorted(file.parent for file in place.glob("*/config.json"))
+    if len(inside) > 1:
+        raise WeightsError(f"{place.name} is a run with {', '.join(each.name for each in inside)}; name one of these folders.")
+    return inside[0] if inside else place
 
 # %% ../nbs/04_weights.ipynb #eb7aefb0
 def _unpickle(path: Path) -> dict:
@@ -154,7 +163,7 @@ def load_state(
     path = Path(path)
     if path.is_dir():
         path, *more = weight_files(path)
-        if more: return load_state(path) | {name: value for shard in more for name, value in load_state(shard).items()}
+        if more: return load_state(path, half) | {name: value for shard in more for name, value in load_state(shard, half).items()}
     if not path.is_file():
         raise WeightsError(f"There is no file {path.name} in the folder {path.parent.name or '.'}.")
     name = f"{path.resolve().parent.name}/{path.name}" if path.name in (*FILES, *OLD_FILES) else path.name

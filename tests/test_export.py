@@ -259,6 +259,8 @@ def test_one_file_of_what_its_readers_would_build_otherwise_is_refused(tmp_path,
                          (lambda: ours.process_config.update(beta_end=0.02), "beta_end of its noise is 0.02")):
         change()
         with pytest.raises(ExportError, match=said): save_single_file(ours, out)
+    ours.process_config["clip"] = 1.0
+    with pytest.raises(ExportError, match="its predictions are clipped"): save_single_file(ours, out)
     (tmp_path / "mine.safetensors").write_text("mine")
     with pytest.raises(ExportError, match="exists"): export_model(trained["eps"], tmp_path / "mine.safetensors")
     assert [p.name for p in tmp_path.iterdir()] == ["mine.safetensors"] and (tmp_path / "mine.safetensors").read_text() == "mine"

@@ -118,7 +118,7 @@ def test_an_ldm_that_is_resumed_with_other_data_keeps_its_scale(ldm, scale, n, m
     ({"text_encoder": "clip-portraits"}, "text_encoder [0-9a-f]{16} then, [0-9a-f]{16} now[.] Resume it with what it had"),
     ({"autoencoder": "autoencoder-portraits"}, "autoencoder [0-9a-f]{16} then"), ({"prediction": "eps"}, "prediction flow then, eps now"),
     ({"attention_heads": 4}, "attention_heads 2 then, 4 now"), ({"norm_groups": 4}, "norm_groups 8 then, 4 now"),
-    ({"latent_scale": "scalar"}, "latent_scale channel then, scalar now"), ({"timesteps": 500}, "timesteps 1000 then, 500 now")])
+    ({"latent_scale": "scalar"}, "latent_scale channel then, scalar now"), ({"masked": False}, "masked True then, False now"), ({"timesteps": 500}, "timesteps 1000 then, 500 now")])
 def test_an_ldm_is_not_resumed_with_other_networks(ldm, change, said, monkeypatch):
     monkeypatch.setenv("MMGEN_ROOT", str(ldm))
     for field in {"text_encoder", "autoencoder"} & change.keys():

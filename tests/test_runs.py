@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from mmgen.files import repo_root, sha256
+from mmgen import runs
 from mmgen.run_page import chart
 from mmgen.runs import Run, RunError, load_run, load_runs, to_json
 
@@ -387,3 +388,21 @@ def test_tensorboard_gets_the_pictures(tmp_path):
     assert abs(int(np.asarray(Image.open(BytesIO(events.Images("edits")[0].encoded_image_string)))[0, 0, 0]) - 200) < 4
     with Run("ldm", {"tensorboard": False}, root=tmp_path) as run: run.figure("edits", picture)
     assert not (run.path/"tensorboard").exists()
+
+
+@pytest.mark.parametrize("values", [[1e16] * 3, [1e300, 1e300], [-1.7e308, 1.7e308], [3.0]])
+def test_large_constants_have_a_page(tmp_path, values):
+    with Run("x", root=tmp_path, run_id="r") as run:
+        for step, value in enumerate(values): run.log(step, loss=value)
+    page = (run.path / "index.html").read_text("utf-8")
+    assert ("<svg" in page) == (abs(values[0]) < 1e300)
+
+
+def test_a_page_that_cannot_be_written_does_not_hide_what_ended_the_run(tmp_path, monkeypatch):
+    def fail(path): raise ZeroDivisionError("a chart")
+    monkeypatch.setattr(runs, "write_page", fail)
+    with pytest.warns(UserWarning, match="The page of run r was not written .a chart."), pytest.raises(ValueError, match="diverged"):
+        with Run("x", root=tmp_path, run_id="r") as run:
+            run.metric("PSNR", 1.0)
+            raise ValueError("diverged")
+    assert record(run)["status"] == "failed"

@@ -345,3 +345,12 @@ def test_large_sums_in_float16_are_finite_and_infinities_are_refused(tmp_path):
         else:
             with pytest.raises(WeightsError, match="numbers that are not finite"): load_into(module, state, "a")
             assert module.weight.is_meta
+
+
+def test_a_runs_folder_stands_for_its_only_weights(tmp_path):
+    for name in ("model", "other"):
+        save_weights(tmp_path/"run"/name, net().state_dict(), {"width": 8}, "# card")
+        (tmp_path/"run"/"run.json").write_text("{}")
+        if name == "model": assert resolve(tmp_path/"run") == tmp_path/"run"/"model"
+    with pytest.raises(WeightsError, match="run is a run with model, other; name one of these folders"): resolve(tmp_path/"run")
+    assert resolve(tmp_path/"run"/"other") == tmp_path/"run"/"other"

@@ -110,7 +110,7 @@ def train_instruct(config, run, device):
     run.checkpoint(done.checkpoint)
     if held_out[2]:
         encoded = [(encode_all(autoencoder, some, device) - source_mean) / source_std for some in held_out[:2]]
-        columns = dict(zip(("source", "target", "states", "length"), (*encoded, *read_all(text_encoder, held_out[2]))))
+        columns = dict(zip(("source", "target", "states", "length"), (*encoded, *read_all(text_encoder, held_out[2], masked=config.masked))))
         run.metric("held-out loss", held_out_loss(task, done.ema, columns), n=len(held_out[2]))
     tags = task.learned["tags"]
     model = InstructPix2Pix(autoencoder, text_encoder, done.ema, mean, std, config.size, process, device, tags, config.masked)

@@ -182,7 +182,7 @@ def _held_out_columns(config, data, autoencoder, text_encoder, device, most=200)
     if not config.held_out: return {}
     images, texts, _ = _validation(config, min(config.held_out, most))
     mean, std = (torch.tensor(x).reshape(1, -1, 1, 1) for x in (data.mean, data.std))
-    states, lengths = read_all(text_encoder, texts)
+    states, lengths = read_all(text_encoder, texts, masked=config.masked)
     return {"latents": (encode_all(autoencoder, images, device) - mean) / std, "states": states, "length": lengths}
 
 
@@ -200,7 +200,7 @@ def fixed_fields(
 ) -> dict:
     "Fields that change what a UNet's weights mean and that no weight's shape tells."
     process = {name: value for name, value in process_config(config).items() if name != "shift"}
-    return process | {name: getattr(config, name) for name in ("attention_heads", "norm_groups")}
+    return process | {name: getattr(config, name) for name in ("attention_heads", "norm_groups", "masked")}
 
 
 def build_unet(

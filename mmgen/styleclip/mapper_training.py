@@ -141,9 +141,8 @@ def fit(config: MapperConfig, run: Run
     mapper.standardise(codes, texts)
     if config.init_from:
         start = Mapper.load(config.init_from)
-        if start.config != mapper.config:
-            differ = ", ".join(f"{k} ({v!r}, not {mapper.config[k]!r})" for k, v in start.config.items() if v != mapper.config[k])
-            raise ValueError(f"mapper: the mapper of init_from differs from the configuration in {differ}.")
+        differ = [f"{k} ({v!r}, not {mapper.config[k]!r})" for k, v in start.config.items() if k != "tags" and v != mapper.config[k]]
+        if differ: raise ValueError(f"mapper: the mapper of init_from differs from the configuration in {', '.join(differ)}.")
         mapper.load_state_dict(start.state_dict())
     task = MapperTask(config, mapper, generator, clip, codes, texts, wanted)
     run.note(parameters={"mapper": sum(p.numel() for p in mapper.parameters())}, generator=generator.fingerprint(),
