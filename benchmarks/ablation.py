@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from record import record
 
-from mmgen.core import to_float
+from mmgen.base.images import to_float
 from mmgen.data import portraits
 from mmgen.data.captions import caption
 from mmgen.ldm.train import train_pipeline
 from mmgen.metrics.frechet import features, frechet_distance, statistics
 from mmgen.metrics.oracle import Oracle, accuracy, classes, labels
-from mmgen.core import pick_device
-from mmgen.presets import config_for
-from mmgen.runs import Run
+from mmgen.base.images import pick_device
+from mmgen.jobs.registry import config_for
+from mmgen.base.runs import Run
 
 RATES = {"adamw": 1e-3, "muon": 3e-3}
 SAMPLER = {"flow": "euler", "eps": "ddim", "v": "ddim"}

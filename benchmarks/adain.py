@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from record import record
 
-from mmgen.core import image_grid
-from mmgen.files import repo_root
-from mmgen.presets import config_for
-from mmgen.runs import Run
+from mmgen.base.images import image_grid
+from mmgen.base.files import repo_root
+from mmgen.jobs.registry import config_for
+from mmgen.base.runs import Run
 from mmgen.stylegan.train import fit
 
 START = dict(adversarial_weight=0.0, reconstruction_weight=1.0, optimizer="muon", lr=3e-3, lr_schedule="cosine", warmup=100, grad_clip=1.0,

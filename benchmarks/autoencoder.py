@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from record import record
 
-from mmgen.core import psnr, to_float
+from mmgen.base.images import psnr, to_float
 from mmgen.data import portraits
 from mmgen.data.batches import Batches
 from mmgen.data.loading import load_source, to_arrays
 from mmgen.ldm.autoencoder import AutoencoderKL
-from mmgen.ldm.autoencoder_training import AutoencoderTask, reconstruct
+from mmgen.ldm.autoencoder_train import AutoencoderTask, reconstruct
 from mmgen.metrics.oracle import Oracle, accuracy, classes, labels
-from mmgen.presets import config_for
-from mmgen.runs import Run
-from mmgen.training import train
+from mmgen.jobs.registry import config_for
+from mmgen.base.runs import Run
+from mmgen.training.loop import train
 
 VARIANTS = [
     dict(),

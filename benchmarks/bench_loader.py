@@ -24,7 +24,7 @@ from mmgen.data.batches import Batches
 from mmgen.data.latents import LatentColumn, write_latents
 from mmgen.data.loading import load_source, open_image
 from mmgen.data.shards import ShardWriter, shard_schema, write_manifest
-from mmgen.feeding import feed
+from mmgen.training.feeding import feed
 
 
 def pictures(n, size):

@@ -20,8 +20,8 @@ from statistics import median
 
 COUNT = """
 import duckdb, json, sys, time
-from mmgen.data.danbooru_files import find_metadata
-from mmgen.data.danbooru_table import _DUCKDB, raw_schema
+from mmgen.danbooru.metadata_files import find_metadata
+from mmgen.danbooru.metadata_table import _DUCKDB, raw_schema
 form, files = sys.argv[2], [str(f) for f in find_metadata(sys.argv[1])]
 fields = ", ".join(f"{name}: '{_DUCKDB[kind]}'" for name, kind in raw_schema(form, typed=True).items())
 tags = "sum(len(tags))" if form == "2017" else "sum(len(string_split(tag_string_general, ' ')))"
@@ -37,14 +37,14 @@ print(json.dumps(seconds | {"posts": found[0]}))
 """
 WRITE = """
 import json, sys, time
-from mmgen.data.danbooru import write_posts
+from mmgen.danbooru.posts import write_posts
 start = time.perf_counter()
 counts = write_posts(sys.argv[1], sys.argv[3], sys.argv[2])
 print(json.dumps({"seconds": time.perf_counter() - start, "posts": counts["posts"], "tags": counts["tags"]}))
 """
 SELECT = """
 import json, sys, time
-from mmgen.data.subset import select
+from mmgen.danbooru.subset import select
 start = time.perf_counter()
 counts = select(sys.argv[3] + "/posts", sys.argv[3], 300_000, min_tag_count=100)
 print(json.dumps({"seconds": time.perf_counter() - start, "posts": counts["posts"], "chosen": counts["chosen"]}))
@@ -63,7 +63,7 @@ def measured(code, *arguments):
 def main():
     from record import record
 
-    from mmgen.data.synthetic_dump import write_dump
+    from mmgen.danbooru.synthetic_dump import write_dump
     p = argparse.ArgumentParser()
     p.add_argument("--posts", default="100000,1000000,3300000")
     p.add_argument("--form", default="2017")

@@ -5,7 +5,7 @@
 n portraits, and n portraits that differ from them in one option. FD and KD see them by EfficientNet-Lite0: torchmetrics' FrechetInceptionDistance and
 KernelInceptionDistance take it as their feature module and share its features by FeatureShare, so that they too run the network once; KernelInceptionDistance
 takes all images as its one subset, which is what ours computes. `--their-batch` is the batch that it feeds the network: 4 is the fastest on a CPU, where 64
-take three times as long (44a1). LPIPS is AlexNet's; where its trained weights are not on disk the backbone is random,
+take three times as long (metrics.features). LPIPS is AlexNet's; where its trained weights are not on disk the backbone is random,
 the same in both, which costs as much and is not called LPIPS. No intervals and no cache. The values must agree to 1e-4 of themselves, or to 1e-6, for
 torchmetrics sums the KD in float32. Both take turns in blocks; a ratio is that of the median blocks. "From images" is the features and what is made of
 them: what one pays who wants that figure alone.
@@ -23,15 +23,15 @@ from torchmetrics.functional.image import lpips as torchmetrics_lpips
 from torchmetrics.image import FrechetInceptionDistance, KernelInceptionDistance, LearnedPerceptualImagePatchSimilarity
 from torchmetrics.wrappers import FeatureShare
 
-from mmgen.core import pick_device, to_float
+from mmgen.base.images import pick_device, to_float
 from mmgen.data.edits import neighbour, neighbours
 from mmgen.data.portraits import sample, seeds
-from mmgen.efficientnet import EfficientNetLite0
+from mmgen.backbones.efficientnet import EfficientNetLite0
 from mmgen.metrics.features import extract, extractor
 from mmgen.metrics.frechet import fd
 from mmgen.metrics.kernel import kd
 from mmgen.metrics.pairs import PairMetric, pair_metric, pair_score
-from mmgen.weights import WeightsError
+from mmgen.base.weights import WeightsError
 
 warnings.simplefilter("ignore")
 

@@ -133,7 +133,7 @@ def page():
     import torch
     torch.set_num_threads(int(os.environ["THREADS"]))
     start = time.perf_counter()
-    from mmgen.demo import build_demo, examples
+    from mmgen.app.demo import build_demo, examples
     made = build_demo("cpu")
     ready = time.perf_counter()
     picture, source, wish, seed = examples(1)[0]

@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 from record import record
 
-from mmgen.core import psnr, to_float
+from mmgen.base.images import psnr, to_float
 from mmgen.data import portraits
-from mmgen.data.dump_images import _encoded, _fitted, content_box, dump_image, inventory
-from mmgen.data.image_shards import write_image_shards
+from mmgen.danbooru.images import _encoded, _fitted, content_box, dump_image, inventory
+from mmgen.danbooru.shards import write_image_shards
 from mmgen.data.loading import read_image
-from mmgen.data.near_duplicates import signature
+from mmgen.danbooru.near_duplicates import signature
 
 SIZE, SIDE = 256, 512
 CORES = os.cpu_count()

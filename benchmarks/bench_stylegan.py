@@ -25,14 +25,14 @@ import torch.nn.functional as F
 from record import record
 
 import mmgen.stylegan.generator as rooms
-from mmgen.core import fast_bf16, seed_everything, to_float
+from mmgen.base.images import fast_bf16, seed_everything, to_float
 from mmgen.data.batches import Batches
-from mmgen.presets import config_for
+from mmgen.jobs.registry import config_for
 from mmgen.stylegan.discriminator import Discriminator
 from mmgen.stylegan.layers import blur
 from mmgen.stylegan.losses import discriminator_loss, generator_loss, path_lengths, path_penalty, r1_penalty
 from mmgen.stylegan.train import StyleGAN2Task, build_models
-from mmgen.training import train
+from mmgen.training.loop import train
 
 OURS = rooms.modulated_conv2d
 

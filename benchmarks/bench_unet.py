@@ -4,7 +4,7 @@
 
 Both have the network of the preset `small` with the same weights, and read the same batches of latents and captions' states; AdamW,
 ε-prediction, in float32 and, where that is fast (there `small` uses it), under bfloat16 autocast. The plain loop is add_noise, network,
-mse_loss, backward, step. Ours is `mmgen.training.train` with `LDMTask`, so it also drops captions, clips gradients, averages weights, watches
+mse_loss, backward, step. Ours is `mmgen.training.loop.train` with `LDMTask`, so it also drops captions, clips gradients, averages weights, watches
 the loss and follows the schedule. All take turns in blocks within one run; a ratio is that of the median blocks of one precision. Both losses
 are compared first, so both do the same work. The last row, Muon, is what `small` trains with; it is in no ratio. `processor` is the time of
 the whole process on all cores: the number to read when the machine is shared.
@@ -39,16 +39,16 @@ from diffusers import DDPMScheduler
 from diffusers import UNet2DConditionModel as Reference
 from record import record
 
-from mmgen.clip import CLIP
-from mmgen.core import fast_bf16, pick_device, seed_everything
+from mmgen.clip.model import CLIP
+from mmgen.base.images import fast_bf16, pick_device, seed_everything
 from mmgen.data import portraits
 from mmgen.data.captions import caption
 from mmgen.data.batches import Batches
 from mmgen.ldm.diffusion import diffusion_loss, make_schedule
-from mmgen.ldm.columns import read_all
+from mmgen.ldm.precompute import read_all
 from mmgen.ldm.train import LDMTask, build_unet
-from mmgen.presets import config_for
-from mmgen.training import train
+from mmgen.jobs.registry import config_for
+from mmgen.training.loop import train
 
 
 def parse():

@@ -22,13 +22,13 @@ import torch.nn.functional as F
 from record import record
 from torch import nn
 
-from mmgen.clip import train_tokenizer
-from mmgen.ldm.pretrained import autoencoder_of, text_encoder_of, unet_of
-from mmgen.ldm.unconditional import unconditional_unet_of
-from mmgen.pickles import Plain
+from mmgen.clip.model import train_tokenizer
+from mmgen.ldm.published.stable_diffusion import autoencoder_of, text_encoder_of, unet_of
+from mmgen.ldm.published.unconditional import unconditional_unet_of
+from mmgen.base.pickles import Plain
 from mmgen.stylegan.generator import Generator
-from mmgen.stylegan.pretrained import e4e_of, generator_of
-from mmgen.styleclip.identity import ArcFace
+from mmgen.stylegan.published import e4e_of, generator_of
+from mmgen.identity.model import ArcFace
 
 
 def stub(name, **content):

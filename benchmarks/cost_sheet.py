@@ -20,17 +20,17 @@ import torch
 from record import record
 from torch import nn
 
-from mmgen.clip import TextEncoder, train_tokenizer
-from mmgen.core import pick_device
+from mmgen.clip.model import TextEncoder, train_tokenizer
+from mmgen.base.images import pick_device
 from mmgen.data.batches import Batches
 from mmgen.ldm.autoencoder import AutoencoderKL
-from mmgen.ldm.autoencoder_training import AutoencoderTask
+from mmgen.ldm.autoencoder_train import AutoencoderTask
 from mmgen.ldm.pipeline import make_process
-from mmgen.ldm.columns import encode_all
+from mmgen.ldm.precompute import encode_all
 from mmgen.ldm.train import LDMTask, build_unet
-from mmgen.presets import config_for
-from mmgen.runs import Run
-from mmgen.training import train
+from mmgen.jobs.registry import config_for
+from mmgen.base.runs import Run
+from mmgen.training.loop import train
 
 POSTS, IMAGES, TAGS = 2_900_000, 300_000, 37  # of Danbooru2017; of the paper; of an image, on average
 
@@ -95,11 +95,11 @@ def unet(args, device):
 
 def data(args):
     "The same of metadata and images, on the CPU: a synthetic dump, prepared."
-    from mmgen.data.danbooru import write_posts
-    from mmgen.data.dump_images import inventory
-    from mmgen.data.image_shards import write_image_shards
-    from mmgen.data.subset import select
-    from mmgen.data.synthetic_dump import write_dump
+    from mmgen.danbooru.posts import write_posts
+    from mmgen.danbooru.images import inventory
+    from mmgen.danbooru.shards import write_image_shards
+    from mmgen.danbooru.subset import select
+    from mmgen.danbooru.synthetic_dump import write_dump
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_dump(root / "many", args.posts, images=False)

@@ -7,9 +7,9 @@ import time
 import numpy as np
 from record import record
 
-from mmgen.clip import CLIP
+from mmgen.clip.model import CLIP
 from mmgen.data import portraits
-from mmgen.zero_shot import choose_tags, describe_image
+from mmgen.clip.zero_shot import choose_tags, describe_image
 
 
 def main():

@@ -13,14 +13,14 @@ from record import number, record
 
 from mmgen.data.edits import KINDS, as_batch, edits
 from mmgen.data.portraits import render
-from mmgen.editing import CopyInput, editor, editor_class, options_of
-from mmgen.files import sha256
-from mmgen.ldm.editing import Reconstruction
+from mmgen.editing.editor import CopyInput, editor, editor_class, options_of
+from mmgen.base.files import sha256
+from mmgen.ldm.editors.sdedit import Reconstruction
 from mmgen.ldm.pipeline import LatentDiffusion
 from mmgen.metrics.oracle import Oracle, score_editor
-from mmgen.panel import wanted_caption
-from mmgen.weights import resolve
-from mmgen.zero_shot import describe_image
+from mmgen.app.panel import wanted_caption
+from mmgen.base.weights import resolve
+from mmgen.clip.zero_shot import describe_image
 
 
 def one_image(which):

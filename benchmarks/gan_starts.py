@@ -8,8 +8,8 @@ import tempfile
 
 from record import record
 
-from mmgen.presets import config_for
-from mmgen.runs import Run
+from mmgen.jobs.registry import config_for
+from mmgen.base.runs import Run
 from mmgen.stylegan.train import fit
 
 PROJECTED = dict(discriminator="projected", r1_gamma=0.0, path_weight=0.0, noise=False)

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from record import record
 
-from mmgen.core import image_grid, to_float
+from mmgen.base.images import image_grid, to_float
 from mmgen.data import portraits
 from mmgen.data.captions import caption
-from mmgen.efficientnet import EfficientNetLite0
-from mmgen.files import repo_root
+from mmgen.backbones.efficientnet import EfficientNetLite0
+from mmgen.base.files import repo_root
 from mmgen.ldm.pipeline import LatentDiffusion
 from mmgen.metrics.frechet import features, frechet_distance, statistics
 from mmgen.metrics.oracle import Oracle

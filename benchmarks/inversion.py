@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from record import record
 
-from mmgen.core import to_float
+from mmgen.base.images import to_float
 from mmgen.data.edits import as_batch, edits
 from mmgen.data.portraits import render, sample, seeds
 from mmgen.metrics.oracle import Oracle, score_editor
 from mmgen.stylegan.encoder import Encoder
-from mmgen.stylegan.encoder_training import reconstruction_scores
+from mmgen.stylegan.encoder_train import reconstruction_scores
 from mmgen.stylegan.generator import Generator
 from mmgen.stylegan.inversion import Inverter, project
 from mmgen.styleclip.mapper import LatentMapper

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from record import record
 
-import mmgen.ldm.inversion as inversion
+import mmgen.ldm.editors.ddim_inversion as inversion
 import mmgen.ldm.pipeline as pipelines
 from mmgen.data.edits import as_batch, edits
-from mmgen.ldm import flowedit
+from mmgen.ldm.editors import flowedit
 from mmgen.ldm.samplers import together
 from mmgen.metrics.oracle import Oracle, score_editor
-from mmgen.registry import editor
+from mmgen.editing.registry import editor
 
 
 def seconds(call, device):

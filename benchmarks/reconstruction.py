@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 from record import record
 
-from mmgen.core import psnr, to_float, to_uint8
+from mmgen.base.images import psnr, to_float, to_uint8
 from mmgen.data import portraits
 from mmgen.data.edits import neighbour
-from mmgen.files import sha256
+from mmgen.base.files import sha256
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.autoencoder_loss import edit_gain
-from mmgen.ldm.autoencoder_training import reconstruct
+from mmgen.ldm.autoencoder_train import reconstruct
 from mmgen.metrics.oracle import Oracle, accuracy, classes, labels
-from mmgen.weights import resolve
+from mmgen.base.weights import resolve
 
 
 def main():

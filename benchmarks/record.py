@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from mmgen.files import repo_root
-from mmgen.provenance import git_state, hardware
+from mmgen.base.files import repo_root
+from mmgen.base.provenance import git_state, hardware
 
 STATE, HERE = git_state(repo_root()), hardware()
 if STATE["dirty"]:  # rows of an earlier benchmark change no result

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmgen.core import to_float
+from mmgen.base.images import to_float
 from mmgen.data import portraits
 from mmgen.data.captions import caption
-from mmgen.efficientnet import EfficientNetLite0
-from mmgen.files import atomic_write, sha256
+from mmgen.backbones.efficientnet import EfficientNetLite0
+from mmgen.base.files import atomic_write, sha256
 from mmgen.ldm.pipeline import LatentDiffusion
 from mmgen.metrics.frechet import features, frechet_distance, statistics
-from mmgen.weights import resolve
+from mmgen.base.weights import resolve
 
 PLANS = [("euler", 4), ("euler", 6), ("euler", 8), ("euler", 12), ("heun", 3), ("heun", 5), ("heun", 7), ("dpmsolver++", 6),
          ("dpmsolver++", 8), ("dpmsolver++", 12), ("unipc", 6), ("unipc", 8), ("unipc", 12), ("euler", 20), ("heun", 13),

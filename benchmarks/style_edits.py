@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from record import number, record
 
-from mmgen.core import image_grid
+from mmgen.base.images import image_grid
 from mmgen.data.edits import KINDS, as_batch, edits
-from mmgen.editing import editor, options_of
-from mmgen.files import repo_root
+from mmgen.editing.editor import editor, options_of
+from mmgen.base.files import repo_root
 from mmgen.metrics.oracle import Oracle, score_editor
-from mmgen.styleclip.mapper_training import wishes_for
+from mmgen.styleclip.mapper_train import wishes_for
 
 METHODS = ("inversion", "styleclip-optimization", "styleclip-mapper", "styleclip-directions", "sdedit")
 

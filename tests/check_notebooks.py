@@ -20,7 +20,7 @@ def main() -> int:
         copy = Path(folder) / "mmgen"
         copy.mkdir()
         for name in WATCHED:  # not data/, which may hold millions of images
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("weights", "__pycache__", ".ipynb_checkpoints"))
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("packaged", "__pycache__", ".ipynb_checkpoints"))
         for name in ("settings.ini", "pyproject.toml", "setup.py", "README.md"):
             shutil.copyfile(ROOT / name, copy / name)
         for command in ("nbdev_export", "nbdev_clean"):

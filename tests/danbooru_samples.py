@@ -1,4 +1,4 @@
-"""One line of each form of a Danbooru dump, written by hand after the public descriptions (see nbs/42b4a_synthetic_posts.ipynb) and with
+"""One line of each form of a Danbooru dump, written by hand after the public descriptions (see nbs/danbooru/synthetic_posts.ipynb) and with
 invented values, and what a reader must make of it. Readers are tested with these, not only with lines of our own generator."""
 from datetime import datetime
 

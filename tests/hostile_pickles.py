@@ -644,7 +644,7 @@ def verdict(found, size, plain):
 
 def open_all(folder):
     "In the process with limits: opens the files, prints a line for each, then checks that a good one still opens."
-    from mmgen.pickles import PickleError, Plain, read_pickle, state_of
+    from mmgen.base.pickles import PickleError, Plain, read_pickle, state_of
 
     Path(folder, "good").write_bytes(pickle.dumps([torch.arange(4.0), np.arange(3), b"bytes"], 2))
     read_pickle(Path(folder, "good"))

@@ -37,8 +37,8 @@ def cut(real, args, path):
 
 def watch(folder, at, how, events):
     "Counts what is written below a folder; kills this process before, after or in the middle of number `at`."
-    import mmgen.checkpoints
-    import mmgen.weights
+    import mmgen.training.checkpoints
+    import mmgen.base.weights
     import torch
     count = itertools.count()
 
@@ -58,7 +58,7 @@ def watch(folder, at, how, events):
     for owner, name, where in [
             (os, "replace", lambda a: a[1]), (os, "mkdir", lambda a: a[0]), (os, "fsync", lambda a: os.readlink(f"/proc/self/fd/{a[0]}")),
             (os, "unlink", lambda a: a[0]), (os, "rmdir", lambda a: a[0]), (shutil, "rmtree", lambda a: a[0]), (Path, "write_bytes", lambda a: a[0]),
-            (mmgen.checkpoints, "save_file", lambda a: a[1]), (mmgen.weights, "save_file", lambda a: a[1]), (torch, "save", lambda a: a[1])]:
+            (mmgen.training.checkpoints, "save_file", lambda a: a[1]), (mmgen.base.weights, "save_file", lambda a: a[1]), (torch, "save", lambda a: a[1])]:
         wrap(owner, name, where)
 
 
@@ -69,7 +69,7 @@ def start(config, root, at=None, how="", limit=None):
     code, folder, events = 1, root / "reports" / "runs" / config.run_id, []
     with open(root / "said.txt", "w") as said, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            from mmgen.launch import launch
+            from mmgen.jobs.launch import launch
             if limit:
                 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -118,8 +118,8 @@ def main(root, jobs, kills, seed):
     root, rng = Path(root).resolve(), random.Random(seed)
     root.mkdir(parents=True, exist_ok=True)
     os.environ |= {"MMGEN_ROOT": str(root), "OMP_NUM_THREADS": "1"}
-    from mmgen.launch import FITS
-    from mmgen.presets import config_for
+    from mmgen.jobs.launch import FITS
+    from mmgen.jobs.registry import config_for
     for job in jobs: importlib.import_module(FITS[job])
     report = {"kills": 0, "dead ends": [], "other bytes": [], "other curve": [], "leftovers": []}
     for job, share in zip(jobs, [kills // len(jobs) + (i < kills % len(jobs)) for i in range(len(jobs))]):

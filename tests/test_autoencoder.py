@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 
-from mmgen.core import psnr, to_float
+from mmgen.base.images import psnr, to_float
 from mmgen.ldm.autoencoder import AutoencoderKL, Posterior
 from mmgen.ldm.autoencoder_blocks import Upsample2D
 from mmgen.ldm.autoencoder_loss import adaptive_weight, perceptual_distance
-from mmgen.ldm.autoencoder_training import AutoencoderTask, reconstruct, scaling_factor_of
-from mmgen.presets import config_for, parameters_cell
-from mmgen.runs import load_run
-from mmgen.training import train
-from mmgen.weights import WeightsError, save_weights
+from mmgen.ldm.autoencoder_train import AutoencoderTask, reconstruct, scaling_factor_of
+from mmgen.jobs.registry import config_for, parameters_cell
+from mmgen.base.runs import load_run
+from mmgen.training.loop import train
+from mmgen.base.weights import WeightsError, save_weights
 
 CONFIGS = [
     dict(block_out_channels=(8,), norm_num_groups=4),
@@ -339,7 +339,7 @@ def test_reconstruct():
 
 
 class Record:
-    "The part of mmgen.runs.Run that the loop uses."
+    "The part of mmgen.base.runs.Run that the loop uses."
     def __init__(self, path): self.path, self.rows, self.figures = path, [], []
     def log(self, step, **values): self.rows.append(values)
     def figure(self, name, picture): self.figures.append((name, picture.shape))

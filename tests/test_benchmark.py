@@ -9,25 +9,25 @@ from PIL import Image
 
 from mmgen.benchmark import workers
 from mmgen.benchmark.counterfactuals import change_mask, counterfactuals, from_to, instruction, to_dataset
-from mmgen.benchmark.evaluation import evaluate
+from mmgen.benchmark.run import evaluate
 from mmgen.benchmark.parts import Part, load_part, parse, part_key, parts
 from mmgen.benchmark.pictures import failures
 from mmgen.benchmark.scores import Judges, pixel_accuracy, to_lab
 from mmgen.benchmark.tables import flipped, outcomes, set_figures, table
 from mmgen.benchmark.workers import ask, run_parts
-from mmgen.core import to_uint8
+from mmgen.base.images import to_uint8
 from mmgen.data.edits import as_batch
 from mmgen.data import portraits
-from mmgen.editing import CopyInput, EditError, check_edit, editor, editors
-from mmgen.evaluate_job import EvaluateConfig
-from mmgen.files import sha256
+from mmgen.editing.editor import CopyInput, EditError, check_edit, editor, editors
+from mmgen.benchmark.config import EvaluateConfig
+from mmgen.base.files import sha256
 from mmgen.metrics.clip_score import clip_score, directional_similarity
 from mmgen.metrics.features import extractor
 from mmgen.metrics.intervals import MetricWarning
 from mmgen.metrics.oracle import labels
-from mmgen.presets import config_for
-from mmgen.runs import Run, RunError, to_json
-from mmgen.settings import split_list
+from mmgen.jobs.registry import config_for
+from mmgen.base.runs import Run, RunError, to_json
+from mmgen.base.settings import split_list
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from mmgen.clip import train_tokenizer
+from mmgen.clip.model import train_tokenizer
 from mmgen.data.captions import (ABSENCES, PREDICATES, Claim, CutWarning, absent, as_tags, caption, cut, describe, fit,
                                  full_claim, overflow, short_claim)
 

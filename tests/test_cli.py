@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmgen.cli import build_parser, main
-from mmgen.commands import save_picture
+from mmgen.app.cli import build_parser, main
+from mmgen.app.commands import save_picture
 from mmgen.data import portraits
-from mmgen.launch import FITS
-from mmgen.presets import JOBS
+from mmgen.jobs.launch import FITS
+from mmgen.jobs.registry import JOBS
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_second_edit_leaves_the_first(me, capsys):
 
 
 def test_results_that_come_at_once_get_names_of_their_own(tmp_path):
-    code = ("import sys; import numpy as np; from pathlib import Path; from mmgen.commands import save_picture\n"
+    code = ("import sys; import numpy as np; from pathlib import Path; from mmgen.app.commands import save_picture\n"
             "print(flush=True); sys.stdin.readline()\n"
             "for n in range(10): print(save_picture(np.full((8, 8, 3), n, np.uint8), Path(sys.argv[1]), 'PNG', keep=True))")
     both = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a.png")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -161,7 +161,7 @@ def test_the_option_that_was_meant_is_named(arguments, said, capsys):
 
 
 def test_what_nobody_foresaw_is_one_sentence_with_its_place(monkeypatch, capsys):
-    monkeypatch.setattr("mmgen.weights.packaged", lambda: 1 / 0)
+    monkeypatch.setattr("mmgen.base.weights.packaged", lambda: 1 / 0)
     assert main(["weights", "--json"]) == 1
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and "not foreseen: ZeroDivisionError (division by zero) in test_cli.py, line" in printed.err
@@ -176,11 +176,11 @@ def test_the_bar_counts_to_its_end_and_changes_nothing(me, monkeypatch, capsys):
             seen.append((self.n, self.total))
             super().close()
 
-    monkeypatch.setattr("mmgen.commands.tqdm", Bar)
+    monkeypatch.setattr("mmgen.app.commands.tqdm", Bar)
     for editor, total in (("sdedit", 2), ("ddim-inversion", 4), ("flowedit", 2), ("styleclip-optimization", None)):
         pictures = []
         for wanted in (False, True):
-            monkeypatch.setattr("mmgen.guards.wants_bar", lambda: wanted)
+            monkeypatch.setattr("mmgen.training.guards.wants_bar", lambda: wanted)
             seen.clear()
             assert main(["edit", str(me), "word " * 1000, "--steps", "2", "--editor", editor, "--json"]) == 0
             printed = capsys.readouterr()
@@ -191,7 +191,8 @@ def test_the_bar_counts_to_its_end_and_changes_nothing(me, monkeypatch, capsys):
 
 def test_two_trainings_in_one_second_have_two_names(monkeypatch):
     from argparse import Namespace
-    from mmgen import commands, launch
+    from mmgen.app import commands
+    from mmgen.jobs import launch
     seen = []
     monkeypatch.setattr(launch, "launch", lambda config: seen.append(config.run_id) or 1 / 0)
     for _ in range(2):
@@ -218,7 +219,7 @@ def test_every_example_in_the_help_is_understood():
 def test_help_comes_without_torch():
     code = """
         import argparse, contextlib, io, sys
-        import mmgen.cli
+        import mmgen.app.cli
 
         def commands(parser, words):
             yield words
@@ -227,8 +228,8 @@ def test_help_comes_without_torch():
                     for name, below in action.choices.items(): yield from commands(below, [*words, name])
 
         mmgen.editors()
-        for words in commands(mmgen.cli.build_parser(), []):
-            with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit): mmgen.cli.main([*words, "--help"])
+        for words in commands(mmgen.app.cli.build_parser(), []):
+            with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit): mmgen.app.cli.main([*words, "--help"])
             heavy = {"torch", "transformers", "diffusers", "accelerate", "scipy", "matplotlib"} & sys.modules.keys()
             assert "usage: mmgen" in text.getvalue() and not heavy, (words, heavy)
             print(*words)"""

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, CLIPModel, CLIPTokenizerFast
 
-from mmgen.clip import CLIP, build_clip, similarity_figure, train_tokenizer
-from mmgen.clip_training import CLIPTask, ClaimBatches, contrastive_loss, tokenizer_texts
-from mmgen.core import to_float
+from mmgen.clip.model import CLIP, build_clip, similarity_figure, train_tokenizer
+from mmgen.clip.train import CLIPTask, ClaimBatches, contrastive_loss, tokenizer_texts
+from mmgen.base.images import to_float
 from mmgen.data.captions import CutWarning, caption
 from mmgen.data.portraits import render, sample, seeds, tags
-from mmgen.weights import WeightsError
-from mmgen.zero_shot import attribute_prompts, describe_image, retrieval, zero_shot
+from mmgen.base.weights import WeightsError
+from mmgen.clip.zero_shot import attribute_prompts, describe_image, retrieval, zero_shot
 
 TINY = dict(patch=16, embed_dim=32, text_width=32, text_layers=1, text_heads=2, vision_width=32, vision_layers=1,
             vision_heads=2)
@@ -262,10 +262,10 @@ def test_wrong_folders_are_refused(clip, tmp_path):
 
 
 def test_train_clip_smoke(tmp_path, monkeypatch):
-    from mmgen.clip_training import fit
+    from mmgen.clip.train import fit
     from mmgen.data import portrait_sets
-    from mmgen.presets import config_for
-    from mmgen.runs import Run, load_run
+    from mmgen.jobs.registry import config_for
+    from mmgen.base.runs import Run, load_run
     make = portrait_sets.dataset
     monkeypatch.setattr(portrait_sets, "dataset", lambda *a, **k: make(*a, **k, root=tmp_path / "data"))
     config = config_for("clip", "smoke", vocabulary=600, device="cpu")

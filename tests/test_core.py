@@ -1,4 +1,4 @@
-"""mmgen.core: conversion, grids, roots, devices, seeding, atomic files."""
+"""mmgen.base.images: conversion, grids, roots, devices, seeding, atomic files."""
 import hashlib
 import os
 import random
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmgen import core, files
+from mmgen.base import images as core
+from mmgen.base import files
 
 
 def test_uint8_float_round_trip_is_exact():

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmgen.clip import CLIP, TextEncoder, build_clip, train_tokenizer
-from mmgen.export import save_diffusers
+from mmgen.clip.model import CLIP, TextEncoder, build_clip, train_tokenizer
+from mmgen.app.export import save_diffusers
 from mmgen.ldm.autoencoder import AutoencoderKL
-from mmgen.ldm.instruct import InstructPix2Pix
+from mmgen.ldm.editors.instruct import InstructPix2Pix
 from mmgen.ldm.pipeline import LatentDiffusion
-from mmgen.ldm.pretrained import stable_diffusion
+from mmgen.ldm.published.stable_diffusion import stable_diffusion
 from mmgen.ldm.unet import UNet2DConditionModel
 from mmgen.metrics.oracle import Oracle
 from mmgen.styleclip.directions import Directions
-from mmgen.styleclip.identity import PortraitIdentity
+from mmgen.identity.model import PortraitIdentity
 from mmgen.styleclip.mapper import Mapper
 from mmgen.stylegan.encoder import Encoder
 from mmgen.stylegan.generator import Generator
-from mmgen.weights import WeightsError, packaged
+from mmgen.base.weights import WeightsError, packaged
 
 KINDS = {"autoencoder": AutoencoderKL, "clip": CLIP, "directions": Directions, "encoder": Encoder, "identity": PortraitIdentity, "instruct": InstructPix2Pix,
          "ldm": LatentDiffusion, "mapper": Mapper, "oracle": Oracle, "stylegan2": Generator}

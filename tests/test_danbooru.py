@@ -12,10 +12,10 @@ import zstandard
 from danbooru_samples import NEW, NEW_ROWS, OLD, OLD_ROWS
 from evil_archives import KINDS, evil_archive
 
-import mmgen.data.danbooru as danbooru
-from mmgen.data.danbooru import MetadataError, write_posts
-from mmgen.data.synthetic_dump import LINE_DAMAGE, write_dump
-from mmgen.files import FolderInUse, locked
+import mmgen.danbooru.posts as danbooru
+from mmgen.danbooru.posts import MetadataError, write_posts
+from mmgen.danbooru.synthetic_dump import LINE_DAMAGE, write_dump
+from mmgen.base.files import FolderInUse, locked
 
 
 def rows(out): return sorted(pq.read_table(out / "posts").to_pylist(), key=lambda row: row["id"])
@@ -214,7 +214,7 @@ def test_spark_reads_the_same(tmp_path, form):
 
 def test_times_are_utc_on_every_engine(tmp_path):
     import ibis
-    from mmgen.data.danbooru_table import canonical, duckdb_raw
+    from mmgen.danbooru.metadata_table import canonical, duckdb_raw
     written = ["2008-06-10 03:08:07.342 UTC", "2023-05-06T10:40:45.524-04:00", "2023-05-06T20:10:45.524+0530", "2023-05-06 14:40:45.524+00", "2023-05-06 14:40:45.524"]
     path = tmp_path / "posts.json"
     path.write_text("".join(json.dumps({"id": i, "created_at": time, "tag_string_general": "smile"}) + "\n" for i, time in enumerate(written)))

@@ -16,7 +16,7 @@ from browser import CHROMIUM, DRIVER, headless
 from PIL import Image
 
 from mmgen.data import portraits
-from mmgen.demo import MAX_BYTES, Workbench, exact, examples, past_proxies, serve
+from mmgen.app.demo import MAX_BYTES, Workbench, exact, examples, past_proxies, serve
 
 
 def test_examples_know_their_exact_answers():

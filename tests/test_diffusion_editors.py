@@ -5,17 +5,17 @@ import pytest
 import torch
 from diffusers import DDIMInverseScheduler
 
-from mmgen.clip import train_tokenizer
-from mmgen.editing import EditError, editor
-from mmgen.ldm.instruct import InstructEditor, random_instruct
+from mmgen.clip.model import train_tokenizer
+from mmgen.editing.editor import EditError, editor
+from mmgen.ldm.editors.instruct import InstructEditor, random_instruct
 from mmgen.ldm.attention import attend
-from mmgen.ldm.ddpm_inversion import ddpm_invert, ddpm_replay
+from mmgen.ldm.editors.edit_friendly_ddpm import ddpm_invert, ddpm_replay
 from mmgen.ldm.diffusion import FlowMatching, from_x0_eps, make_schedule
-from mmgen.ldm.editing import Reconstruction
-from mmgen.ldm.flowedit import flow_edit
-from mmgen.ldm.inversion import DDIMInversion, ddim_invert, two_branches
+from mmgen.ldm.editors.sdedit import Reconstruction
+from mmgen.ldm.editors.flowedit import flow_edit
+from mmgen.ldm.editors.ddim_inversion import DDIMInversion, ddim_invert, two_branches
 from mmgen.ldm.pipeline import random_pipeline
-from mmgen.ldm.prompt_to_prompt import PromptToPrompt, SharedMaps, align, aligned, attention_map, token_names, token_words
+from mmgen.ldm.editors.prompt_to_prompt import PromptToPrompt, SharedMaps, align, aligned, attention_map, token_names, token_words
 from mmgen.ldm.samplers import ddim
 
 PIPELINES = {prediction: random_pipeline(prediction=prediction) for prediction in ("flow", "eps", "v")}
@@ -250,7 +250,9 @@ def test_flowedits_seed_is_its_noise():
 
 @pytest.mark.parametrize("name", ["sdedit", *NAMES, "instruct-pix2pix"])
 def test_both_captions_in_one_call_give_what_two_calls_give(name, monkeypatch):
-    from mmgen.ldm import flowedit, inversion, pipeline, samplers
+    from mmgen.ldm import pipeline, samplers
+    from mmgen.ldm.editors import flowedit
+    from mmgen.ldm.editors import ddim_inversion as inversion
     which, found, calls = (InstructEditor(random_instruct(), steps=3) if name == "instruct-pix2pix" else make(name)), [], []
     which.pipeline.unet.register_forward_hook(lambda *_: calls.append(1))
     for most in (32, 0):

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmgen.core import psnr, to_float
+from mmgen.base.images import psnr, to_float
 from mmgen.data import portraits
-from mmgen.data.dump_images import InventoryError, content_box, dump_image, files_without_post, inventory
+from mmgen.danbooru.images import InventoryError, content_box, dump_image, files_without_post, inventory
 from mmgen.data.loading import ImageError
-from mmgen.data.near_duplicates import duplicate_counts, near_duplicates, signature
-from mmgen.data.synthetic_dump import write_dump
+from mmgen.danbooru.near_duplicates import duplicate_counts, near_duplicates, signature
+from mmgen.danbooru.synthetic_dump import write_dump
 
 FACES = [Image.fromarray(portraits.render(portraits.sample(seed), 300)) for seed in range(40)]
 

@@ -6,10 +6,10 @@ import torch
 import mmgen
 from mmgen.data import portraits
 from mmgen.data.captions import caption
-from mmgen.editing import CopyInput, EditError, Editor, check_edit, options_of, residual_decode
-from mmgen.ldm.editing import Reconstruction, SDEdit
+from mmgen.editing.editor import CopyInput, EditError, Editor, check_edit, options_of, residual_decode
+from mmgen.ldm.editors.sdedit import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import random_pipeline
-from mmgen.panel import edit_image
+from mmgen.app.panel import edit_image
 
 PIPELINE = random_pipeline()
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from mmgen.data import portraits
-from mmgen.files import repo_root
-from mmgen.presets import JOBS, parameters_cell
-from mmgen.weights import packaged
+from mmgen.base.files import repo_root
+from mmgen.jobs.registry import JOBS, parameters_cell
+from mmgen.base.weights import packaged
 
 pytestmark = pytest.mark.notebooks
 NOTEBOOKS = repo_root() / "nbs"

@@ -9,24 +9,25 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
-from mmgen.cli import main
-from mmgen.clip import CLIP, TextEncoder, build_clip, train_tokenizer
-from mmgen.core import to_float
+from mmgen.app.cli import main
+from mmgen.clip.model import CLIP, TextEncoder, build_clip, train_tokenizer
+from mmgen.base.images import to_float
 from mmgen.data import portraits
-from mmgen.export import (
+from mmgen.app.export import (
     ExportError, export_model, open_model, push, save_decoder_onnx, save_diffusers, save_mapper_onnx, scheduler_config)
-from mmgen.ldm import instruct_training, train
+from mmgen.ldm import train
+from mmgen.ldm.editors import instruct_train as instruct_training
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.diffusion import noise_like
-from mmgen.ldm.model_noise import process_of
+from mmgen.ldm.published.model_noise import process_of
 from mmgen.ldm.pipeline import LatentDiffusion, make_process
-from mmgen.ldm.pretrained import stable_diffusion
+from mmgen.ldm.published.stable_diffusion import stable_diffusion
 from mmgen.ldm.unet import UNet2DConditionModel
-from mmgen.presets import config_for
-from mmgen.runs import Run
-from mmgen.single_file import save_single_file
+from mmgen.jobs.registry import config_for
+from mmgen.base.runs import Run
+from mmgen.ldm.published.single_file import save_single_file
 from mmgen.styleclip.mapper import Mapper
-from mmgen.weights import load_state, save_weights
+from mmgen.base.weights import load_state, save_weights
 
 
 def model(prediction="eps", mean=0.0, std=2.5, **options):
@@ -284,7 +285,7 @@ def test_export_says_in_a_sentence_what_it_cannot_write(tmp_path, capsys):
 def test_training_with_visible_padding_shows_it():
     "The states that a batch holds are all 77; those that the sampler shows are the same."
     clip = CLIP.load("clip-portraits", "cpu")
-    from mmgen.ldm.columns import read_all
+    from mmgen.ldm.precompute import read_all
     states, lengths = read_all(clip, ["green hair", "smile, glasses"], masked=False)
     assert states.shape[1] == 77 and lengths.tolist() == [77, 77] and torch.allclose(states.float(), clip.states(["green hair", "smile, glasses"]), atol=2e-2)
     for batch in ({"states": states, "length": lengths}, {"caption": ["green hair", "smile, glasses"]}):

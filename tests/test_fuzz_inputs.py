@@ -20,8 +20,8 @@ from mmgen.data.captions import as_tags, caption, known_tags
 from mmgen.data.folders import SourceError, read_folder, spaced
 from mmgen.data.loading import ImageError, load_source, open_image
 from mmgen.data.portraits import PortraitError
-from mmgen.panel import wanted_caption
-from mmgen.editing import EditError
+from mmgen.app.panel import wanted_caption
+from mmgen.editing.editor import EditError
 
 SECONDS = 5  # for one input
 GOOD = (ImageError, SourceError, EditError, PortraitError)

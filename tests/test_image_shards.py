@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mmgen.data import image_shards
-from mmgen.data.dump_images import dump_image, inventory
-from mmgen.data.image_shards import write_image_shards
+from mmgen.danbooru import shards as image_shards
+from mmgen.danbooru.images import dump_image, inventory
+from mmgen.danbooru.shards import write_image_shards
 from mmgen.data.shards import ShardError, Shards, read_manifest, shard_schema
-from mmgen.data.synthetic_dump import write_dump
-from mmgen.files import FolderInUse, locked, sha256
+from mmgen.danbooru.synthetic_dump import write_dump
+from mmgen.base.files import FolderInUse, locked, sha256
 
 OPTIONS = {"size": 32, "shard_bytes": 3e5, "progress": False}
 
@@ -108,7 +108,7 @@ CHILD = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from test_image_shards import *
-from mmgen.data import near_duplicates
+from mmgen.danbooru import near_duplicates
 delay = image_shards.dump_image
 def slow(*args, **options):
     time.sleep(0.004)
@@ -253,7 +253,7 @@ def test_no_room_is_said_before_anything_is_written(dump, tmp_path, monkeypatch)
 
 
 def test_a_disk_that_went_away_is_no_damage(dump, tmp_path, monkeypatch):
-    import mmgen.data.pictures as pictures
+    import mmgen.data.images as pictures
     opened = pictures.Image.open
     def lost(source, **options):
         if str(source).endswith("1700.jpg"): raise OSError(5, "Input/output error")

@@ -9,16 +9,16 @@ from mmgen.data.edits import edits
 from mmgen.data.loading import SourceError
 from mmgen.data.pairs import load_pairs, wished
 from mmgen.data.portraits import is_held_out, render, sample, tags
-from mmgen.data.wishes import wish_between
-from mmgen.editing import EditError
-from mmgen.ldm.instruct import InstructEditor, InstructPix2Pix, random_instruct
-from mmgen.ldm.instruct_training import InstructTask, fit
+from mmgen.data.edited_captions import wish_between
+from mmgen.editing.editor import EditError
+from mmgen.ldm.editors.instruct import InstructEditor, InstructPix2Pix, random_instruct
+from mmgen.ldm.editors.instruct_train import InstructTask, fit
 from mmgen.ldm.pipeline import LatentDiffusion, random_pipeline
 from mmgen.ldm.train import build_unet
 from mmgen.metrics.oracle import Oracle, score_editor
-from mmgen.presets import config_for
-from mmgen.runs import Run
-from mmgen.weights import load_state, packaged
+from mmgen.jobs.registry import config_for
+from mmgen.base.runs import Run
+from mmgen.base.weights import load_state, packaged
 
 
 @pytest.mark.parametrize("source, target, wish", [
@@ -63,7 +63,7 @@ def test_the_start_from_a_diffusion_model_ignores_the_source_at_first():
 
 def test_a_dropped_wish_asks_for_the_source(monkeypatch):
     model, seen = random_instruct(), {}
-    monkeypatch.setattr("mmgen.ldm.instruct_training.diffusion_loss", lambda network, x0, *rest, **drawn: seen.update(x0=x0) or x0.sum())
+    monkeypatch.setattr("mmgen.ldm.editors.instruct_train.diffusion_loss", lambda network, x0, *rest, **drawn: seen.update(x0=x0) or x0.sum())
     states, mask = model.context(["green hair", "smile"])
     batch = {"source": torch.randn(2, 4, 8, 8), "target": torch.randn(2, 4, 8, 8), "states": states, "length": mask.sum(1)}
     for dropout, expected in ((1.0, "source"), (0.0, "target")):

@@ -13,8 +13,8 @@ from browser import CHROMIUM, DRIVER, headless
 from PIL import Image
 
 from mmgen.data import portraits
-from mmgen.files import repo_root
-from mmgen.weights import packaged
+from mmgen.base.files import repo_root
+from mmgen.base.weights import packaged
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif("ldm-portraits" not in packaged(), reason="ldm-portraits is not packaged")]
 

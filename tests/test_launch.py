@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from test_shards import portrait_shards
 
-from mmgen.files import repo_root
-from mmgen.launch import FITS, main
-from mmgen.presets import PRESETS
+from mmgen.base.files import repo_root
+from mmgen.jobs.launch import FITS, main
+from mmgen.jobs.registry import PRESETS
 
 pytestmark = pytest.mark.notebooks
 
@@ -26,7 +26,7 @@ def environment(root):
 
 
 def start(root, *arguments, **more):
-    return subprocess.Popen([sys.executable, "-m", "mmgen.launch", *arguments, "device=cpu", "mixed_precision=no"],
+    return subprocess.Popen([sys.executable, "-m", "mmgen.jobs.launch", *arguments, "device=cpu", "mixed_precision=no"],
                             env=environment(root) | more, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -127,7 +127,7 @@ SHARDS = ("preset=smoke", "data=shards", "images=96", "held_out=0", "edit_tags=g
 
 def launched(root, launcher, *arguments):
     "What two processes say that accelerate or torchrun starts, without a GPU."
-    command = [str(Path(sys.executable).parent / launcher[0]), *launcher[1:], port(), "-m", "mmgen.launch", *arguments, "device=cpu", "mixed_precision=no"]
+    command = [str(Path(sys.executable).parent / launcher[0]), *launcher[1:], port(), "-m", "mmgen.jobs.launch", *arguments, "device=cpu", "mixed_precision=no"]
     done = subprocess.run(command, env=environment(root), cwd=root, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

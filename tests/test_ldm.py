@@ -10,19 +10,19 @@ import pytest
 import torch
 from PIL import Image
 
-from mmgen.clip import CLIP
-from mmgen.core import to_float, to_uint8
+from mmgen.clip.model import CLIP
+from mmgen.base.images import to_float, to_uint8
 from mmgen.data import portraits
 from mmgen.data.captions import CutWarning, caption
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.pipeline import PRECISIONS, LatentDiffusion, make_process, random_pipeline, sampler
-from mmgen.ldm.columns import encode_all, read_all
+from mmgen.ldm.precompute import encode_all, read_all
 from mmgen.ldm.train import LDMTask, fit, held_out_loss, train_pipeline
-from mmgen.jobs import LDMConfig
-from mmgen.presets import config_for
-from mmgen.registry import EditError, editor
-from mmgen.runs import Run
-from mmgen.weights import WeightsError, package, save_weights
+from mmgen.training.config import LDMConfig
+from mmgen.jobs.registry import config_for
+from mmgen.editing.registry import EditError, editor
+from mmgen.base.runs import Run
+from mmgen.base.weights import WeightsError, package, save_weights
 
 CAPTIONS = ["green hair, smile", "", "brown hair, blue eyes, glasses, round eyewear, eyewear, long hair", "smile"]
 CPU = torch.device("cpu")
@@ -173,7 +173,7 @@ def test_a_changed_picture_is_encoded_again(tmp_path, monkeypatch):
         Image.fromarray(np.full((64, 64, 3), 60 * k, np.uint8)).save(folder / f"{k}.png")
         (folder / f"{k}.txt").write_text("night")
     counted = []
-    monkeypatch.setattr("mmgen.ldm.columns.encode_all", lambda *given: counted.append(1) or encode_all(*given))
+    monkeypatch.setattr("mmgen.ldm.precompute.encode_all", lambda *given: counted.append(1) or encode_all(*given))
     hashes = []
     for name in ("a", "b", "c"):
         if name == "c":
@@ -212,7 +212,7 @@ def test_encoding_all_images_takes_the_memory_of_a_batch():
         import resource
         from types import SimpleNamespace
         import numpy as np, torch
-        from mmgen.ldm.columns import encode_all
+        from mmgen.ldm.precompute import encode_all
 
         class Halves(torch.nn.Module):
             def encode(self, x): return SimpleNamespace(mode=lambda: torch.nn.functional.avg_pool2d(x, 8))

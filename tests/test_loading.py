@@ -14,7 +14,7 @@ from mmgen.data import portraits
 from mmgen.data.batches import Batches, cached
 from mmgen.data.folders import SourceNotice
 from mmgen.data.loading import ImageColumn, SourceError, load_source, to_arrays
-from mmgen.data.pictures import ImageError, ImageNotice, open_image
+from mmgen.data.images import ImageError, ImageNotice, open_image
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 

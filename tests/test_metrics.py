@@ -12,8 +12,8 @@ from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
 from transformers import CLIPModel
 
-from mmgen.clip import CLIP
-from mmgen.core import psnr, to_float, to_uint8
+from mmgen.clip.model import CLIP
+from mmgen.base.images import psnr, to_float, to_uint8
 from mmgen.data.edits import as_batch, edits
 from mmgen.metrics import features as rooms
 from mmgen.metrics import pairs
@@ -25,8 +25,8 @@ from mmgen.metrics.intervals import MetricWarning, halves, score
 from mmgen.metrics.kernel import cmmd, kd, mmd2
 from mmgen.metrics.oracle_scores import accuracy_scores
 from mmgen.metrics.pairs import pair_score, ssim
-from mmgen.runs import Run
-from mmgen.weights import WeightsError
+from mmgen.base.runs import Run
+from mmgen.base.weights import WeightsError
 
 pytestmark = pytest.mark.filterwarnings("ignore::mmgen.metrics.intervals.MetricWarning")
 

@@ -8,7 +8,7 @@ import pytest
 from nbclient import NotebookClient
 from test_experiments import EXPERIMENTS, FEW, NOTEBOOKS, needs
 
-from mmgen.presets import JOBS
+from mmgen.jobs.registry import JOBS
 
 pytestmark = pytest.mark.notebooks
 QUICK = {"edit"}  # the others are slow

@@ -12,18 +12,18 @@ from safetensors.torch import load_file, save_file
 from test_pretrained import padded, randomised, text_tower, to_compvis_unet, to_compvis_vae, to_openclip, unet, vae
 
 import mmgen
-from mmgen.clip import VOCABULARY, clip_tokenizer, train_tokenizer
-from mmgen.demo import Workbench
-from mmgen.editing import EditError
-from mmgen.jobs import EditConfig
+from mmgen.clip.model import VOCABULARY, clip_tokenizer, train_tokenizer
+from mmgen.app.demo import Workbench
+from mmgen.editing.editor import EditError
+from mmgen.training.config import EditConfig
 from mmgen.ldm.diffusion import start
-from mmgen.ldm.instruct import InstructPix2Pix
+from mmgen.ldm.editors.instruct import InstructPix2Pix
 from mmgen.ldm.pipeline import LatentDiffusion, make_process, random_pipeline
-from mmgen.ldm.model_noise import process_of
-from mmgen.ldm.pretrained import stable_diffusion, text_encoder_of, unet_of
+from mmgen.ldm.published.model_noise import process_of
+from mmgen.ldm.published.stable_diffusion import stable_diffusion, text_encoder_of, unet_of
 from mmgen.ldm.samplers import ddim
-from mmgen.panel import build_editor
-from mmgen.weights import WeightsError, load_state
+from mmgen.app.panel import build_editor
+from mmgen.base.weights import WeightsError, load_state
 
 DDIM = {
     "_class_name": "DDIMScheduler",
@@ -226,7 +226,7 @@ def test_the_options_reach_a_model_from_everywhere(second, first):
         mmgen.editor("sdedit", "cpu", model=random_pipeline(), tokenizer="x")
     with pytest.raises(EditError, match="styleclip-mapper has no tokenizer"):
         mmgen.editor("styleclip-mapper", "cpu", tokenizer="x")
-    if "ldm-portraits" in mmgen.weights.packaged():
+    if "ldm-portraits" in mmgen.base.weights.packaged():
         with pytest.raises(
             WeightsError, match="ldm-portraits is a model of mmgen; prediction_type belongs to"
         ):
@@ -596,7 +596,7 @@ def test_plain_models_are_refused_by_the_instruct_editor_at_once(first):
             match=f"{model.name} is no InstructPix2Pix: its UNet reads 4 channels, .*sdedit and the inversions",
         ):
             mmgen.editor("instruct-pix2pix", "cpu", model=str(model))
-    if "ldm-portraits" in mmgen.weights.packaged():
+    if "ldm-portraits" in mmgen.base.weights.packaged():
         with pytest.raises(WeightsError, match="ldm-portraits is no InstructPix2Pix"):
             mmgen.editor("instruct-pix2pix", "cpu", model="ldm-portraits")
 

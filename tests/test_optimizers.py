@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmgen.optimizers import Muon, build, orthogonalise
+from mmgen.training.optimizers import Muon, build, orthogonalise
 
 
 def network(seed=0):

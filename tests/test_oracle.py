@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 import torch
 
-from mmgen.core import to_float
+from mmgen.base.images import to_float
 from mmgen.data import portraits
 from mmgen.data.edits import KINDS, as_batch, edits
-from mmgen.editing import CopyInput
+from mmgen.editing.editor import CopyInput
 from mmgen.metrics.oracle import Oracle, accuracy, classes, edit_scores, labels, score_editor
-from mmgen.weights import packaged
+from mmgen.base.weights import packaged
 
 needs_weights = pytest.mark.skipif("oracle-portraits" not in packaged(), reason="none")
 

@@ -2,22 +2,22 @@
 import numpy as np
 import pytest
 
-from mmgen.clip import CLIP
-from mmgen.core import psnr, to_float
+from mmgen.clip.model import CLIP
+from mmgen.base.images import psnr, to_float
 from mmgen.data import portraits
 from mmgen.data.captions import caption
 from mmgen.data.edits import edits
 from mmgen.ldm.autoencoder import AutoencoderKL
-from mmgen.ldm.autoencoder_training import reconstruct
-from mmgen.ldm.editing import SDEdit
+from mmgen.ldm.autoencoder_train import reconstruct
+from mmgen.ldm.editors.sdedit import SDEdit
 from mmgen.ldm.pipeline import LatentDiffusion
 from mmgen.metrics.oracle import Oracle, accuracy, classes, labels, score_editor
 from mmgen.styleclip.directions import GlobalDirections
 from mmgen.styleclip.mapper import LatentMapper
-from mmgen.styleclip.mapper_training import wishes_for
-from mmgen.stylegan.editing import Inversion
-from mmgen.weights import packaged
-from mmgen.zero_shot import retrieval
+from mmgen.styleclip.mapper_train import wishes_for
+from mmgen.stylegan.editor import Inversion
+from mmgen.base.weights import packaged
+from mmgen.clip.zero_shot import retrieval
 
 WEIGHTS = {"autoencoder-portraits", "clip-portraits", "ldm-portraits", "oracle-portraits", "stylegan2-portraits", "encoder-portraits",
            "identity-portraits", "mapper-portraits", "mapper-green-hair", "mapper-blonde-hair", "mapper-pink-hair", "directions-portraits",

@@ -2,14 +2,14 @@
 import pytest
 from PIL import Image
 
-from mmgen.clip import CLIP
+from mmgen.clip.model import CLIP
 from mmgen.data import portraits
-from mmgen.editing import CopyInput, EditError
-from mmgen.ldm.editing import Reconstruction, SDEdit
+from mmgen.editing.editor import CopyInput, EditError
+from mmgen.ldm.editors.sdedit import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import LatentDiffusion, random_pipeline
-from mmgen.panel import build_editor, edit_image, open_source, side_by_side, tags_of, wanted_caption
-from mmgen.jobs import EditConfig
-from mmgen.zero_shot import choose_tags
+from mmgen.app.panel import build_editor, edit_image, open_source, side_by_side, tags_of, wanted_caption
+from mmgen.training.config import EditConfig
+from mmgen.clip.zero_shot import choose_tags
 
 
 def test_an_image_without_tags_is_described(tmp_path):

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import torch
 
-from mmgen.clip import CLIP, build_clip, train_tokenizer
-from mmgen.clip_training import CLIPTask, ClaimBatches
+from mmgen.clip.model import CLIP, build_clip, train_tokenizer
+from mmgen.clip.train import CLIPTask, ClaimBatches
 from mmgen.data.batches import Batches
 from mmgen.ldm.autoencoder import AutoencoderKL
-from mmgen.ldm.autoencoder_training import AutoencoderTask
+from mmgen.ldm.autoencoder_train import AutoencoderTask
 from mmgen.ldm.pipeline import make_process
 from mmgen.ldm.train import LDMTask, build_unet
 from mmgen.ldm.unet_blocks import Level
 from mmgen.metrics.oracle import Oracle, OracleTask, classes
-from mmgen.presets import config_for
-from mmgen.runs import Run
+from mmgen.jobs.registry import config_for
+from mmgen.base.runs import Run
 from mmgen.stylegan.encoder import Encoder
-from mmgen.stylegan.encoder_training import EncoderTask
+from mmgen.stylegan.encoder_train import EncoderTask
 from mmgen.stylegan.train import StyleGAN2Task, build_models
-from mmgen.training import train
+from mmgen.training.loop import train
 
 pytestmark = pytest.mark.slow
 

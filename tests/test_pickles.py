@@ -17,7 +17,7 @@ import pytest
 import torch
 from hostile_pickles import REASONS, damaged, good, hostile, networks, saved, tried
 
-from mmgen.pickles import Plain, PickleError, read_pickle, state_of
+from mmgen.base.pickles import Plain, PickleError, read_pickle, state_of
 
 
 @pytest.fixture

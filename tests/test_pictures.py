@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from mmgen.data import pictures
-from mmgen.data.dump_images import dump_image
+from mmgen.data import images as pictures
+from mmgen.danbooru.images import dump_image
 from mmgen.data.loading import to_arrays
 from mmgen.data.pairs import load_pairs
-from mmgen.data.pictures import FITS, ImageError, ImageNotice, open_image, read_image
-from mmgen.jobs import EditConfig
-from mmgen.presets import PRESETS
+from mmgen.data.images import FITS, ImageError, ImageNotice, open_image, read_image
+from mmgen.training.config import EditConfig
+from mmgen.jobs.registry import PRESETS
 
 
 def fixed(*values): return b"".join(struct.pack(">i", round(value*65536)) for value in values)
@@ -208,7 +208,7 @@ def test_a_dump_keeps_heads_too():
 
 
 def test_every_job_and_edit_have_fit():
-    from mmgen.presets import JOBS
+    from mmgen.jobs.registry import JOBS
     for job in (*PRESETS, "edit", "pretrained", "prepare_danbooru"):
         config = next(iter(JOBS[job].values()))
         assert config.fit == "crop" and type(config).choices["fit"] == FITS, job
@@ -216,8 +216,8 @@ def test_every_job_and_edit_have_fit():
 
 
 def test_edit_opens_an_image_as_it_is_told(tmp_path):
-    from mmgen.editing import CopyInput
-    from mmgen.panel import open_source
+    from mmgen.editing.editor import CopyInput
+    from mmgen.app.panel import open_source
     Image.fromarray(person()).save(tmp_path/"a.png")
     for fit in ("pad", "top"): assert head(open_source(EditConfig(image=str(tmp_path/"a.png"), source="a", fit=fit), CopyInput())[0]) > 0.05
 
@@ -225,8 +225,8 @@ def test_edit_opens_an_image_as_it_is_told(tmp_path):
 def test_a_job_trains_on_what_fit_keeps(tmp_path):
     "Images of a folder for training and for validation; the hash in the record is another one."
     from mmgen.data.loading import content_sha256
-    from mmgen.ldm.autoencoder_training import load_columns
-    from mmgen.presets import config_for
+    from mmgen.ldm.autoencoder_train import load_columns
+    from mmgen.jobs.registry import config_for
     for n in range(6):
         Image.fromarray(person()).save(tmp_path/f"{n}.png")
         (tmp_path/f"{n}.txt").write_text("a person")

@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from mmgen.benchmark import preliminary as experiment
-from mmgen.benchmark.domains import STYLES, drawn_as, exact_scores, reading, reconstruction, style_distances, style_edits, style_images
-from mmgen.benchmark.preliminary import COMMANDS, load_models, methods, preliminary
-from mmgen.report.preliminary import cell, order, pick, read_record, text, write_report
+from mmgen.paper_figures import figures as experiment
+from mmgen.paper_figures.domains import STYLES, drawn_as, exact_scores, reading, reconstruction, style_distances, style_edits, style_images
+from mmgen.paper_figures.figures import COMMANDS, load_models, methods, preliminary
+from mmgen.report.figures_page import cell, order, pick, read_record, text, write_report
 from mmgen.benchmark.sheets import sheet, wishes
-from mmgen.clip import CLIP
+from mmgen.clip.model import CLIP
 from mmgen.data.edits import as_batch
 from mmgen.data.portraits import PortraitError, render, tags
-from mmgen.files import repo_root
-from mmgen.launch import parse_job
+from mmgen.base.files import repo_root
+from mmgen.jobs.launch import parse_job
 from mmgen.metrics.features import Extractor
-from mmgen.presets import config_for
-from mmgen.runs import Run, RunError
-from mmgen.weights import WeightsError
+from mmgen.jobs.registry import config_for
+from mmgen.base.runs import Run, RunError
+from mmgen.base.weights import WeightsError
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_the_same_record_makes_the_same_report(run, tmp_path):
 @pytest.mark.notebooks
 def test_the_notebook_writes_the_report_of_a_record(run, tmp_path):
     root = run.parents[2]
-    done = subprocess.run([str(Path(sys.executable).parent / "papermill"), str(repo_root() / "nbs" / "41_preliminary.ipynb"), str(tmp_path / "out.ipynb"), "--no-progress-bar",
+    done = subprocess.run([str(Path(sys.executable).parent / "papermill"), str(repo_root() / "nbs" / "report_paper_figures.ipynb"), str(tmp_path / "out.ipynb"), "--no-progress-bar",
                            "-r", "run", "reports/runs/made"], env=os.environ | {"MMGEN_ROOT": str(root), "OMP_NUM_THREADS": "1"}, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (root / "reports" / "preliminary.md").read_bytes() == write_report(run, root / "again").read_bytes().replace(b"../reports/runs", b"runs")

@@ -9,14 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mmgen.danbooru_job import DanbooruConfig
+from mmgen.danbooru.config import DanbooruConfig
 from mmgen.data.loading import ImageError, load_source
-from mmgen.data.prepare import WHY, facts, overview, prepare, record_of, samples
+from mmgen.danbooru.prepare import WHY, facts, overview, prepare, record_of, samples
 from mmgen.data.shards import ShardError, Shards
-from mmgen.data.synthetic_dump import FILE_DAMAGE, LINE_DAMAGE, write_dump
-from mmgen.files import FolderInUse, locked
-from mmgen.launch import main
-from mmgen.runs import Run, RunError, load_run
+from mmgen.danbooru.synthetic_dump import FILE_DAMAGE, LINE_DAMAGE, write_dump
+from mmgen.base.files import FolderInUse, locked
+from mmgen.jobs.launch import main
+from mmgen.base.runs import Run, RunError, load_run
 
 
 def run(root, **given):
@@ -119,10 +119,10 @@ def test_files_that_nobody_may_read_stop_the_run(prepared, tmp_path, monkeypatch
     def refused(*_, **__):
         try: raise PermissionError(13, "Permission denied")
         except PermissionError as e: raise ImageError("The image cannot be opened.", "no file") from e
-    monkeypatch.setattr("mmgen.data.image_shards.dump_image", refused)
+    monkeypatch.setattr("mmgen.danbooru.shards.dump_image", refused)
     with pytest.raises(ShardError, match=r"\.\w+ cannot be read: Permission denied. The same call continues"): run(tmp_path, source=str(root / "dump"))
     def nothing(*_, **__): raise ImageError("The image is gone.", "no file")
-    monkeypatch.setattr("mmgen.data.image_shards.dump_image", nothing)
+    monkeypatch.setattr("mmgen.danbooru.shards.dump_image", nothing)
     with pytest.raises(ValueError, match="None of the .* chosen images can be used; .*bad.jsonl says why"): run(tmp_path, source=str(root / "dump"))
 
 
@@ -145,7 +145,7 @@ def test_the_same_command_goes_on_under_the_same_name(tmp_path, monkeypatch, cap
 
 def test_a_killed_run_goes_on_to_the_same_shards(tmp_path):
     write_dump(tmp_path / "dump", 300, damage=0.02, size=96, originals=False)
-    code = ("import sys; from mmgen.danbooru_job import DanbooruConfig; from mmgen.data.prepare import prepare; from mmgen.runs import Run\n"
+    code = ("import sys; from mmgen.danbooru.config import DanbooruConfig; from mmgen.danbooru.prepare import prepare; from mmgen.base.runs import Run\n"
             "config = DanbooruConfig(source=sys.argv[1], out=sys.argv[2], size=32, min_tag_count=2)\n"
             "with Run('prepare_danbooru', config, root=sys.argv[2] + '-runs') as run: prepare(config, run)\n")
     command = [sys.executable, "-c", code, str(tmp_path / "dump")]
@@ -170,7 +170,7 @@ def test_mistakes_are_one_sentence(tmp_path, given, said):
 def test_folders_that_cannot_be_meant_are_said_before_the_metadata_are_read(prepared, tmp_path, monkeypatch):
     root, *_ = prepared
     (tmp_path / "file").touch()
-    monkeypatch.setattr("mmgen.data.prepare.write_posts", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("mmgen.danbooru.prepare.write_posts", lambda *_: pytest.fail("read"))
     for given, said in (({"out": str(root / "dump")}, "out is the folder of the dump itself"), ({"pictures": "256px"}, "holds no folder 256px"),
                         ({"out": str(tmp_path / "file")}, "file is not a folder; choose another place"), ({"out": str(tmp_path / "file" / "set")}, "file is not a folder; choose another place")):
         with pytest.raises(ValueError, match=said): run(root, source=str(root / "dump"), **given)

@@ -1,4 +1,4 @@
-"""mmgen.presets: what can be set, what is refused and what a notebook's parameters cell says."""
+"""mmgen.jobs.registry: what can be set, what is refused and what a notebook's parameters cell says."""
 import dataclasses
 import inspect
 import json
@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from mmgen import presets
-from mmgen.files import repo_root
-from mmgen.jobs import Job
-from mmgen.ldm.autoencoder_training import AutoencoderTask
-from mmgen.presets import PRESETS, config_for, config_from_notebook, parameters_cell
-from mmgen.runs import Run
-from mmgen.training import train
+from mmgen.jobs import registry as presets
+from mmgen.base.files import repo_root
+from mmgen.training.config import Job
+from mmgen.ldm.autoencoder_train import AutoencoderTask
+from mmgen.jobs.registry import PRESETS, config_for, config_from_notebook, parameters_cell
+from mmgen.base.runs import Run
+from mmgen.training.loop import train
 
 JOBS = sorted(PRESETS)
 NOTEBOOKS = [job for job in JOBS if (repo_root()/"nbs"/f"train_{job}.ipynb").exists()]

@@ -13,14 +13,14 @@ from test_autoencoder import with_old_names
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel
 
 import mmgen
-from mmgen.clip import train_tokenizer
-from mmgen.export import ExportError, save_diffusers
-from mmgen.ldm.compvis import part_of, rename_autoencoder, rename_unet
+from mmgen.clip.model import train_tokenizer
+from mmgen.app.export import ExportError, save_diffusers
+from mmgen.ldm.published.names import part_of, rename_autoencoder, rename_unet
 from mmgen.ldm.diffusion import start
 from mmgen.ldm.pipeline import LatentDiffusion
-from mmgen.ldm.pretrained import autoencoder_of, stable_diffusion, text_encoder_of, unet_of
-from mmgen.ldm.unconditional import unconditional, unconditional_unet_of
-from mmgen.weights import WeightsError, load_state
+from mmgen.ldm.published.stable_diffusion import autoencoder_of, stable_diffusion, text_encoder_of, unet_of
+from mmgen.ldm.published.unconditional import unconditional, unconditional_unet_of
+from mmgen.base.weights import WeightsError, load_state
 
 
 @pytest.fixture(scope="module")

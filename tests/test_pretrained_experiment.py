@@ -11,20 +11,20 @@ import pytest
 import torch
 from PIL import Image
 
-from mmgen.benchmark.pretrained import FIGURES, find, measure, open_all, picture, pretrained
-from mmgen.benchmark.random_weights import numbered, random_weights
-from mmgen.clip import CLIP
+from mmgen.paper_figures.published import FIGURES, find, measure, open_all, picture, pretrained
+from mmgen.paper_figures.random_weights import numbered, random_weights
+from mmgen.clip.model import CLIP
 from mmgen.data.loading import ImageError
-from mmgen.files import repo_root
-from mmgen.pickles import read_pickle
-from mmgen.presets import config_for
-from mmgen.report.preliminary import write_report
-from mmgen.report.pretrained import section
-from mmgen.runs import Run, RunError, load_run
+from mmgen.base.files import repo_root
+from mmgen.base.pickles import read_pickle
+from mmgen.jobs.registry import config_for
+from mmgen.report.figures_page import write_report
+from mmgen.report.published_page import section
+from mmgen.base.runs import Run, RunError, load_run
 from mmgen.stylegan.generator import Generator
 from mmgen.stylegan.inversion import Inverter
-from mmgen.stylegan.pretrained import E4E, rename_numbered
-from mmgen.weights import WeightsError, resolve
+from mmgen.stylegan.published import E4E, rename_numbered
+from mmgen.base.weights import WeightsError, resolve
 
 PACKAGED = {"model": "ldm-portraits", "generator": "stylegan2-portraits", "encoder": "encoder-portraits", "clip": "clip-portraits"}
 
@@ -214,7 +214,7 @@ def test_the_same_settings_give_the_same_numbers_and_random_ones_make_no_section
 
 
 def test_a_picture_that_is_not_there_ends_the_run_before_weights_are_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr("mmgen.benchmark.pretrained.open_all", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr("mmgen.paper_figures.published.open_all", lambda *_: pytest.fail("opened"))
     config = config_for("pretrained", "smoke", face="nothing.png")
     with pytest.raises(ImageError, match="nothing.png does not exist"), Run("pretrained", config, tmp_path, "made") as made: pretrained(config, made)
 

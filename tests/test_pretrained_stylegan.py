@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 import mmgen
 from mmgen.data.loading import open_image
-from mmgen.pickles import read_pickle
+from mmgen.base.pickles import read_pickle
 from mmgen.stylegan.generator import Generator
 from mmgen.stylegan.inversion import Inverter
-from mmgen.stylegan.pretrained import E4E, e4e_of, generator_of
-from mmgen.weights import WeightsError
+from mmgen.stylegan.published import E4E, e4e_of, generator_of
+from mmgen.base.weights import WeightsError
 
 SIZES = (4, 8, 16, 32)
 

@@ -11,9 +11,9 @@ import pytest
 from browser import CHROMIUM, DRIVER, headless
 from PIL import Image
 
-from mmgen.files import repo_root
+from mmgen.base.files import repo_root
 from mmgen.report.conclusion import best, conclusion, paper_claims, which_family
-from mmgen.report.figures import draw_curves
+from mmgen.report.plots import draw_curves
 from mmgen.report.measurements import Measurement, section
 from mmgen.report.records import ReportError, curve, evidence, example, select
 from mmgen.report.results import write_results
@@ -21,8 +21,8 @@ from mmgen.report.sections import comparison, decoding, languages
 from mmgen.report.seeds import training_seeds
 from mmgen.report.site import PAGES, build, fill, front_table, write_index
 from mmgen.report.tables import Column, percent, ratio, table
-from mmgen.runs import Run, RunError, load_run, seal_of, verify_run
-from mmgen.weights import WeightsError, package, packaged, save_weights
+from mmgen.base.runs import Run, RunError, load_run, seal_of, verify_run
+from mmgen.base.weights import WeightsError, package, packaged, save_weights
 
 REPORTS = repo_root() / "reports"
 
@@ -159,7 +159,7 @@ def test_packaging_again_leaves_no_records_of_before(tmp_path, monkeypatch):
     before = {p.name: p.read_bytes() for p in (tmp_path / "weights" / "name").iterdir()}
     for name, said in (("name", "There are weights called name already"), ("../evil", "cannot name weights"), (".x", "cannot name")):
         with pytest.raises(WeightsError, match=said): package(run.path, "model", name, tmp_path / "weights")
-    monkeypatch.setattr("mmgen.weights._add_records", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr("mmgen.base.weights._add_records", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"): package(run.path, "model", "name", tmp_path / "weights", replace=True)
     assert before == {p.name: p.read_bytes() for p in (tmp_path / "weights" / "name").iterdir()} and [*packaged(tmp_path / "weights")] == ["name"] == os.listdir(tmp_path / "weights")
 
@@ -173,7 +173,7 @@ def test_scores_that_evaluate_would_not_write(tmp_path, rows, message):
     (path / "scores.json").write_text(rows if isinstance(rows, str) else json.dumps(rows))
     record = load_run(path)
     del record["seal"], record["artifacts"][0]["sha256"]
-    from mmgen.files import sha256
+    from mmgen.base.files import sha256
     record["artifacts"][0]["sha256"] = sha256(path / "scores.json")
     (path / "run.json").write_text(json.dumps(record))
     with pytest.raises(ReportError, match=message): evidence("tiny", tmp_path)
@@ -202,9 +202,9 @@ def test_pictures_come_with_a_legend_and_only_from_the_record(tmp_path):
 
 
 def committed():
-    "The records that 44_results reads when nothing else is said: of evaluations, of trainings."
+    "The records that report reads when nothing else is said: of evaluations, of trainings."
     from papermill import inspect_notebook
-    found = inspect_notebook(str(repo_root() / "nbs" / "44_results.ipynb"))
+    found = inspect_notebook(str(repo_root() / "nbs" / "report.ipynb"))
     return [found[name]["default"].strip("'\"") for name in ("runs", "seeds")]
 
 
@@ -242,7 +242,7 @@ def test_measurements_are_the_last_rows_of_each_key(tmp_path):
 @pytest.mark.notebooks
 def test_the_notebook_makes_the_same_page(tmp_path):
     if (REPORTS / "preliminary.md").is_file(): shutil.copy(REPORTS / "preliminary.md", tmp_path)
-    notebook = repo_root() / "nbs" / "44_results.ipynb"
+    notebook = repo_root() / "nbs" / "report.ipynb"
     code = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] or "def " in "".join(cell["source"]) for cell in code)
     command = [str(Path(sys.executable).parent / "papermill"), str(notebook), str(tmp_path / "out.ipynb"), "--no-progress-bar", "-r", "out", str(tmp_path)]

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmgen.checkpoints import CheckpointError, learned
-from mmgen.clip import CLIP
-from mmgen.clip_training import tokenizer_files, tokenizer_of
-from mmgen.launch import launch
-from mmgen.presets import config_for
-from mmgen.weights import packaged, read_config
+from mmgen.training.checkpoints import CheckpointError, learned
+from mmgen.clip.model import CLIP
+from mmgen.clip.train import tokenizer_files, tokenizer_of
+from mmgen.jobs.launch import launch
+from mmgen.jobs.registry import config_for
+from mmgen.base.weights import packaged, read_config
 
 FEW = {"device": "cpu", "mixed_precision": "no", "log_every": 1, "checkpoint_every": 100}
 
@@ -70,7 +70,7 @@ def test_clip_that_is_resumed_with_one_picture_more_keeps_its_words(tmp_path, mo
 
 def test_clip_without_its_tokenizer_is_not_resumed(tmp_path, monkeypatch):
     monkeypatch.setenv("MMGEN_ROOT", str(tmp_path))
-    monkeypatch.setattr("mmgen.clip_training.tokenizer_files", lambda tokenizer: {})
+    monkeypatch.setattr("mmgen.clip.train.tokenizer_files", lambda tokenizer: {})
     launch(job("clip", "old", images=16, held_out=8, steps=1))
     file = folder(tmp_path, "old") / "checkpoints" / "checkpoint-1" / "checkpoint.json"
     facts = json.loads(file.read_text())

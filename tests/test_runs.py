@@ -1,4 +1,4 @@
-"""mmgen.runs: the record is complete and readable whatever ends the run."""
+"""mmgen.base.runs: the record is complete and readable whatever ends the run."""
 import dataclasses
 import errno
 import json
@@ -19,10 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mmgen.files import repo_root, sha256
-from mmgen import runs
-from mmgen.run_page import chart
-from mmgen.runs import Run, RunError, load_run, load_runs, to_json
+from mmgen.base.files import repo_root, sha256
+from mmgen.base import runs
+from mmgen.base.run_page import chart
+from mmgen.base.runs import Run, RunError, load_run, load_runs, to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,19 +140,19 @@ def test_ctrl_c_is_recorded_and_raised(tmp_path):
 
 
 def test_a_full_disk_does_not_hide_the_error(tmp_path, monkeypatch):
-    import mmgen.runs
+    import mmgen.base.runs
     def full(*args): raise OSError(28, "No space left on device")
     with pytest.raises(RuntimeError, match="the real one"):
         with Run("x", root=tmp_path):
-            monkeypatch.setattr(mmgen.runs, "atomic_write", full)
+            monkeypatch.setattr(mmgen.base.runs, "atomic_write", full)
             raise RuntimeError("the real one")
     with pytest.raises(OSError, match="No space left"):
         monkeypatch.undo()
-        with Run("x", root=tmp_path): monkeypatch.setattr(mmgen.runs, "atomic_write", full)
+        with Run("x", root=tmp_path): monkeypatch.setattr(mmgen.base.runs, "atomic_write", full)
 
 
 def test_ctrl_c_in_a_real_process(tmp_path):
-    code = ("import signal, time, sys; from mmgen.runs import Run\n"
+    code = ("import signal, time, sys; from mmgen.base.runs import Run\n"
             "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
             "with Run('x', root=sys.argv[1], run_id='r') as run:\n    print('on', flush=True); time.sleep(60)")
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE,
@@ -185,7 +185,7 @@ def test_a_taken_folder_is_refused_or_resumed(tmp_path):
 
 
 def test_a_run_that_is_going_on_is_neither_begun_again_nor_resumed(tmp_path):
-    code = ("import multiprocessing, sys, time; from mmgen.runs import Run\n"
+    code = ("import multiprocessing, sys, time; from mmgen.base.runs import Run\n"
             "with Run('x', root=sys.argv[1], run_id='r') as run:\n"
             "    run.metric('PSNR', 1.0)\n"
             "    worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,)); worker.start()\n"
@@ -286,7 +286,7 @@ def test_peak_memory_sees_a_passing_peak(tmp_path):
     code = f"""
 import json, time
 import numpy as np
-from mmgen.runs import Run
+from mmgen.base.runs import Run
 with Run("x", root={str(tmp_path)!r}) as run:
     print(json.loads((run.path/"run.json").read_text())["peak_memory_mib"]["rss"])
     block = np.ones(200 * 2**20 // 8)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmgen.files import repo_root
+from mmgen.base.files import repo_root
 
 ROOT = repo_root()
 SETTINGS = configparser.ConfigParser(delimiters=["="])
@@ -66,7 +66,7 @@ def test_an_installed_copy_edits_a_portrait(tmp_path):
     code = """
 import mmgen, pathlib
 from mmgen.data import portraits
-from mmgen.panel import edit_image
+from mmgen.app.panel import edit_image
 assert pathlib.Path(mmgen.__file__).is_relative_to(pathlib.Path.cwd()), mmgen.__file__
 face = portraits.sample(3)
 print(edit_image(mmgen.editor("sdedit"), portraits.render(face), ", ".join(portraits.tags(face)), "green hair").shape)
@@ -89,7 +89,7 @@ def test_the_tree_is_lean():
     files = tracked()
     assert sum(-(-f.stat().st_size // 4096) * 4096 for f in files) < 100 * 2**20  # as they lie on a disk
     assert all(f.stat().st_size < 300_000 for f in files if f.suffix == ".ipynb")
-    weights = [f for f in files if "weights" in f.parts]
+    weights = [f for f in files if "packaged" in f.parts]
     assert sum(f.stat().st_size for f in weights) < 36_000_000
 
 
@@ -101,7 +101,7 @@ def test_no_path_of_one_machine():
 
 
 def test_packaged_weights_have_card_config_and_record():
-    for folder in (ROOT / "mmgen" / "weights").glob("*"):
+    for folder in (ROOT / "mmgen" / "packaged").glob("*"):
         assert {"model.safetensors", "config.json", "README.md", "run.json"} <= {f.name for f in folder.iterdir()}
         record = json.loads((folder / "run.json").read_text())
         assert record["status"] == "completed" and record["config"]

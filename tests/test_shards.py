@@ -19,7 +19,7 @@ from mmgen.data.batches import Batches, local_order
 from mmgen.data.loading import ImageError, SourceError, content_sha256, load_source, to_arrays
 from mmgen.data.shard_columns import ShardRows, TagColumn
 from mmgen.data.shards import ShardBusy, ShardError, Shards, ShardWriter, read_manifest, shard_schema, write_manifest
-from mmgen.feeding import feed
+from mmgen.training.feeding import feed
 
 
 def stored(array, format="PNG"):

@@ -7,25 +7,25 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmgen.checkpoints import CheckpointError
-from mmgen.clip import CLIP
-from mmgen.core import seed_everything
+from mmgen.training.checkpoints import CheckpointError
+from mmgen.clip.model import CLIP
+from mmgen.base.images import seed_everything
 from mmgen.data.batches import Batches
-from mmgen.editing import EditError, Editor
-from mmgen.guards import TrainingDiverged
-from mmgen.optimizers import build
-from mmgen.presets import config_for
+from mmgen.editing.editor import EditError, Editor
+from mmgen.training.guards import TrainingDiverged
+from mmgen.training.optimizers import build
+from mmgen.jobs.registry import config_for
 from mmgen.styleclip.directions import Directions, GlobalDirections, flat_styles, movable, relevance, render_styles
-from mmgen.styleclip.losses import CLIPLoss
+from mmgen.styleclip.clip_loss import CLIPLoss
 from mmgen.styleclip.mapper import LatentMapper, Mapper
-from mmgen.styleclip.mapper_training import MapperTask, wishes_for
+from mmgen.styleclip.mapper_train import MapperTask, wishes_for
 from mmgen.styleclip.optimization import PENALTIES, LatentOptimization
-from mmgen.stylegan.editing import Inversion, TagMeans, tag_means
+from mmgen.stylegan.editor import Inversion, TagMeans, tag_means
 from mmgen.stylegan.encoder import Encoder, level_slices
 from mmgen.stylegan.generator import Generator
 from mmgen.stylegan.inversion import Inverter, project, sample_w, search, w_axes
 from mmgen.stylegan.train import StyleGAN2Task, build_models, fit_mapping
-from mmgen.training import train
+from mmgen.training.loop import train
 
 SMALL = dict(size=32, z_dim=16, w_dim=16, channel_base=256, channel_max=24, mapping_layers=2)
 TEXTS, WISHES = ["brown hair, smile", "black hair", ""], ["green hair, smile", "green hair, glasses", "green hair"]

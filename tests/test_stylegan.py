@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmgen.core import seed_everything
-from mmgen.presets import config_for
+from mmgen.base.images import seed_everything
+from mmgen.jobs.registry import config_for
 from mmgen.stylegan.augment import ADA, diff_augment
 from mmgen.stylegan.discriminator import Discriminator, minibatch_std
 from mmgen.stylegan.encoder import Encoder, level_slices

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mmgen.data.subset import CATEGORIES, DROPPED, FLAGS, SubsetError, ordered, place, select, split_of
+from mmgen.danbooru.subset import CATEGORIES, DROPPED, FLAGS, SubsetError, ordered, place, select, split_of
 
 TYPES = {"id": pa.int64(), "parent_id": pa.int64(), "score": pa.int32(), "width": pa.int32(), "height": pa.int32()} | {name: pa.list_(pa.string()) for name in CATEGORIES}
 
@@ -115,7 +115,7 @@ def test_s_was_safe_until_may_2022(tmp_path, posts, safe):
 def test_a_full_disk_is_one_sentence_and_a_rerun_does_it(tmp_path, monkeypatch, error):
     def full(*_): raise error
     posts = write(tmp_path, EACH)
-    monkeypatch.setattr("mmgen.data.subset.atomic_write", full)
+    monkeypatch.setattr("mmgen.danbooru.subset.atomic_write", full)
     with pytest.raises(SubsetError, match="There is no room for .* make room and run again"): select(posts, tmp_path)
     monkeypatch.undo()
     assert select(posts, tmp_path)["chosen"] == len(chosen(tmp_path)) > 0

@@ -15,9 +15,10 @@ from danbooru_samples import NEW, OLD
 from evil_archives import KINDS, evil_archive
 from PIL import Image
 
-from mmgen.data import portraits, synthetic_dump
-from mmgen.data.synthetic_dump import FILE_DAMAGE, LINE_DAMAGE, SyntheticDumpError, write_dump
-from mmgen.data.synthetic_posts import CATEGORIES, RATINGS, PostBlock
+from mmgen.data import portraits
+from mmgen.danbooru import synthetic_dump
+from mmgen.danbooru.synthetic_dump import FILE_DAMAGE, LINE_DAMAGE, SyntheticDumpError, write_dump
+from mmgen.danbooru.synthetic_posts import CATEGORIES, RATINGS, PostBlock
 
 ALL = {name: n + 2 for n, name in enumerate(LINE_DAMAGE + FILE_DAMAGE)}
 

@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mmgen import checkpoints as ck
-from mmgen.checkpoints import CheckpointError, checkpoints, find_checkpoint, read_checkpoint
-from mmgen.guards import TrainingDiverged, progress_line, wants_bar
-from mmgen.optimizers import build
-from mmgen.training import Task, lr_factor, make_accelerator, scaled_lr, train, update_ema
+from mmgen.training import checkpoints as ck
+from mmgen.training.checkpoints import CheckpointError, checkpoints, find_checkpoint, read_checkpoint
+from mmgen.training.guards import TrainingDiverged, progress_line, wants_bar
+from mmgen.training.optimizers import build
+from mmgen.training.loop import Task, lr_factor, make_accelerator, scaled_lr, train, update_ema
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = dict(steps=40, batch_size=8, lr=0.02, seed=3, warmup=5, schedule="cosine", weight_decay=0.01,
@@ -162,7 +162,7 @@ def _child(folder, resume):
     code = f"""
 import sys, torch; sys.path.insert(0, {str(ROOT/'tests')!r}); torch.set_num_threads(1)
 import test_training as t
-from mmgen.training import is_main
+from mmgen.training.loop import is_main
 print("ready", flush=True)
 run, settings = t.FakeRun({str(folder)!r}), {{**t.SETTINGS, "steps": 300}}
 t.train(t.Noisy(pause=0.004), t.Points(), run, **settings, resume_from={resume!r})
@@ -458,7 +458,7 @@ def test_bfloat16_after_float32(tmp_path):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_auto_precision_follows_the_processor(fast, monkeypatch):
-    monkeypatch.setattr("mmgen.training.fast_bf16", lambda device: fast)
+    monkeypatch.setattr("mmgen.training.loop.fast_bf16", lambda device: fast)
     assert make_accelerator("cpu", "auto").mixed_precision == ("bf16" if fast else "no")
 
 
@@ -488,7 +488,7 @@ def test_two_processes_share_gradients(tmp_path):
     code = f"""
 import sys, torch; sys.path.insert(0, {str(ROOT/'tests')!r}); torch.set_num_threads(1)
 import test_training as t
-from mmgen.training import is_main
+from mmgen.training.loop import is_main
 make = lambda name: t.FakeRun({str(tmp_path)!r} + name) if is_main() else None
 t.train(t.Plain(), t.Points(), make("/two"), **{settings!r})
 t.train(t.Noisy(), t.Points(), make("/gan"), **{settings!r})

@@ -2,10 +2,10 @@
 import pytest
 import torch
 from diffusers import UNet2DConditionModel as Reference, UNet2DModel as ReferenceWithoutText
-from mmgen.ldm.unconditional import UNet2DModel
+from mmgen.ldm.published.unconditional import UNet2DModel
 from mmgen.ldm.unet import ContextKV, UNet2DConditionModel
 from mmgen.ldm.unet_blocks import timestep_embedding
-from mmgen.weights import WeightsError
+from mmgen.base.weights import WeightsError
 
 CD, D, CU, U = "CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"
 CONFIGS = {

@@ -1,4 +1,4 @@
-"""mmgen.weights: names, safe reading, strict loading, writing."""
+"""mmgen.base.weights: names, safe reading, strict loading, writing."""
 import json
 import pickle
 import re
@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from mmgen import weights
-from mmgen.files import repo_root
-from mmgen.weights import WeightsError, load_into, load_model, load_state, model_card, packaged, resolve, save_weights
+from mmgen.base import weights
+from mmgen.base.files import repo_root
+from mmgen.base.weights import WeightsError, load_into, load_model, load_state, model_card, packaged, resolve, save_weights
 
 
 def net(width=8):
@@ -34,15 +34,15 @@ class RunsCode:
 def shelf(tmp_path, monkeypatch):
     "Two packaged weights in a stand-in package, and a hub that is not there."
     root = tmp_path/"package"
-    (root/"weights").mkdir(parents=True)
+    (root/"packaged").mkdir(parents=True)
     for name in ("clip-portraits", "oracle-portraits"):
-        save_weights(root/"weights"/name, net().state_dict(), {"width": 8}, "# card")
-    (root/"weights"/"unfinished").mkdir()
+        save_weights(root/"packaged"/name, net().state_dict(), {"width": 8}, "# card")
+    (root/"packaged"/"unfinished").mkdir()
     monkeypatch.setattr(weights.mmgen, "__file__", str(root/"__init__.py"))
     def offline(*args, **kwargs): raise ConnectionError("no route to the hub\nmore")
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     monkeypatch.chdir(tmp_path)
-    return root/"weights"
+    return root/"packaged"
 
 
 def test_packaged_lists_whole_folders_only(shelf):
@@ -95,7 +95,7 @@ def test_resolve_says_what_the_hub_said(shelf):
 
 
 def test_the_hub_is_not_imported_with_the_module():
-    code = "import mmgen.weights, sys; print('huggingface_hub' in sys.modules)"
+    code = "import mmgen.base.weights, sys; print('huggingface_hub' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repo_root(), check=True)
     assert out.stdout.strip() == "False"
 
@@ -317,7 +317,7 @@ def test_half_precision_is_opened_without_a_second_copy(tmp_path):
         import sys
         import torch
         from safetensors.torch import save_file
-        from mmgen.weights import load_into, load_state
+        from mmgen.base.weights import load_into, load_state
         make = lambda: torch.nn.Sequential(*(torch.nn.Linear(2048, 2048, bias=False) for _ in range(16)))
         with torch.device("meta"): network, small = make(), torch.nn.Sequential(torch.nn.Linear(8, 8, bias=False))
         save_file({"0.weight": torch.ones(8, 8).half()}, sys.argv[1])

@@ -1,10 +1,10 @@
-"""mmgen.data.wishes: what a user's one tag says agrees with what the exact counterfactual's tags say."""
+"""mmgen.data.edited_captions: what a user's one tag says agrees with what the exact counterfactual's tags say."""
 import pytest
 
 from mmgen.data import portraits
 from mmgen.data.captions import caption
 from mmgen.data.edits import KINDS, edits
-from mmgen.data.wishes import edited_caption, face_of
+from mmgen.data.edited_captions import edited_caption, face_of
 
 
 def told(text):
