@@ -6,6 +6,7 @@ small spot of huge values on the statistics: the droplet. Its number is the larg
 that layer, the mean over images. Rows in reports/adain.jsonl, pictures in reports/figures/adain.jpg: samples, then the norms at the layer with the
 strongest spot.
 """
+
 import argparse
 import tempfile
 
@@ -13,14 +14,27 @@ import torch
 from PIL import Image
 from record import record
 
-from mmgen.base.images import image_grid
 from mmgen.base.files import repo_root
-from mmgen.jobs.registry import config_for
+from mmgen.base.images import image_grid
 from mmgen.base.runs import Run
+from mmgen.jobs.registry import config_for
 from mmgen.stylegan.train import fit
 
-START = dict(adversarial_weight=0.0, reconstruction_weight=1.0, optimizer="muon", lr=3e-3, lr_schedule="cosine", warmup=100, grad_clip=1.0,
-             batch_size=8, edit_weight=0.5, latent_noise=0.1, noise=False, ema_decay=0.999, mixed_precision="auto")
+START = dict(
+    adversarial_weight=0.0,
+    reconstruction_weight=1.0,
+    optimizer="muon",
+    lr=3e-3,
+    lr_schedule="cosine",
+    warmup=100,
+    grad_clip=1.0,
+    batch_size=8,
+    edit_weight=0.5,
+    latent_noise=0.1,
+    noise=False,
+    ema_decay=0.999,
+    mixed_precision="auto",
+)
 
 
 @torch.no_grad()
@@ -29,10 +43,14 @@ def norms(generator, z):
     seen, hooks = {}, []
     for side, block in zip(generator.synthesis.sizes, generator.synthesis.blocks()):
         for name in block.layers:
-            hooks.append(getattr(block, name).register_forward_hook(
-                lambda layer, given, out, name=f"b{side}.{name}": seen.__setitem__(name, out.float().norm(dim=1))))
+            hooks.append(
+                getattr(block, name).register_forward_hook(
+                    lambda layer, given, out, name=f"b{side}.{name}": seen.__setitem__(name, out.float().norm(dim=1))
+                )
+            )
     images = generator(z, noise="const").clamp(-1, 1)
-    for hook in hooks: hook.remove()
+    for hook in hooks:
+        hook.remove()
     return images, seen
 
 
@@ -43,16 +61,36 @@ def main():
     given = ask.parse_args()
     rows = []
     for normalisation in ("adain", "demodulation"):
-        config = config_for("stylegan2", "small", images=given.images, held_out=500, max_seconds=given.seconds, normalisation=normalisation,
-                            log_every=1_000_000, sample_every=0, checkpoint_every=1_000_000, mapping_steps=2000, **START)
+        config = config_for(
+            "stylegan2",
+            "small",
+            images=given.images,
+            held_out=500,
+            max_seconds=given.seconds,
+            normalisation=normalisation,
+            log_every=1_000_000,
+            sample_every=0,
+            checkpoint_every=1_000_000,
+            mapping_steps=2000,
+            **START,
+        )
         with tempfile.TemporaryDirectory() as folder, Run("stylegan2", config, root=folder) as run:
             generator = fit(config, run)["generator"]
             images, seen = norms(generator, torch.randn(64, config.z_dim, generator=torch.Generator().manual_seed(0)))
-            spots = {name: (v.flatten(1).amax(1) / v.flatten(1).median(1).values).mean().item() for name, v in seen.items()}
+            spots = {
+                name: (v.flatten(1).amax(1) / v.flatten(1).median(1).values).mean().item() for name, v in seen.items()
+            }
             worst = max(spots, key=spots.get)
-            record("adain", {"normalisation": normalisation, "seconds": given.seconds, "steps": run.record["training"]["steps"]}
-                   | {m["name"]: round(m["value"], 2) for m in run.record["metrics"]}
-                   | {"largest norm over median": round(spots[worst], 1), "layer": worst, "mean over layers": round(sum(spots.values()) / len(spots), 1)})
+            record(
+                "adain",
+                {"normalisation": normalisation, "seconds": given.seconds, "steps": run.record["training"]["steps"]}
+                | {m["name"]: round(m["value"], 2) for m in run.record["metrics"]}
+                | {
+                    "largest norm over median": round(spots[worst], 1),
+                    "layer": worst,
+                    "mean over layers": round(sum(spots.values()) / len(spots), 1),
+                },
+            )
             shown = torch.nn.functional.interpolate(seen[worst][:8, None], images.shape[-2:], mode="nearest")
             shown = shown / shown.amax((1, 2, 3), keepdim=True) * 2 - 1
             rows += [images[:8], shown.expand(-1, 3, -1, -1)]

@@ -8,6 +8,7 @@ needs are not converted. `every column`: the same, but the values of each are co
 after `write_posts`, and the ratio is to the mean of the two; of several blocks, the median is told and every ratio beside it. All files are read once before, so that
 no step waits for the disk. Each step runs in a process of its own, of which the system tells the peak of memory. `select` is the whole choice: filters, 300 000 posts, vocabulary.
 """
+
 import argparse
 import json
 import os
@@ -57,13 +58,17 @@ def measured(code, *arguments):
     printed = process.stdout.read()
     _, status, used = os.wait4(process.pid, 0)
     assert status == 0
-    return json.loads(printed.splitlines()[-1]) | {"peak GiB": round(used.ru_maxrss / 2**20, 2), "processor seconds": used.ru_utime + used.ru_stime}
+    return json.loads(printed.splitlines()[-1]) | {
+        "peak GiB": round(used.ru_maxrss / 2**20, 2),
+        "processor seconds": used.ru_utime + used.ru_stime,
+    }
 
 
 def main():
     from record import record
 
     from mmgen.danbooru.synthetic_dump import write_dump
+
     p = argparse.ArgumentParser()
     p.add_argument("--posts", default="100000,1000000,3300000")
     p.add_argument("--form", default="2017")
@@ -73,10 +78,12 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         for posts in map(int, args.posts.split(",")):
             dump = Path(args.folder or temporary) / f"{args.form}-{posts}"
-            if not dump.is_dir(): write_dump(dump, posts, args.form, images=False)
+            if not dump.is_dir():
+                write_dump(dump, posts, args.form, images=False)
             for file in (dump / "metadata").iterdir():
                 with open(file, "rb") as read:
-                    while read.read(1 << 24): pass
+                    while read.read(1 << 24):
+                        pass
             out, counts, ours = Path(temporary) / f"out-{posts}", [measured(COUNT, str(dump), args.form)], []
             for _ in range(args.blocks):
                 shutil.rmtree(out, ignore_errors=True)
@@ -84,15 +91,40 @@ def main():
                 counts.append(measured(COUNT, str(dump), args.form))
             assert {run["posts"] for run in counts + ours} == {posts}
             chosen = measured(SELECT, str(dump), args.form, str(out))
-            row = {"what": "metadata of a dump to Parquet", "form": args.form, "posts": posts, "tags": ours[0]["tags"], "JSON GB": round(sum(f.stat().st_size for f in (dump / "metadata").iterdir()) / 1e9, 2),
-                   "Parquet GB": round(sum(f.stat().st_size for f in (out / "posts").iterdir()) / 1e9, 2), "blocks": args.blocks, "write_posts, s": round(median(run["seconds"] for run in ours), 1),
-                   "every write_posts, s": [round(run["seconds"], 1) for run in ours], "processor seconds": round(median(run["processor seconds"] for run in ours), 1)}
+            row = {
+                "what": "metadata of a dump to Parquet",
+                "form": args.form,
+                "posts": posts,
+                "tags": ours[0]["tags"],
+                "JSON GB": round(sum(f.stat().st_size for f in (dump / "metadata").iterdir()) / 1e9, 2),
+                "Parquet GB": round(sum(f.stat().st_size for f in (out / "posts").iterdir()) / 1e9, 2),
+                "blocks": args.blocks,
+                "write_posts, s": round(median(run["seconds"] for run in ours), 1),
+                "every write_posts, s": [round(run["seconds"], 1) for run in ours],
+                "processor seconds": round(median(run["processor seconds"] for run in ours), 1),
+            }
             for name in ("rows", "rows and tags", "every column"):
-                ratios = [run["seconds"] / ((before[name] + after[name]) / 2) for run, before, after in zip(ours, counts, counts[1:])]
-                row |= {f"count of {name}, s": round(median(run[name] for run in counts), 1), f"every count of {name}, s": [round(run[name], 1) for run in counts],
-                        f"ratio to count of {name}": round(median(ratios), 2), f"ratio to count of {name} in each block": [round(r, 2) for r in ratios]}
-            record("speed", row | {"microseconds per post": round(1e6 * median(run["seconds"] for run in ours) / posts, 1), "peak GiB": max(run["peak GiB"] for run in ours),
-                                   "select, s": round(chosen["seconds"], 1), "select, peak GiB": chosen["peak GiB"], "chosen": chosen["chosen"]})
+                ratios = [
+                    run["seconds"] / ((before[name] + after[name]) / 2)
+                    for run, before, after in zip(ours, counts, counts[1:])
+                ]
+                row |= {
+                    f"count of {name}, s": round(median(run[name] for run in counts), 1),
+                    f"every count of {name}, s": [round(run[name], 1) for run in counts],
+                    f"ratio to count of {name}": round(median(ratios), 2),
+                    f"ratio to count of {name} in each block": [round(r, 2) for r in ratios],
+                }
+            record(
+                "speed",
+                row
+                | {
+                    "microseconds per post": round(1e6 * median(run["seconds"] for run in ours) / posts, 1),
+                    "peak GiB": max(run["peak GiB"] for run in ours),
+                    "select, s": round(chosen["seconds"], 1),
+                    "select, peak GiB": chosen["peak GiB"],
+                    "chosen": chosen["chosen"],
+                },
+            )
             shutil.rmtree(out)
 
 

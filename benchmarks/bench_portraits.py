@@ -1,4 +1,5 @@
 """Portraits rendered a second at 64 px, written as Parquet, with all cores: `python benchmarks/bench_portraits.py`."""
+
 import os
 import sys
 import tempfile
@@ -15,7 +16,16 @@ def main(n: int = 12_000) -> None:
         start = time.perf_counter()
         write_parquet(f"{folder}/a.parquet", seeds(n))
         took = time.perf_counter() - start
-    record("speed", {"what": "portraits of 64 px", "n": n, "seconds": round(took, 1), "cores": os.cpu_count(), "images per second": round(n / took)})
+    record(
+        "speed",
+        {
+            "what": "portraits of 64 px",
+            "n": n,
+            "seconds": round(took, 1),
+            "cores": os.cpu_count(),
+            "images per second": round(n / took),
+        },
+    )
 
 
 if __name__ == "__main__":

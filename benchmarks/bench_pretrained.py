@@ -11,6 +11,7 @@ network, runs it once and holds nothing else; what the process had before is sub
 first edit, which runs both families. The machine's file cache is warm. `processor` is the time on all cores, the number to read when the machine is shared: two threads that wait
 for each other stretch the seconds there.
 """
+
 import argparse
 import json
 import os
@@ -24,10 +25,28 @@ from pathlib import Path
 
 PROGRAM = Path(__file__).resolve()
 CONFIGS = {
-    "unet": dict(sample_size=64, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, cross_attention_dim=768, attention_head_dim=8,
-                 down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3),
-    "vae": dict(in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32,
-                down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)}
+    "unet": dict(
+        sample_size=64,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(320, 640, 1280, 1280),
+        layers_per_block=2,
+        cross_attention_dim=768,
+        attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    ),
+    "vae": dict(
+        in_channels=3,
+        out_channels=3,
+        latent_channels=4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        norm_num_groups=32,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    ),
+}
 
 
 def classes(part, who):
@@ -42,6 +61,7 @@ def classes(part, who):
 
 def build(part, who):
     import torch
+
     torch.manual_seed(0)
     return classes(part, who)(**CONFIGS[part]).eval().requires_grad_(False)
 
@@ -49,6 +69,7 @@ def build(part, who):
 def step(part, who, network):
     "One call of the network, as an edit makes it: (output of the UNet) or (latents' mean, image)."
     import torch
+
     random = torch.Generator().manual_seed(1)
     draw = lambda *shape: torch.randn(shape, generator=random)
     with torch.no_grad():
@@ -66,10 +87,16 @@ def step(part, who, network):
 def memory(part, who):
     "Peak MiB above what the process had before the network; printed."
     import torch
+
     classes(part, who)
     torch.set_num_threads(int(os.environ["THREADS"]))
     torch.randn(8, 8) @ torch.randn(8, 8)
-    state = lambda key: int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)).split()[1]) / 2**10
+    state = lambda key: (
+        int(
+            next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key)).split()[1]
+        )
+        / 2**10
+    )
     before = state("VmRSS")  # not getrusage, whose peak a process inherits from the one that started it
     opened = build(part, who)
     held = state("VmRSS") - before
@@ -79,12 +106,17 @@ def memory(part, who):
 
 def child(*arguments, threads=2):
     "What this program says when it runs as a new process."
-    done = subprocess.run([sys.executable, str(PROGRAM), *arguments], env=os.environ | {"THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), *arguments],
+        env=os.environ | {"THREADS": str(threads), "OMP_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def network(part, args, record):
-    import torch
     ours, theirs = build(part, "mmgen"), build(part, "diffusers")
     a, b = ({k: tuple(v.shape) for k, v in one.state_dict().items()} for one in (ours, theirs))
     assert a == b, sorted(a.items() ^ b.items())[:6]
@@ -95,7 +127,8 @@ def network(part, args, record):
         for who in (both, dict(reversed(both.items())))[block % 2]:
             start, before = time.perf_counter(), time.process_time()
             found[who] = step(part, who, both[who])
-            if block: seconds[who].append(time.perf_counter() - start), processor[who].append(time.process_time() - before)
+            if block:
+                seconds[who].append(time.perf_counter() - start), processor[who].append(time.process_time() - before)
     difference = max((x - y).abs().max().item() for x, y in zip(found["mmgen"], found["diffusers"]))
     scale = min(x.std().item() for x in found["diffusers"])
     assert difference < 1e-4, difference
@@ -103,44 +136,96 @@ def network(part, args, record):
     count = sum(p.numel() for p in ours.parameters())
     del ours, theirs, both
     taken = {who: child("--memory", part, who, threads=args.threads) for who in median}
-    record("speed", {"what": "Stable Diffusion 1.x, full size", "network": part, "parameters": count, "keys": len(a), "keys that match": len(a.items() & b.items()), "precision": "float32", "batch": 1,
-                     "largest difference": float(f"{difference:.2g}"), "standard deviation": round(scale, 3), "blocks": args.blocks,
-                     **{f"seconds, {who}": round(value, 2) for who, value in median.items()},
-                     **{f"processor seconds, {who}": round(statistics.median(times), 2) for who, times in processor.items()}, "ratio to diffusers": round(median["diffusers"] / median["mmgen"], 3),
-                     "ratio in each block": [round(t / o, 2) for o, t in zip(seconds["mmgen"], seconds["diffusers"])], **{f"{what} MiB, {who}": value for who, both in taken.items() for what, value in both.items()}})
+    record(
+        "speed",
+        {
+            "what": "Stable Diffusion 1.x, full size",
+            "network": part,
+            "parameters": count,
+            "keys": len(a),
+            "keys that match": len(a.items() & b.items()),
+            "precision": "float32",
+            "batch": 1,
+            "largest difference": float(f"{difference:.2g}"),
+            "standard deviation": round(scale, 3),
+            "blocks": args.blocks,
+            **{f"seconds, {who}": round(value, 2) for who, value in median.items()},
+            **{f"processor seconds, {who}": round(statistics.median(times), 2) for who, times in processor.items()},
+            "ratio to diffusers": round(median["diffusers"] / median["mmgen"], 3),
+            "ratio in each block": [round(t / o, 2) for o, t in zip(seconds["mmgen"], seconds["diffusers"])],
+            **{f"{what} MiB, {who}": value for who, both in taken.items() for what, value in both.items()},
+        },
+    )
 
 
 def first_edit(args, record):
     from PIL import Image
+
     from mmgen.data import portraits
+
     with tempfile.TemporaryDirectory() as folder:
         Image.fromarray(portraits.render(portraits.sample(200_000_000), 256)).save(Path(folder) / "me.png")
         for name in ("sdedit", "styleclip-mapper"):
-            command = [str(Path(sys.executable).parent / "mmgen"), "edit", str(Path(folder) / "me.png"), "green hair", "-o", str(Path(folder) / "out.png"), "--editor", name, "--device", "cpu", "--json"]
+            command = [
+                str(Path(sys.executable).parent / "mmgen"),
+                "edit",
+                str(Path(folder) / "me.png"),
+                "green hair",
+                "-o",
+                str(Path(folder) / "out.png"),
+                "--editor",
+                name,
+                "--device",
+                "cpu",
+                "--json",
+            ]
             seconds, used = [], lambda: sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
             before = used()
             for _ in range(args.blocks):
                 start = time.perf_counter()
-                about = json.loads(subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(args.threads)}, capture_output=True, text=True, check=True).stdout)
+                about = json.loads(
+                    subprocess.run(
+                        command,
+                        env=os.environ | {"OMP_NUM_THREADS": str(args.threads)},
+                        capture_output=True,
+                        text=True,
+                        check=True,
+                    ).stdout
+                )
                 seconds.append(time.perf_counter() - start)
-            record("speed", {"what": "mmgen edit, cold start", "editor": name, "size": about["size"][0], "blocks": args.blocks, "seconds": round(statistics.median(seconds), 2),
-                             "seconds in each block": [round(s, 2) for s in seconds], "processor seconds": round((used() - before) / args.blocks, 2),
-                             "of them the edit": about["edit_seconds"]})
+            record(
+                "speed",
+                {
+                    "what": "mmgen edit, cold start",
+                    "editor": name,
+                    "size": about["size"][0],
+                    "blocks": args.blocks,
+                    "seconds": round(statistics.median(seconds), 2),
+                    "seconds in each block": [round(s, 2) for s in seconds],
+                    "processor seconds": round((used() - before) / args.blocks, 2),
+                    "of them the edit": about["edit_seconds"],
+                },
+            )
 
 
 def page():
     "A new demo page and its first edits; printed."
     import torch
+
     torch.set_num_threads(int(os.environ["THREADS"]))
     start = time.perf_counter()
     from mmgen.app.demo import build_demo, examples
+
     made = build_demo("cpu")
     ready = time.perf_counter()
     picture, source, wish, seed = examples(1)[0]
     edit, times, used = next(one.fn for one in made.fns.values() if one.name == "edit"), [], []
     for _ in range(2):
         began, before = time.perf_counter(), time.process_time()
-        assert all(image is not None for image in edit(picture, source, wish, seed, "sdedit", 0.75, "styleclip-mapper", 0.5)[:2])
+        assert all(
+            image is not None
+            for image in edit(picture, source, wish, seed, "sdedit", 0.75, "styleclip-mapper", 0.5)[:2]
+        )
         times.append(time.perf_counter() - began), used.append(time.process_time() - before)
     print(json.dumps({"load": ready - start, "first": times[0], "second": times[1], "processor": used[0]}))
 
@@ -148,8 +233,18 @@ def page():
 def demo(args, record):
     found = [child("--page", threads=args.threads) for _ in range(args.blocks)]
     median = {key: round(statistics.median(one[key] for one in found), 2) for key in found[0]}
-    record("speed", {"what": "mmgen demo", "blocks": args.blocks, "seconds to load": median["load"], "seconds of the first edit, both families": median["first"],
-                     "processor seconds of the first": median["processor"], "seconds of the second": median["second"], "first edit in each block": [round(one["first"], 2) for one in found]})
+    record(
+        "speed",
+        {
+            "what": "mmgen demo",
+            "blocks": args.blocks,
+            "seconds to load": median["load"],
+            "seconds of the first edit, both families": median["first"],
+            "processor seconds of the first": median["processor"],
+            "seconds of the second": median["second"],
+            "first edit in each block": [round(one["first"], 2) for one in found],
+        },
+    )
 
 
 def main():
@@ -160,14 +255,19 @@ def main():
     p.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     p.add_argument("--page", action="store_true", help=argparse.SUPPRESS)
     args = p.parse_args()
-    if args.memory: return memory(*args.memory)
-    if args.page: return page()
+    if args.memory:
+        return memory(*args.memory)
+    if args.page:
+        return page()
     import torch
     from record import record
+
     torch.set_num_threads(args.threads)
     for part in args.parts.split(","):
-        if part in CONFIGS: network(part, args, record)
-        else: {"edit": first_edit, "demo": demo}[part](args, record)
+        if part in CONFIGS:
+            network(part, args, record)
+        else:
+            {"edit": first_edit, "demo": demo}[part](args, record)
 
 
 if __name__ == "__main__":

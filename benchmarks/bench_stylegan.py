@@ -9,6 +9,7 @@ channels_last; fused Adam; and, where that is fast, bfloat16. The images of both
 one run; a ratio is that of the median blocks. `processor` is the time of the whole process on all cores: the number to read when the machine is
 shared.
 """
+
 import argparse
 import copy
 import os
@@ -18,7 +19,9 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")  # loops of one process must not push each other's kernels out
+os.environ.setdefault(
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192"
+)  # loops of one process must not push each other's kernels out
 
 import torch
 import torch.nn.functional as F
@@ -41,10 +44,14 @@ def grouped(x, weight, style, demodulate=True, up=None):
     "Karras et al. 2020, eq. 1 and 3, as a convolution in groups: the weights of each image"
     n, (outs, ins, k, _) = len(x), weight.shape
     w = weight[None] * style[:, None, :, None, None]
-    if demodulate: w = w * (w.square().sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
+    if demodulate:
+        w = w * (w.square().sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
     x = x.reshape(1, n * ins, *x.shape[2:])
-    if up is None: return F.conv2d(x, w.reshape(n * outs, ins, k, k), padding=k // 2, groups=n).unflatten(1, (n, outs))[0]
-    y = F.conv_transpose2d(x, w.transpose(1, 2).reshape(n * ins, outs, k, k), stride=2, groups=n).unflatten(1, (n, outs))[0]
+    if up is None:
+        return F.conv2d(x, w.reshape(n * outs, ins, k, k), padding=k // 2, groups=n).unflatten(1, (n, outs))[0]
+    y = F.conv_transpose2d(x, w.transpose(1, 2).reshape(n * ins, outs, k, k), stride=2, groups=n).unflatten(
+        1, (n, outs)
+    )[0]
     return blur(y, up, 1, gain=4.0)
 
 
@@ -58,7 +65,9 @@ def main():
     torch.set_num_threads(given.threads)
     config = config_for("stylegan2", "small", batch_size=given.batch)
     seed_everything(0)
-    data = Batches({"image": torch.randint(0, 256, (512, config.size, config.size, 3), dtype=torch.uint8).numpy()}, given.batch, 0)
+    data = Batches(
+        {"image": torch.randint(0, 256, (512, config.size, config.size, 3), dtype=torch.uint8).numpy()}, given.batch, 0
+    )
     start = build_models(config)["generator"]
     z = torch.randn(4, config.z_dim)
     with torch.no_grad():
@@ -88,12 +97,15 @@ def main():
             loss = generator_loss(d(g.synthesis(codes(given.batch), "random")))
             if step % config.path_every == 0:
                 ws = codes(given.batch // 2)
-                loss = loss + config.path_weight * config.path_every * path_penalty(path_lengths(g.synthesis(ws, "random"), ws), mean)
+                loss = loss + config.path_weight * config.path_every * path_penalty(
+                    path_lengths(g.synthesis(ws, "random"), ws), mean
+                )
             loss.backward()
             adam_g.step()
             adam_g.zero_grad()
             d.requires_grad_(True)
-            with torch.no_grad(): fake = g.synthesis(codes(given.batch), "random")
+            with torch.no_grad():
+                fake = g.synthesis(codes(given.batch), "random")
             loss = discriminator_loss(d(real), d(fake))
             if step % config.r1_every == 0:
                 real.requires_grad_(True)
@@ -102,7 +114,8 @@ def main():
             adam_d.step()
             adam_d.zero_grad()
             with torch.no_grad():
-                for p, q in zip(average.parameters(), g.parameters()): p.lerp_(q, 1 - config.ema_decay)
+                for p, q in zip(average.parameters(), g.parameters()):
+                    p.lerp_(q, 1 - config.ema_decay)
             seen["step"] += 1
         return time.perf_counter() - began
 
@@ -111,25 +124,47 @@ def main():
         task = StyleGAN2Task(config, network)
         with tempfile.TemporaryDirectory() as folder:
             run = SimpleNamespace(path=Path(folder), log=lambda step, **values: None)
-            options = config.loop | {"steps": given.steps, "max_seconds": None, "mixed_precision": precision, "sample_every": 0,
-                                     "checkpoint_every": 0, "log_every": given.steps}
+            options = config.loop | {
+                "steps": given.steps,
+                "max_seconds": None,
+                "mixed_precision": precision,
+                "sample_every": 0,
+                "checkpoint_every": 0,
+                "log_every": given.steps,
+            }
             return train(task, data, run, **options, explode=0.0).seconds
 
     precisions = ["no", "bf16"] if fast_bf16(torch.device("cpu")) else ["no"]
-    loops = {("plain", "no"): plain_loop} | {("mmgen", p): lambda p=p, m=copy.deepcopy(start): our_loop(m, p) for p in precisions}
+    loops = {("plain", "no"): plain_loop} | {
+        ("mmgen", p): lambda p=p, m=copy.deepcopy(start): our_loop(m, p) for p in precisions
+    }
     rows = {key: [] for key in loops}
     for block in range(given.blocks + 1):  # the first round warms up
         for key, loop in loops.items():
             before = time.process_time()
             seconds = loop() / given.steps, (time.process_time() - before) / given.steps
-            if block: rows[key].append(seconds)
+            if block:
+                rows[key].append(seconds)
     median = {key: [statistics.median(column) for column in zip(*found)] for key, found in rows.items()}
     for (who, precision), (wall, processor) in median.items():
-        record("speed", {
-            "what": "StyleGAN2 training step", "loop": who, "precision": {"no": "float32"}.get(precision, precision), "size": config.size,
-            "batch": given.batch, "blocks": given.blocks, "images per second": round(given.batch / wall, 1), "seconds per step": round(wall, 4),
-            "processor seconds per step": round(processor, 4), "ratio to plain": round(median["plain", "no"][0] / wall, 3),
-            "ratio in each block": [round(a[0] / b[0], 2) for a, b in zip(rows["plain", "no"], rows[who, precision])]})
+        record(
+            "speed",
+            {
+                "what": "StyleGAN2 training step",
+                "loop": who,
+                "precision": {"no": "float32"}.get(precision, precision),
+                "size": config.size,
+                "batch": given.batch,
+                "blocks": given.blocks,
+                "images per second": round(given.batch / wall, 1),
+                "seconds per step": round(wall, 4),
+                "processor seconds per step": round(processor, 4),
+                "ratio to plain": round(median["plain", "no"][0] / wall, 3),
+                "ratio in each block": [
+                    round(a[0] / b[0], 2) for a, b in zip(rows["plain", "no"], rows[who, precision])
+                ],
+            },
+        )
 
 
 if __name__ == "__main__":

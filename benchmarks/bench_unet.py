@@ -21,6 +21,7 @@ bfloat16 took 56 of 164 ms a step, and 8 ms in float32; computed so, the step ta
 * The plain memory layout, not channels_last: 1.04 to 1.10. The opposite was expected.
 * No keys and values for tokens that are padding in the whole batch: 1.01 to 1.02 at 40 of 77 tokens.
 """
+
 import argparse
 import copy
 import os
@@ -39,15 +40,15 @@ from diffusers import DDPMScheduler
 from diffusers import UNet2DConditionModel as Reference
 from record import record
 
-from mmgen.clip.model import CLIP
 from mmgen.base.images import fast_bf16, pick_device, seed_everything
+from mmgen.clip.model import CLIP
 from mmgen.data import portraits
-from mmgen.data.captions import caption
 from mmgen.data.batches import Batches
+from mmgen.data.captions import caption
+from mmgen.jobs.registry import config_for
 from mmgen.ldm.diffusion import diffusion_loss, make_schedule
 from mmgen.ldm.precompute import read_all
 from mmgen.ldm.train import LDMTask, build_unet
-from mmgen.jobs.registry import config_for
 from mmgen.training.loop import train
 
 
@@ -71,7 +72,11 @@ def main():
     clip = CLIP.load("clip-portraits", args.device)
     states, lengths = read_all(clip, [caption(portraits.tags(portraits.sample(seed))) for seed in range(1000)])
     seed_everything(0)
-    data = Batches({"latents": torch.randn(1000, 32, 8, 8).numpy(), "states": states.numpy(), "length": lengths.numpy()}, args.batch, 0)
+    data = Batches(
+        {"latents": torch.randn(1000, 32, 8, 8).numpy(), "states": states.numpy(), "length": lengths.numpy()},
+        args.batch,
+        0,
+    )
     config = config_for("ldm", "small", unet_channels=args.channels, attention_levels=args.attention)
     theirs = Reference(**config.unet_config(32, clip.width, 8)).to(device)
     ours = build_unet(config, 32, clip.width, 8).to(device)
@@ -86,7 +91,9 @@ def main():
     def their_loss(batch, t, noise):
         x0, context = batch["latents"], batch["states"].float()
         mask = torch.arange(context.shape[1], device=device)[None] < batch["length"][:, None]
-        return F.mse_loss(theirs(scheduler.add_noise(x0, noise, t), t, context, encoder_attention_mask=mask).sample, noise)
+        return F.mse_loss(
+            theirs(scheduler.add_noise(x0, noise, t), t, context, encoder_attention_mask=mask).sample, noise
+        )
 
     def plain_loop(precision):
         start = time.perf_counter()
@@ -98,23 +105,39 @@ def main():
             plain.step()
             plain.zero_grad()
             seen["step"] += 1
-        if device.type == "cuda": torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         return time.perf_counter() - start
 
     def our_loop(network, optimizer, precision):
         task = LDMTask(network, clip, schedule, "eps", 0.1, optimizer)
         with tempfile.TemporaryDirectory() as folder:
             run = SimpleNamespace(path=Path(folder), log=lambda step, **values: None)
-            done = train(task, data, run, steps=args.steps, batch_size=args.batch, lr=1e-4, seed=0, schedule="constant", log_every=args.steps,
-                         mixed_precision=precision, device=args.device)
+            done = train(
+                task,
+                data,
+                run,
+                steps=args.steps,
+                batch_size=args.batch,
+                lr=1e-4,
+                seed=0,
+                schedule="constant",
+                log_every=args.steps,
+                mixed_precision=precision,
+                device=args.device,
+            )
         return done.seconds
 
     t, noise = draw()
     batch = {k: v.to(device) for k, v in data.batch(0).items()}
     batch["length"][:] = states.shape[1]  # no padding: diffusers' pooled text reads that too, ours does not
     context, mask = LDMTask(ours, clip, schedule, "eps", 0.0).context(batch)
-    losses = (their_loss(batch, t, noise).item(),
-              diffusion_loss(lambda x, s: ours(x, s, context, mask), batch["latents"], schedule, "eps", t=t, noise=noise).item())
+    losses = (
+        their_loss(batch, t, noise).item(),
+        diffusion_loss(
+            lambda x, s: ours(x, s, context, mask), batch["latents"], schedule, "eps", t=t, noise=noise
+        ).item(),
+    )
     assert abs(losses[0] - losses[1]) < 1e-5, losses
 
     copies = {name: copy.deepcopy(ours) for name in (*precisions, "muon")}
@@ -128,16 +151,30 @@ def main():
         for key, loop in loops.items():
             before = time.process_time()
             seconds = loop() / args.steps, (time.process_time() - before) / args.steps
-            if block: rows[key].append(seconds)
+            if block:
+                rows[key].append(seconds)
     median = {key: [statistics.median(column) for column in zip(*found)] for key, found in rows.items()}
     for (who, precision), (wall, processor) in median.items():
-        record("speed", {
-            "what": "training step", "loop": who, "precision": {"no": "float32"}.get(precision, precision), "channels": config.unet_channels,
-            "attention": config.attention_levels, "parameters": sum(p.numel() for p in ours.parameters()), "batch": args.batch,
-            "blocks": args.blocks, "seconds per step": round(wall, 4), "processor seconds per step": round(processor, 4),
-            "ratio to diffusers": round(median["diffusers", precision][0] / wall, 3),
-            "ratio in each block": [round(a[0] / b[0], 2) for a, b in zip(rows["diffusers", precision], rows[who, precision])],
-            **({"device": args.device} if device.type != "cpu" else {})})
+        record(
+            "speed",
+            {
+                "what": "training step",
+                "loop": who,
+                "precision": {"no": "float32"}.get(precision, precision),
+                "channels": config.unet_channels,
+                "attention": config.attention_levels,
+                "parameters": sum(p.numel() for p in ours.parameters()),
+                "batch": args.batch,
+                "blocks": args.blocks,
+                "seconds per step": round(wall, 4),
+                "processor seconds per step": round(processor, 4),
+                "ratio to diffusers": round(median["diffusers", precision][0] / wall, 3),
+                "ratio in each block": [
+                    round(a[0] / b[0], 2) for a, b in zip(rows["diffusers", precision], rows[who, precision])
+                ],
+                **({"device": args.device} if device.type != "cpu" else {}),
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 others, `--option correction=source iterations=2` their own dials. The oracle judges; n edits of each kind. With
 `--captions clip` the tags of the source are what CLIP sees, as for a picture of one's own.
 """
+
 import argparse
 import itertools
 import statistics
@@ -11,16 +12,17 @@ from pathlib import Path
 
 from record import number, record
 
+from mmgen.app.panel import wanted_caption
+from mmgen.base.files import sha256
+from mmgen.base.weights import resolve
+from mmgen.clip.zero_shot import describe_image
 from mmgen.data.edits import KINDS, as_batch, edits
 from mmgen.data.portraits import render
-from mmgen.editing.editor import CopyInput, editor, editor_class, options_of
-from mmgen.base.files import sha256
+from mmgen.editing.editor import CopyInput
+from mmgen.editing.registry import editor, editor_class, options_of
 from mmgen.ldm.editors.sdedit import Reconstruction
 from mmgen.ldm.pipeline import LatentDiffusion
 from mmgen.metrics.oracle import Oracle, score_editor
-from mmgen.app.panel import wanted_caption
-from mmgen.base.weights import resolve
-from mmgen.clip.zero_shot import describe_image
 
 
 def one_image(which):
@@ -36,7 +38,8 @@ def one_image(which):
 
 def captions(how, pipeline, some):
     "(source captions, wanted captions) as CLIP and a user's wish give them; None for the exact ones"
-    if how == "exact": return None
+    if how == "exact":
+        return None
     seen = [describe_image(pipeline.text_encoder, render(edit.source)) for edit in some]
     return seen, [wanted_caption(source, edit.tag) for source, edit in zip(seen, some)]
 
@@ -55,7 +58,13 @@ def main():
     ask.add_argument("--strength", type=float, nargs="*", default=[0.5, 0.6, 0.75, 0.9])
     ask.add_argument("--guidance", type=float, nargs="*", default=[2.0])
     ask.add_argument("--steps", type=int, nargs="*", default=[12])
-    ask.add_argument("--decoding", nargs="*", default=[None], choices=["paired", "residual", "plain"], help="the Editor's own unless given")
+    ask.add_argument(
+        "--decoding",
+        nargs="*",
+        default=[None],
+        choices=["paired", "residual", "plain"],
+        help="the Editor's own unless given",
+    )
     ask.add_argument("--option", nargs="*", default=[], help="of the Editors, such as correction=source iterations=2")
     ask.add_argument("--captions", default="exact", choices=["exact", "clip"])
     given = ask.parse_args()
@@ -64,23 +73,52 @@ def main():
     for strange in extra.keys() - set().union(*own.values()):
         ask.error(f"none of these editors has an option {strange}")
     oracle, pipeline = Oracle.load(device="cpu"), LatentDiffusion.load(given.model)
-    about = {"model": Path(given.model).name, "sha256": sha256(resolve(given.model) / "model.safetensors")[:12], "split": given.split}
+    about = {
+        "model": Path(given.model).name,
+        "sha256": sha256(resolve(given.model) / "model.safetensors")[:12],
+        "split": given.split,
+    }
     for name in given.editors:
-        record("edits", about | {"editor": name} | own[name] | {"seconds for one image": one_image(editor(name, model=pipeline, **own[name]))})
+        record(
+            "edits",
+            about
+            | {"editor": name}
+            | own[name]
+            | {"seconds for one image": one_image(editor(name, model=pipeline, **own[name]))},
+        )
     for kind in given.kinds:
         some = edits(kind, given.n, given.split)
         said = captions(given.captions, pipeline, some)
         for baseline in (CopyInput(), Reconstruction(pipeline)):
-            record("edits", about | {"kind": kind, "editor": baseline.name} | rounded(score_editor(oracle, baseline, some)[0]))
-        for name, strength, guidance, steps, decoding in itertools.product(given.editors, given.strength, given.guidance, given.steps, given.decoding):
-            if decoding not in (None, *editor_class(name).decodings): continue
+            record(
+                "edits",
+                about | {"kind": kind, "editor": baseline.name} | rounded(score_editor(oracle, baseline, some)[0]),
+            )
+        for name, strength, guidance, steps, decoding in itertools.product(
+            given.editors, given.strength, given.guidance, given.steps, given.decoding
+        ):
+            if decoding not in (None, *editor_class(name).decodings):
+                continue
             start = time.perf_counter()
             which = editor(name, model=pipeline, decoding=decoding, guidance=guidance, steps=steps, **own[name])
             scores, _ = score_editor(oracle, which, some, strength, captions=said)
             seconds = round((time.perf_counter() - start) / given.n, 3)
-            record("edits", about | {"kind": kind, "editor": name, "strength": strength, "guidance": guidance, "steps": steps,
-                                     "decoding": which.decoding, "captions": given.captions} | own[name] | rounded(scores)
-                   | {"seconds per edit": seconds})
+            record(
+                "edits",
+                about
+                | {
+                    "kind": kind,
+                    "editor": name,
+                    "strength": strength,
+                    "guidance": guidance,
+                    "steps": steps,
+                    "decoding": which.decoding,
+                    "captions": given.captions,
+                }
+                | own[name]
+                | rounded(scores)
+                | {"seconds per edit": seconds},
+            )
 
 
 if __name__ == "__main__":

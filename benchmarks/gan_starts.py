@@ -3,13 +3,14 @@
 The published objective without and with the two augmentations, a projected discriminator, and the start as an autoencoder; `small` networks at equal
 wall time. Fréchet distances to validation portraits, in reports/gan_starts.jsonl.
 """
+
 import argparse
 import tempfile
 
 from record import record
 
-from mmgen.jobs.registry import config_for
 from mmgen.base.runs import Run
+from mmgen.jobs.registry import config_for
 from mmgen.stylegan.train import fit
 
 PROJECTED = dict(discriminator="projected", r1_gamma=0.0, path_weight=0.0, noise=False)
@@ -19,8 +20,21 @@ STARTS = {
     "published, ADA": dict(augment="ada"),
     "projected": PROJECTED,
     "projected, DiffAugment": PROJECTED | dict(augment="diffaugment"),
-    "autoencoder": dict(adversarial_weight=0.0, reconstruction_weight=1.0, optimizer="muon", lr=3e-3, lr_schedule="cosine", warmup=100, grad_clip=1.0,
-                        batch_size=8, edit_weight=0.5, latent_noise=0.1, noise=False, ema_decay=0.999, mixed_precision="auto"),
+    "autoencoder": dict(
+        adversarial_weight=0.0,
+        reconstruction_weight=1.0,
+        optimizer="muon",
+        lr=3e-3,
+        lr_schedule="cosine",
+        warmup=100,
+        grad_clip=1.0,
+        batch_size=8,
+        edit_weight=0.5,
+        latent_noise=0.1,
+        noise=False,
+        ema_decay=0.999,
+        mixed_precision="auto",
+    ),
 }
 
 
@@ -32,11 +46,25 @@ def main():
     ask.add_argument("--starts", nargs="*", default=list(STARTS), choices=list(STARTS))
     given = ask.parse_args()
     for name in given.starts:
-        config = config_for("stylegan2", "small", images=given.images, held_out=given.n, max_seconds=given.seconds, log_every=1_000_000, sample_every=0,
-                            checkpoint_every=1_000_000, **STARTS[name])
+        config = config_for(
+            "stylegan2",
+            "small",
+            images=given.images,
+            held_out=given.n,
+            max_seconds=given.seconds,
+            log_every=1_000_000,
+            sample_every=0,
+            checkpoint_every=1_000_000,
+            **STARTS[name],
+        )
         with tempfile.TemporaryDirectory() as folder, Run("stylegan2", config, root=folder) as run:
             fit(config, run)
-            row = {"start": name, "seconds": given.seconds, "n": given.n, "images seen": run.record["training"]["images"]}
+            row = {
+                "start": name,
+                "seconds": given.seconds,
+                "n": given.n,
+                "images seen": run.record["training"]["images"],
+            }
             record("gan_starts", row | {m["name"]: round(m["value"], 2) for m in run.record["metrics"]})
 
 

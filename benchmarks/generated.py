@@ -4,6 +4,7 @@ n images of each kind against n held-out portraits, in features of EfficientNet-
 diffusion model's autoencoder and StyleGAN's encoder and generator make of those, samples of the generator, and samples of the diffusion model for
 those portraits' captions (12 Euler steps, no guidance). An uncurated grid of the generator's samples is reports/figures/samples.jpg.
 """
+
 import argparse
 import time
 
@@ -12,13 +13,14 @@ import torch
 from PIL import Image
 from record import record
 
+from mmgen.backbones.efficientnet import EfficientNetLite0
+from mmgen.base.files import repo_root
 from mmgen.base.images import image_grid, to_float
 from mmgen.data import portraits
 from mmgen.data.captions import caption
-from mmgen.backbones.efficientnet import EfficientNetLite0
-from mmgen.base.files import repo_root
 from mmgen.ldm.pipeline import LatentDiffusion
-from mmgen.metrics.frechet import features, frechet_distance, statistics
+from mmgen.metrics.features import features
+from mmgen.metrics.frechet import frechet_distance, statistics
 from mmgen.metrics.oracle import Oracle
 from mmgen.stylegan.encoder import Encoder
 from mmgen.stylegan.generator import Generator
@@ -33,27 +35,39 @@ def main():
     judges = {"FD (EfficientNet-Lite0)": EfficientNetLite0(), "FD (oracle)": Oracle.load(device="cpu").features}
     seeds = portraits.seeds(2 * given.n, "test")
     draw = lambda some: to_float(np.stack([portraits.render(portraits.sample(seed)) for seed in some]))
-    real, others = draw(seeds[:given.n]), draw(seeds[given.n:])
+    real, others = draw(seeds[: given.n]), draw(seeds[given.n :])
     wanted = {name: statistics(features(judge, real)) for name, judge in judges.items()}
     generator, encoder, pipeline = Generator.load(), Encoder.load(), LatentDiffusion.load("ldm-portraits")
     models = {"generator": generator, "encoder": encoder}
 
     def diffused():
-        texts = [caption(portraits.tags(portraits.sample(seed))) for seed in seeds[given.n:]]
-        return torch.cat([pipeline.sample(texts[at:at + 100], 12, 1.0, "euler", at) for at in range(0, given.n, 100)])
+        texts = [caption(portraits.tags(portraits.sample(seed))) for seed in seeds[given.n :]]
+        return torch.cat([pipeline.sample(texts[at : at + 100], 12, 1.0, "euler", at) for at in range(0, given.n, 100)])
 
-    ways = {"other portraits": lambda: others, "their reconstructions, autoencoder": lambda: torch.cat([pipeline.decode(pipeline.encode(x)).clamp(-1, 1) for x in others.split(100)]),
-            "their reconstructions, encoder and StyleGAN2": lambda: reconstruct(models, others, None)}
+    ways = {
+        "other portraits": lambda: others,
+        "their reconstructions, autoencoder": lambda: torch.cat(
+            [pipeline.decode(pipeline.encode(x)).clamp(-1, 1) for x in others.split(100)]
+        ),
+        "their reconstructions, encoder and StyleGAN2": lambda: reconstruct(models, others, None),
+    }
     ways |= {f"StyleGAN2, ψ = {psi:g}": lambda psi=psi: generator.sample(given.n, 0, psi) for psi in given.truncation}
     ways["latent diffusion, 12 Euler steps"] = diffused
     for name, make in ways.items():
         began = time.perf_counter()
         made = make()
         seconds = (time.perf_counter() - began) / given.n
-        record("generated", {"images": name, "n": given.n}
-               | {measure: round(frechet_distance(wanted[measure], statistics(features(judge, made))), 2) for measure, judge in judges.items()}
-               | ({} if name.startswith("other") else {"seconds per image": round(seconds, 4)}))
-        if name == "StyleGAN2, ψ = 1": Image.fromarray(image_grid(made[:64], 16)).save(repo_root() / "reports/figures/samples.jpg", quality=88)
+        record(
+            "generated",
+            {"images": name, "n": given.n}
+            | {
+                measure: round(frechet_distance(wanted[measure], statistics(features(judge, made))), 2)
+                for measure, judge in judges.items()
+            }
+            | ({} if name.startswith("other") else {"seconds per image": round(seconds, 4)}),
+        )
+        if name == "StyleGAN2, ψ = 1":
+            Image.fromarray(image_grid(made[:64], 16)).save(repo_root() / "reports/figures/samples.jpg", quality=88)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Test portraits: reconstruction (PSNR, perceptual distance, share of attributes t
 to invert, hair-colour edits by the text-conditioned mapper, decoded plainly, so that what inversion lost is lost. Seconds per image include the
 encoder. A search of 1 000 steps takes long: `--searched` images have it.
 """
+
 import argparse
 import time
 
@@ -12,14 +13,14 @@ import torch
 from record import record
 
 from mmgen.base.images import to_float
-from mmgen.data.edits import as_batch, edits
+from mmgen.data.edits import edits
 from mmgen.data.portraits import render, sample, seeds
 from mmgen.metrics.oracle import Oracle, score_editor
+from mmgen.styleclip.mapper import LatentMapper
 from mmgen.stylegan.encoder import Encoder
 from mmgen.stylegan.encoder_train import reconstruction_scores
 from mmgen.stylegan.generator import Generator
 from mmgen.stylegan.inversion import Inverter, project
-from mmgen.styleclip.mapper import LatentMapper
 
 
 def main():
@@ -28,28 +29,40 @@ def main():
     ask.add_argument("--encoder", default="encoder-portraits")
     ask.add_argument("-n", type=int, default=500)
     ask.add_argument("--searched", type=int, default=32)
-    ask.add_argument("--edits", type=int, default=100, help="hair-colour edits for each way; as many as --searched for the long ones")
+    ask.add_argument(
+        "--edits", type=int, default=100, help="hair-colour edits for each way; as many as --searched for the long ones"
+    )
     ask.add_argument("--ways", nargs="*", help="some of them; all unless given")
     given = ask.parse_args()
     generator, encoder, oracle = Generator.load(given.generator), Encoder.load(given.encoder), Oracle.load(device="cpu")
     ways = {"encoder, W": lambda x: encoder(x, 0), "encoder": encoder}
-    for steps in (10, 50): ways[f"encoder, then {steps} steps"] = Inverter(generator, encoder, steps)
-    for space in ("w", "w+"): ways[f"1000 steps in {space.upper()}"] = lambda x, space=space: project(generator, x, space, 1000).codes
+    for steps in (10, 50):
+        ways[f"encoder, then {steps} steps"] = Inverter(generator, encoder, steps)
+    for space in ("w", "w+"):
+        ways[f"1000 steps in {space.upper()}"] = lambda x, space=space: project(generator, x, space, 1000).codes
     for name, invert in ways.items():
-        if given.ways and name not in given.ways: continue
+        if given.ways and name not in given.ways:
+            continue
         long = name.startswith("1000")
         faces = [sample(seed) for seed in seeds(given.searched if long else given.n, "test")]
         images = to_float(np.stack([render(face) for face in faces]))
         began = time.perf_counter()
-        with torch.no_grad(): made = torch.cat([generator.synthesis(invert(x)).clamp(-1, 1) for x in images.split(32)])
+        with torch.no_grad():
+            made = torch.cat([generator.synthesis(invert(x)).clamp(-1, 1) for x in images.split(32)])
         seconds = (time.perf_counter() - began) / len(images)
         scores = reconstruction_scores(images, made, faces, oracle)
         editor = LatentMapper(generator=generator, encoder=encoder, decoding="plain")
         editor.encode = invert
         some = edits("hair color", given.searched if long else given.edits, "test")
         edited, _ = score_editor(oracle, editor, some)
-        record("inversion", {"way": name, "n": len(images)} | {k: round(v, 4) for k, v in scores.items()} | {"seconds per image": round(seconds, 4)}
-               | {"edits": len(some)} | {f"edits {k}": round(edited[k], 4) for k in ("reached", "kept", "skill")})
+        record(
+            "inversion",
+            {"way": name, "n": len(images)}
+            | {k: round(v, 4) for k, v in scores.items()}
+            | {"seconds per image": round(seconds, 4)}
+            | {"edits": len(some)}
+            | {f"edits {k}": round(edited[k], 4) for k in ("reached", "kept", "skill")},
+        )
 
 
 if __name__ == "__main__":

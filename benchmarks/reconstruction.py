@@ -1,21 +1,22 @@
 """What the autoencoder keeps of held-out portraits: PSNR, what the oracle reads on originals and on reconstructions, and how much
 of a change of one option comes through: `python benchmarks/reconstruction.py`. The pictures are rounded to 8 bits, as they would be stored.
 """
+
 import argparse
 from pathlib import Path
 
 import numpy as np
 from record import record
 
+from mmgen.base.files import sha256
 from mmgen.base.images import psnr, to_float, to_uint8
+from mmgen.base.weights import resolve
 from mmgen.data import portraits
 from mmgen.data.edits import neighbour
-from mmgen.base.files import sha256
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.autoencoder_loss import edit_gain
 from mmgen.ldm.autoencoder_train import reconstruct
 from mmgen.metrics.oracle import Oracle, accuracy, classes, labels
-from mmgen.base.weights import resolve
 
 
 def main():
@@ -24,16 +25,29 @@ def main():
     ask.add_argument("--split", default="validation")
     ask.add_argument("-n", type=int, default=500)
     given = ask.parse_args()
-    oracle, faces = Oracle.load(device="cpu"), [portraits.sample(seed) for seed in portraits.seeds(given.n, given.split)]
+    oracle, faces = (
+        Oracle.load(device="cpu"),
+        [portraits.sample(seed) for seed in portraits.seeds(given.n, given.split)],
+    )
     images = to_float(np.stack([portraits.render(face) for face in faces]))
     model = AutoencoderKL.load(given.model)
     outputs = to_float(to_uint8(reconstruct(model, images)))
     decibels, truth, names = psnr(images, outputs), labels(faces), list(classes())
-    about = {"model": Path(given.model).name, "sha256": sha256(resolve(given.model) / "model.safetensors")[:12], "split": given.split}
-    record("reconstruction", about | {"n": given.n, "PSNR": round(decibels.mean().item(), 2), "sd": round(decibels.std().item(), 2)})
+    about = {
+        "model": Path(given.model).name,
+        "sha256": sha256(resolve(given.model) / "model.safetensors")[:12],
+        "split": given.split,
+    }
+    record(
+        "reconstruction",
+        about | {"n": given.n, "PSNR": round(decibels.mean().item(), 2), "sd": round(decibels.std().item(), 2)},
+    )
     before, after = (accuracy(oracle.predict(x), truth, names) for x in (images, outputs))
     for name in names:
-        record("reconstruction", about | {"attribute": name, "originals": round(before[name], 4), "reconstructions": round(after[name], 4)})
+        record(
+            "reconstruction",
+            about | {"attribute": name, "originals": round(before[name], 4), "reconstructions": round(after[name], 4)},
+        )
     near = [neighbour(seed) for seed in portraits.seeds(given.n, given.split)]
     changed = to_float(np.stack([portraits.render(face) for face in near]))
     gain, seen = edit_gain(images, changed, outputs, to_float(to_uint8(reconstruct(model, changed))))
@@ -41,8 +55,16 @@ def main():
     gain, seen = gain.numpy(), seen.numpy()
     for name in ("all", *sorted(set(option))):
         some = np.sort(gain[seen & ((option == name) | (name == "all"))])
-        record("reconstruction", about | {"changed option": name, "pairs": len(some), "edit gain": round(float(some.mean()), 3),
-                                          "of the worst tenth": round(float(some[:max(1, len(some) // 10)].mean()), 3)})
+        record(
+            "reconstruction",
+            about
+            | {
+                "changed option": name,
+                "pairs": len(some),
+                "edit gain": round(float(some.mean()), 3),
+                "of the worst tenth": round(float(some[: max(1, len(some) // 10)].mean()), 3),
+            },
+        )
 
 
 if __name__ == "__main__":

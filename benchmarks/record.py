@@ -1,4 +1,5 @@
 """Rows of measurements: printed, and kept in reports/<name>.jsonl with the command and what they were measured on."""
+
 import json
 import subprocess
 import sys
@@ -12,14 +13,27 @@ from mmgen.base.provenance import git_state, hardware
 
 STATE, HERE = git_state(repo_root()), hardware()
 if STATE["dirty"]:  # rows of an earlier benchmark change no result
-    changed = subprocess.run(["git", "--no-optional-locks", "status", "--porcelain", "--", ".", ":!reports"], cwd=repo_root(), capture_output=True, text=True).stdout
+    changed = subprocess.run(
+        ["git", "--no-optional-locks", "status", "--porcelain", "--", ".", ":!reports"],
+        cwd=repo_root(),
+        capture_output=True,
+        text=True,
+    ).stdout
     STATE["dirty"] = bool(changed.strip())
 
 
 def record(name, row):
-    where = {"device": str(row["device"])} if "device" in row else {"cpu": HERE["cpu"], "threads": torch.get_num_threads()}
-    about = {"command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]), **where, "torch": torch.__version__,
-             "date": f"{datetime.now(timezone.utc):%Y-%m-%d}", "commit": (STATE["sha"] or "")[:12], "dirty": STATE["dirty"]}
+    where = (
+        {"device": str(row["device"])} if "device" in row else {"cpu": HERE["cpu"], "threads": torch.get_num_threads()}
+    )
+    about = {
+        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        **where,
+        "torch": torch.__version__,
+        "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
+        "commit": (STATE["sha"] or "")[:12],
+        "dirty": STATE["dirty"],
+    }
     path = repo_root() / "reports" / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
@@ -29,4 +43,12 @@ def record(name, row):
 
 def number(text):
     "An option's value: none, a number or a word"
-    return None if text == "none" else int(text) if text.isdigit() else float(text) if text.replace(".", "").isdigit() else text
+    return (
+        None
+        if text == "none"
+        else int(text)
+        if text.isdigit()
+        else float(text)
+        if text.replace(".", "").isdigit()
+        else text
+    )

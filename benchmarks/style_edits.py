@@ -4,21 +4,21 @@ which a mapper of its own may be given: `--mapper mapper-green-hair`). Seconds p
 `after inversion` is the median for one image whose code is known. `--figure` records nothing and draws four of each kind to
 reports/figures/style_edits.jpg: sources, a row for each method, exact answers.
 """
+
 import argparse
 import itertools
 import statistics
 import time
-
 from types import SimpleNamespace
 
 import torch
 from PIL import Image
 from record import number, record
 
+from mmgen.base.files import repo_root
 from mmgen.base.images import image_grid
 from mmgen.data.edits import KINDS, as_batch, edits
-from mmgen.editing.editor import editor, options_of
-from mmgen.base.files import repo_root
+from mmgen.editing.registry import editor, options_of
 from mmgen.metrics.oracle import Oracle, score_editor
 from mmgen.styleclip.mapper_train import wishes_for
 
@@ -47,6 +47,7 @@ def timed(which):
         made = which.edit(*given)
         seconds.append(time.perf_counter() - began)
         return made
+
     return SimpleNamespace(edit=edit), seconds
 
 
@@ -65,7 +66,8 @@ def main():
     ask.add_argument("--option", nargs="*", default=[], help="of the Editors, such as alpha=5 beta=0.1")
     ask.add_argument("--figure", action="store_true")
     given = ask.parse_args()
-    if given.figure: given.n = 4
+    if given.figure:
+        given.n = 4
     oracle = Oracle.load(device="cpu")
     extra = {name: number(value) for name, _, value in (option.partition("=") for option in given.option)}
     wishes = {kind: edits(kind, given.n, given.split) for kind in given.kinds or ([] if given.tags else KINDS)}
@@ -73,24 +75,43 @@ def main():
     rows = []
     for method, decoding in itertools.product(given.methods, given.decoding):
         options = {"decoding": "paired" if method == "sdedit" else decoding} | extra
-        if method != "sdedit": options |= {"generator": given.generator, "encoder": given.encoder}
-        if method == "styleclip-mapper": options["model"] = given.mapper
+        if method != "sdedit":
+            options |= {"generator": given.generator, "encoder": given.encoder}
+        if method == "styleclip-mapper":
+            options["model"] = given.mapper
         options = {name: value for name, value in options.items() if name in options_of(method)}
         which = editor(method, **options)
-        shown = {k: v for k, v in options.items() if k in extra or k == "decoding"} | ({"mapper": given.mapper} if "mapper" in method else {})
+        shown = {k: v for k, v in options.items() if k in extra or k == "decoding"} | (
+            {"mapper": given.mapper} if "mapper" in method else {}
+        )
         for (wish, some), strength in itertools.product(wishes.items(), given.strength):
             watched, spent = timed(which)
             scores, made = score_editor(oracle, watched, some, strength)
             seconds = spent[0] / len(some)
             rows.append(made)
-            if given.figure: continue
-            record("style_edits", {"editor": method, "wish": wish, "split": given.split, "strength": which.strength if strength is None else strength}
-                   | shown | {k: round(v, 4) for k, v in scores.items()} | {"seconds per edit": round(seconds, 4),
-                              "milliseconds after inversion": after_inversion(which, some, strength)})
+            if given.figure:
+                continue
+            record(
+                "style_edits",
+                {
+                    "editor": method,
+                    "wish": wish,
+                    "split": given.split,
+                    "strength": which.strength if strength is None else strength,
+                }
+                | shown
+                | {k: round(v, 4) for k, v in scores.items()}
+                | {
+                    "seconds per edit": round(seconds, 4),
+                    "milliseconds after inversion": after_inversion(which, some, strength),
+                },
+            )
     if given.figure:
         shown = [as_batch(some) for some in wishes.values()]
         rows = [*(images for images, *_ in shown), *rows, *(exact for *_, exact in shown)]
-        Image.fromarray(image_grid(torch.cat(rows), 4 * len(wishes))).save(repo_root() / "reports/figures/style_edits.jpg", quality=90)
+        Image.fromarray(image_grid(torch.cat(rows), 4 * len(wishes))).save(
+            repo_root() / "reports/figures/style_edits.jpg", quality=90
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Fails when mmgen/ is not what the notebooks export, or when a notebook is not clean. Leaves the tree as it was."""
+
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,12 @@ WATCHED = ("mmgen", "nbs")
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for folder in WATCHED for p in sorted((root / folder).rglob("*"))
-            if p.suffix in (".py", ".ipynb") and p.name != "_modidx.py" and ".ipynb_checkpoints" not in p.parts}
+    return {
+        str(p.relative_to(root)): p.read_bytes()
+        for folder in WATCHED
+        for p in sorted((root / folder).rglob("*"))
+        if p.suffix in (".py", ".ipynb") and p.name != "_modidx.py" and ".ipynb_checkpoints" not in p.parts
+    }
 
 
 def main() -> int:
@@ -20,7 +25,9 @@ def main() -> int:
         copy = Path(folder) / "mmgen"
         copy.mkdir()
         for name in WATCHED:  # not data/, which may hold millions of images
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("packaged", "__pycache__", ".ipynb_checkpoints"))
+            shutil.copytree(
+                ROOT / name, copy / name, ignore=shutil.ignore_patterns("packaged", "__pycache__", ".ipynb_checkpoints")
+            )
         for name in ("settings.ini", "pyproject.toml", "setup.py", "README.md"):
             shutil.copyfile(ROOT / name, copy / name)
         for command in ("nbdev_export", "nbdev_clean"):

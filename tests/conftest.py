@@ -1,4 +1,5 @@
 """What every test gets."""
+
 import os
 import tempfile
 

@@ -1,5 +1,6 @@
 """One line of each form of a Danbooru dump, written by hand after the public descriptions (see nbs/danbooru/synthetic_posts.ipynb) and with
 invented values, and what a reader must make of it. Readers are tested with these, not only with lines of our own generator."""
+
 from datetime import datetime
 
 # 2017 to 2020: BigQuery's export; all numbers are strings, none is "0", never is 1970; the second post repeats a tag; pools are flattened
@@ -17,7 +18,8 @@ OLD = (
     '"approver_id":"0","file_size":"4527472","is_status_locked":false,"up_score":"1","down_score":"-4","is_pending":false,"is_flagged":false,'
     '"is_deleted":true,"updated_at":"2017-12-31 23:59:59.999999 UTC","is_banned":false,"pixiv_id":"19551322",'
     '"tags":[{"id":"535673","name":"solo","category":"0"},{"id":"535673","name":"solo","category":"0"},{"id":"1","name":"\\\\m/","category":"0"},'
-    '{"id":"2","name":"^_^","category":"0"},{"id":"3","name":"highres","category":"5"}],"pools":["10152","4162","series","collection"],"favs":[]}')
+    '{"id":"2","name":"^_^","category":"0"},{"id":"3","name":"highres","category":"5"}],"pools":["10152","4162","series","collection"],"favs":[]}',
+)
 
 # 2021: one line as exported (numbers are strings, what is null has no key) and one as the site's API gives it (numbers are numbers, null is null)
 NEW = (
@@ -35,25 +37,142 @@ NEW = (
     '"tag_count":3,"updated_at":"2025-09-15T22:22:56.926-04:00","is_banned":true,"pixiv_id":null,"last_commented_at":null,"has_active_children":false,'
     '"bit_flags":0,"tag_count_meta":0,"has_large":false,"has_visible_children":false,"media_asset":{"id":1,"variants":[{"type":"original","width":500}]},'
     '"tag_string_general":"^_^ cat solo","tag_string_character":"","tag_string_copyright":"","tag_string_artist":"","tag_string_meta":"",'
-    '"file_url":"https://example.org/2.jpg","large_file_url":"https://example.org/2.jpg","preview_file_url":"https://example.org/2.jpg"}')
+    '"file_url":"https://example.org/2.jpg","large_file_url":"https://example.org/2.jpg","preview_file_url":"https://example.org/2.jpg"}',
+)
 
 FLAGS = ("is_deleted", "is_banned", "is_flagged", "is_pending")
 
 
-def _row(id, made, md5, ext, rating, width, height, bytes, score, up, down, parent, pixiv, flags, general, character, copyright, artist, meta):
-    return {"id": id, "created_at": made, "md5": md5, "ext": ext, "rating": rating, "width": width, "height": height, "bytes": bytes, "score": score,
-            "up_score": up, "down_score": down, "parent_id": parent, "pixiv_id": pixiv, **{flag: flag in flags for flag in FLAGS},
-            "general": general, "character": character, "copyright": copyright, "artist": artist, "meta": meta}
+def _row(
+    id,
+    made,
+    md5,
+    ext,
+    rating,
+    width,
+    height,
+    bytes,
+    score,
+    up,
+    down,
+    parent,
+    pixiv,
+    flags,
+    general,
+    character,
+    copyright,
+    artist,
+    meta,
+):
+    return {
+        "id": id,
+        "created_at": made,
+        "md5": md5,
+        "ext": ext,
+        "rating": rating,
+        "width": width,
+        "height": height,
+        "bytes": bytes,
+        "score": score,
+        "up_score": up,
+        "down_score": down,
+        "parent_id": parent,
+        "pixiv_id": pixiv,
+        **{flag: flag in flags for flag in FLAGS},
+        "general": general,
+        "character": character,
+        "copyright": copyright,
+        "artist": artist,
+        "meta": meta,
+    }
 
 
 # in the columns of the table of posts; times in UTC
 OLD_ROWS = (
-    _row(263162, datetime(2008, 6, 10, 3, 8, 7, 342050), "9a0f9e0f08907d12b7d08e46047ae4d8", "jpg", "general", 797, 794, 110256, 1, 1, 0, None, None, (),
-         ["1girl", "long_hair"], ["larva_(some_series)"], ["some_series"], ["some_painter"], []),
-    _row(931532, datetime(2011, 6, 9, 18, 30), "00112233445566778899aabbccddeeff", "png", "explicit", 2000, 1000, 4527472, -3, 1, -4, 66036, 19551322,
-         ("is_deleted",), ["solo", "\\m/", "^_^"], [], [], [], ["highres"]))
+    _row(
+        263162,
+        datetime(2008, 6, 10, 3, 8, 7, 342050),
+        "9a0f9e0f08907d12b7d08e46047ae4d8",
+        "jpg",
+        "general",
+        797,
+        794,
+        110256,
+        1,
+        1,
+        0,
+        None,
+        None,
+        (),
+        ["1girl", "long_hair"],
+        ["larva_(some_series)"],
+        ["some_series"],
+        ["some_painter"],
+        [],
+    ),
+    _row(
+        931532,
+        datetime(2011, 6, 9, 18, 30),
+        "00112233445566778899aabbccddeeff",
+        "png",
+        "explicit",
+        2000,
+        1000,
+        4527472,
+        -3,
+        1,
+        -4,
+        66036,
+        19551322,
+        ("is_deleted",),
+        ["solo", "\\m/", "^_^"],
+        [],
+        [],
+        [],
+        ["highres"],
+    ),
+)
 NEW_ROWS = (
-    _row(4983210, datetime(2021, 12, 21, 13, 2, 4, 132000), "cd91f0000b9574bf142d125a1e886e5c", "png", "general", 2000, 2828, 4527472, 10, 11, -1, None, 83599609,
-         (), ["1girl", "long_hair"], ["nekone_(a_series)"], ["a_series"], ["a_painter"], ["highres"]),
-    _row(6285839, datetime(2023, 5, 6, 14, 40, 45, 524000), "76823069dd2cb8f77345cc795c2e229a", "jpg", "sensitive", 500, 600, 237334, 152, 152, 0, None, None,
-         ("is_banned", "is_flagged", "is_pending"), ["^_^", "cat", "solo"], [], [], [], []))
+    _row(
+        4983210,
+        datetime(2021, 12, 21, 13, 2, 4, 132000),
+        "cd91f0000b9574bf142d125a1e886e5c",
+        "png",
+        "general",
+        2000,
+        2828,
+        4527472,
+        10,
+        11,
+        -1,
+        None,
+        83599609,
+        (),
+        ["1girl", "long_hair"],
+        ["nekone_(a_series)"],
+        ["a_series"],
+        ["a_painter"],
+        ["highres"],
+    ),
+    _row(
+        6285839,
+        datetime(2023, 5, 6, 14, 40, 45, 524000),
+        "76823069dd2cb8f77345cc795c2e229a",
+        "jpg",
+        "sensitive",
+        500,
+        600,
+        237334,
+        152,
+        152,
+        0,
+        None,
+        None,
+        ("is_banned", "is_flagged", "is_pending"),
+        ["^_^", "cat", "solo"],
+        [],
+        [],
+        [],
+        [],
+    ),
+)

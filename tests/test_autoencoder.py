@@ -1,4 +1,5 @@
 "Autoencoder room: parity with diffusers, phases, folding, loss and task."
+
 import json
 import math
 import urllib.error
@@ -13,25 +14,29 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from mmgen.base.images import psnr, to_float
+from mmgen.base.runs import load_run
+from mmgen.base.schema import WeightsError
+from mmgen.base.weights import save_weights
+from mmgen.jobs.registry import config_for, parameters_cell
 from mmgen.ldm.autoencoder import AutoencoderKL, Posterior
 from mmgen.ldm.autoencoder_blocks import Upsample2D
 from mmgen.ldm.autoencoder_loss import adaptive_weight, perceptual_distance
 from mmgen.ldm.autoencoder_train import AutoencoderTask, reconstruct, scaling_factor_of
-from mmgen.jobs.registry import config_for, parameters_cell
-from mmgen.base.runs import load_run
 from mmgen.training.loop import train
-from mmgen.base.weights import WeightsError, save_weights
 
 CONFIGS = [
     dict(block_out_channels=(8,), norm_num_groups=4),
     dict(block_out_channels=(8, 16), norm_num_groups=8, layers_per_block=2, latent_channels=3),
     dict(block_out_channels=(16, 8, 24), norm_num_groups=4, latent_channels=16, use_quant_conv=False),
     dict(block_out_channels=(8, 8, 16), norm_num_groups=2, use_quant_conv=False, use_post_quant_conv=False),
-    dict(block_out_channels=(32, 64), layers_per_block=2, mid_block_add_attention=False, in_channels=5,
-         out_channels=2),
-    dict(block_out_channels=(8, 8, 16), norm_num_groups=4, layers_per_block=2,  # attention in levels, as in kl-f16 and kl-f32
-         down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-         up_block_types=("AttnUpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D")),
+    dict(block_out_channels=(32, 64), layers_per_block=2, mid_block_add_attention=False, in_channels=5, out_channels=2),
+    dict(
+        block_out_channels=(8, 8, 16),
+        norm_num_groups=4,
+        layers_per_block=2,  # attention in levels, as in kl-f16 and kl-f32
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    ),
 ]
 
 
@@ -41,7 +46,8 @@ def theirs(config, seed):
     levels = len(config["block_out_channels"])
     plain = dict(down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels)
     model = diffusers.AutoencoderKL(**plain | config).eval()
-    for p in model.parameters(): p.data.add_(0.1 * torch.randn_like(p))
+    for p in model.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
     return model
 
 
@@ -69,7 +75,8 @@ def test_save_pretrained_opens_in_diffusers(tmp_path):
     other = diffusers.AutoencoderKL.from_pretrained(tmp_path).eval()
     z = torch.randn(1, 4, 8, 8)
     assert other.config.scaling_factor == 0.7
-    with torch.no_grad(): assert torch.allclose(model.decode(z), other.decode(z).sample, atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(model.decode(z), other.decode(z).sample, atol=1e-5)
 
 
 def with_old_names(state):
@@ -82,14 +89,25 @@ def with_old_names(state):
 @pytest.mark.parametrize("safe", [True, False])
 def test_the_names_of_published_autoencoders(tmp_path, safe):
     torch.manual_seed(0)
-    theirs = diffusers.AutoencoderKL(block_out_channels=(8, 16), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, norm_num_groups=4).eval()
+    theirs = diffusers.AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=4,
+    ).eval()
     theirs.save_pretrained(tmp_path, safe_serialization=safe)
     file = tmp_path / f"diffusion_pytorch_model.{'safetensors' if safe else 'bin'}"
     state = with_old_names(theirs.state_dict())
     assert "decoder.mid_block.attentions.0.query.weight" in state and len(state) == len(theirs.state_dict())
     save_file(state, file) if safe else torch.save(state, file)
     x = torch.rand(1, 3, 16, 16)
-    with torch.no_grad(): assert torch.allclose(AutoencoderKL.load(tmp_path)(x)[0], diffusers.AutoencoderKL.from_pretrained(tmp_path, low_cpu_mem_usage=False)(x).sample, atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(
+            AutoencoderKL.load(tmp_path)(x)[0],
+            diffusers.AutoencoderKL.from_pretrained(tmp_path, low_cpu_mem_usage=False)(x).sample,
+            atol=1e-5,
+        )
 
 
 def test_phased_upsampling_equals_plain_with_gradients():
@@ -127,16 +145,22 @@ def test_posterior_sample_and_kl():
     assert torch.allclose(Posterior(mean, logvar * 0).kl(), torch.tensor([0.5 * 0.25 * 2 * 64 * 64]))
 
 
-@pytest.mark.parametrize("bad, words", [
-    (dict(block_out_channels=(8, 12), norm_num_groups=8), "norm_num_groups=8"),
-    (dict(block_out_channels=(8,), norm_num_groups=8, patch_size=2), "needs 12"),
-    (dict(block_out_channels=(8,), norm_num_groups=8, down_block_types=("CrossAttnDownBlock2D",)),
-     "down_block_types"),
-    (dict(block_out_channels=(8,), norm_num_groups=8, act_fn="relu"), "act_fn"),
-    (dict(block_out_channel=(8,)), "block_out_channel"),
-])
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        (dict(block_out_channels=(8, 12), norm_num_groups=8), "norm_num_groups=8"),
+        (dict(block_out_channels=(8,), norm_num_groups=8, patch_size=2), "needs 12"),
+        (
+            dict(block_out_channels=(8,), norm_num_groups=8, down_block_types=("CrossAttnDownBlock2D",)),
+            "down_block_types",
+        ),
+        (dict(block_out_channels=(8,), norm_num_groups=8, act_fn="relu"), "act_fn"),
+        (dict(block_out_channel=(8,)), "block_out_channel"),
+    ],
+)
 def test_wrong_config_is_named(bad, words):
-    with pytest.raises(ValueError, match=words): AutoencoderKL.from_config(bad)
+    with pytest.raises(ValueError, match=words):
+        AutoencoderKL.from_config(bad)
 
 
 def test_wrong_image_size_is_named():
@@ -165,7 +189,9 @@ def test_pairs_count_twice_and_add_the_lost_edits():
     (with_term, parts), (without, _) = seeded(task), seeded(other)
     torch.manual_seed(1)
     y = task.model.autoencoder(x, sample=True)[0]
-    lost = [(1 - ((y[8 + i] - y[i]) * (x[8 + i] - x[i])).sum() / (x[8 + i] - x[i]).square().sum()) ** 2 for i in range(1, 8)]
+    lost = [
+        (1 - ((y[8 + i] - y[i]) * (x[8 + i] - x[i])).sum() / (x[8 + i] - x[i]).square().sum()) ** 2 for i in range(1, 8)
+    ]
     assert parts["lost_edits"].item() == pytest.approx(sum(lost).item() / 7, rel=0.02)  # the first pair shows no change
     assert (with_term - without).item() == pytest.approx(0.3 * parts["lost_edits"].item(), rel=1e-4)
 
@@ -179,11 +205,17 @@ def test_edit_weight_needs_edits_that_can_be_drawn(tmp_path, monkeypatch):
         (folder / f"{i}.txt").write_text("red, square")
     notebook = Path(__file__).resolve().parent.parent / "nbs" / "train_autoencoder.ipynb"
     with pytest.raises(papermill.PapermillExecutionError, match="edit_weight needs data 'portraits'"):
-        papermill.execute_notebook(notebook, tmp_path / "out.ipynb", {"preset": "smoke", "edit_weight": 0.1, "data": str(folder)},
-                                   progress_bar=False, kernel_name="python3")
+        papermill.execute_notebook(
+            notebook,
+            tmp_path / "out.ipynb",
+            {"preset": "smoke", "edit_weight": 0.1, "data": str(folder)},
+            progress_bar=False,
+            kernel_name="python3",
+        )
 
 
-def gradients(module): return [p.grad for p in module.parameters()]
+def gradients(module):
+    return [p.grad for p in module.parameters()]
 
 
 def test_reconstruction_and_kl_sum_to_the_written_formula():
@@ -251,8 +283,9 @@ def test_logvar_switch(kind):
     assert (task.model.logvar.item() != 0) == (kind == "learned")
 
 
-@pytest.mark.parametrize("kind, cls, betas", [("adam", torch.optim.Adam, (0.5, 0.9)),
-                                              ("adamw", torch.optim.AdamW, (0.9, 0.99))])
+@pytest.mark.parametrize(
+    "kind, cls, betas", [("adam", torch.optim.Adam, (0.5, 0.9)), ("adamw", torch.optim.AdamW, (0.9, 0.99))]
+)
 def test_optimizers_cover_each_network_once(kind, cls, betas):
     task, _ = tiny_task(optimizer=kind)
     optimizers = task.optimizers(lr=1e-3, weight_decay=0.1)
@@ -302,18 +335,24 @@ def test_efficientnet_distance():
 
 
 def test_lpips_out_of_reach_is_one_clear_sentence(monkeypatch):
-    def refuse(*args, **kwargs): raise urllib.error.URLError("no route")
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("no route")
+
     monkeypatch.setattr("torchvision.models.vgg.WeightsEnum.get_state_dict", refuse, raising=False)
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", refuse)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
-    with pytest.raises(RuntimeError, match="VGG16 weights.*efficientnet"): perceptual_distance("lpips")
+    with pytest.raises(RuntimeError, match="VGG16 weights.*efficientnet"):
+        perceptual_distance("lpips")
 
 
 def test_lpips_measures_and_is_not_trained(monkeypatch):
     "With random weights in VGG16, whose own cannot be downloaded everywhere; lpips' per-channel weights are its package's."
     from torchvision.models import vgg16
+
     torch.manual_seed(0)
-    monkeypatch.setattr("torchvision.models.vgg.WeightsEnum.get_state_dict", lambda *args, **kwargs: vgg16().state_dict())
+    monkeypatch.setattr(
+        "torchvision.models.vgg.WeightsEnum.get_state_dict", lambda *args, **kwargs: vgg16().state_dict()
+    )
     distance = perceptual_distance("lpips")
     x = torch.rand(2, 3, 32, 32) * 2 - 1
     y = (x + 0.3 * torch.randn_like(x)).requires_grad_()
@@ -327,29 +366,43 @@ def test_unknown_switches_are_named():
     with pytest.raises(ValueError, match="perceptual must be one of lpips, efficientnet, none, not 'vgg'"):
         perceptual_distance("vgg")
     for option in (dict(logvar="free"), dict(optimizer="sgd"), dict(reduction="max")):
-        with pytest.raises(ValueError, match=f"{next(iter(option))} must be"): tiny_task(**option)
+        with pytest.raises(ValueError, match=f"{next(iter(option))} must be"):
+            tiny_task(**option)
 
 
 def test_reconstruct():
     task, batch = tiny_task()
     model = task.model.autoencoder
     out = reconstruct(model, batch["image"], batch_size=3)
-    with torch.no_grad(): want = model(to_float(batch["image"]))[0].clamp(-1, 1)
+    with torch.no_grad():
+        want = model(to_float(batch["image"]))[0].clamp(-1, 1)
     assert out.shape == (8, 3, 16, 16) and torch.allclose(out, want, atol=1e-5)
 
 
 class Record:
     "The part of mmgen.base.runs.Run that the loop uses."
-    def __init__(self, path): self.path, self.rows, self.figures = path, [], []
-    def log(self, step, **values): self.rows.append(values)
-    def figure(self, name, picture): self.figures.append((name, picture.shape))
+
+    def __init__(self, path):
+        self.path, self.rows, self.figures = path, [], []
+
+    def log(self, step, **values):
+        self.rows.append(values)
+
+    def figure(self, name, picture):
+        self.figures.append((name, picture.shape))
 
 
 class Rows:
     "Eight images; batches of four, a function of the step."
-    def __init__(self, images): self.images = images
-    def __len__(self): return len(self.images)
-    def batch(self, step): return {"image": self.images[(torch.arange(4) + 4 * step) % 8]}
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def batch(self, step):
+        return {"image": self.images[(torch.arange(4) + 4 * step) % 8]}
 
 
 def test_trains_in_the_loop_and_resumes_exactly(tmp_path):
@@ -365,7 +418,8 @@ def test_trains_in_the_loop_and_resumes_exactly(tmp_path):
         ends.append(task.model.state_dict() | {f"ema.{k}": v for k, v in result.ema.state_dict().items()})
     assert "hinge" not in run.rows[1] and "hinge" in run.rows[2]
     assert run.figures[-1][0] == "sample-5" and result.step == 5
-    for key, value in ends[0].items(): assert torch.equal(value, ends[1][key]), key
+    for key, value in ends[0].items():
+        assert torch.equal(value, ends[1][key]), key
 
 
 @pytest.mark.parametrize("preset", ["smoke", "small", "gpu"])
@@ -380,7 +434,8 @@ def test_task_from_a_preset(preset):
 def test_paper_preset_is_the_released_size():
     "autoencoder_kl_32x32x4 has 83.65 M parameters (as stabilityai/sd-vae-ft-mse has)."
     config = config_for("autoencoder", "paper").model_config
-    with torch.device("meta"): model = AutoencoderKL.from_config(config)
+    with torch.device("meta"):
+        model = AutoencoderKL.from_config(config)
     assert sum(p.numel() for p in model.parameters()) == 83_653_863
 
 
@@ -411,16 +466,23 @@ def test_load_gives_the_saved_model_and_refuses_another(tmp_path):
     assert same.config == config and not same.training
     assert torch.equal(same(x)[0], model(x)[0].detach())
     save_weights(tmp_path / "b", model.state_dict(), model.config | {"latent_channels": 8}, "# card")
-    with pytest.raises(WeightsError, match="another architecture"): AutoencoderKL.load(tmp_path / "b")
-    with pytest.raises(WeightsError, match="config.json"): AutoencoderKL.load(tmp_path)
+    with pytest.raises(WeightsError, match="another architecture"):
+        AutoencoderKL.load(tmp_path / "b")
+    with pytest.raises(WeightsError, match="config.json"):
+        AutoencoderKL.load(tmp_path)
 
 
 def test_notebook_smoke(tmp_path, monkeypatch):
     "train_autoencoder through papermill: weights that load, a complete record, both pictures."
     monkeypatch.setenv("MMGEN_ROOT", str(tmp_path))
     notebook = Path(__file__).resolve().parent.parent / "nbs" / "train_autoencoder.ipynb"
-    papermill.execute_notebook(notebook, tmp_path / "out.ipynb", {"preset": "smoke", "run_id": "ae", "edit_weight": 0.1},
-                               progress_bar=False, kernel_name="python3")
+    papermill.execute_notebook(
+        notebook,
+        tmp_path / "out.ipynb",
+        {"preset": "smoke", "run_id": "ae", "edit_weight": 0.1},
+        progress_bar=False,
+        kernel_name="python3",
+    )
     folder = tmp_path / "reports" / "runs" / "ae"
     record = load_run(folder)
     assert record["status"] == "completed" and [m["name"] for m in record["metrics"]] == ["PSNR", "edit gain"]

@@ -1,4 +1,5 @@
 "The counterfactual benchmark: fixed rows, known scores, kills and broken Editors."
+
 import dataclasses
 import json
 
@@ -7,27 +8,28 @@ import pytest
 import torch
 from PIL import Image
 
+from mmgen.base.files import sha256
+from mmgen.base.images import to_uint8
+from mmgen.base.runs import Run, RunError, to_json
+from mmgen.base.settings import split_list
 from mmgen.benchmark import workers
+from mmgen.benchmark.config import EvaluateConfig
 from mmgen.benchmark.counterfactuals import change_mask, counterfactuals, from_to, instruction, to_dataset
-from mmgen.benchmark.run import evaluate
 from mmgen.benchmark.parts import Part, load_part, parse, part_key, parts
 from mmgen.benchmark.pictures import failures
+from mmgen.benchmark.run import evaluate
 from mmgen.benchmark.scores import Judges, pixel_accuracy, to_lab
 from mmgen.benchmark.tables import flipped, outcomes, set_figures, table
 from mmgen.benchmark.workers import ask, run_parts
-from mmgen.base.images import to_uint8
-from mmgen.data.edits import as_batch
 from mmgen.data import portraits
-from mmgen.editing.editor import CopyInput, EditError, check_edit, editor, editors
-from mmgen.benchmark.config import EvaluateConfig
-from mmgen.base.files import sha256
+from mmgen.data.edits import as_batch
+from mmgen.editing.editor import CopyInput, check_edit
+from mmgen.editing.registry import EditError, editor, editors
+from mmgen.jobs.registry import config_for
 from mmgen.metrics.clip_score import clip_score, directional_similarity
 from mmgen.metrics.features import extractor
 from mmgen.metrics.intervals import MetricWarning
 from mmgen.metrics.oracle import labels
-from mmgen.jobs.registry import config_for
-from mmgen.base.runs import Run, RunError, to_json
-from mmgen.base.settings import split_list
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,8 @@ def rows():
 
 def test_first_rows_are_those_of_the_whole(rows):
     assert counterfactuals(5) == rows[:5] and len({row.kind for row in rows[:5]}) == 5
-    with pytest.raises(ValueError, match="has 2300 rows; 2301 were asked for"): counterfactuals(2301)
+    with pytest.raises(ValueError, match="has 2300 rows; 2301 were asked for"):
+        counterfactuals(2301)
 
 
 def test_masks_are_where_pixels_differ(rows):
@@ -50,10 +53,17 @@ def test_a_dataset_for_instruct_pix2pix(rows, tmp_path):
     dataset = to_dataset(rows)
     dataset.to_parquet(tmp_path / "rows.parquet")
     from datasets import load_dataset
-    again = load_dataset("parquet", data_files=str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))["train"]
+
+    again = load_dataset("parquet", data_files=str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))[
+        "train"
+    ]
     assert {"input_image", "edit_prompt", "edited_image"} <= set(again.column_names)
     one = again[7]
-    assert one["edit_prompt"] == instruction(rows[7]) and (one["from"], one["to"]) == from_to(rows[7]) and one["edit_tag"] == rows[7].tag
+    assert (
+        one["edit_prompt"] == instruction(rows[7])
+        and (one["from"], one["to"]) == from_to(rows[7])
+        and one["edit_tag"] == rows[7].tag
+    )
     assert np.array_equal(np.asarray(one["edited_image"]), to_uint8(as_batch(rows[7:8])[3])[0].numpy())
 
 
@@ -63,17 +73,21 @@ def test_pixel_accuracy_against_loops():
     made = (exact + 0.05 * torch.randn(exact.shape)).clamp(-1, 1)
     found = pixel_accuracy(source, exact, made)
     for i in range(2):
-        a, b, c = (to_uint8(x[i:i + 1])[0] for x in (source, exact, made))
+        a, b, c = (to_uint8(x[i : i + 1])[0] for x in (source, exact, made))
         sums = np.zeros(3)
         for tolerance in range(11):
             edit = kept = edits = keeps = 0
             for y in range(5):
                 for x in range(5):
                     right = (to_lab(c[y, x]) - to_lab(b[y, x])).square().sum().sqrt() <= tolerance
-                    if (a[y, x] == b[y, x]).all(): keeps, kept = keeps + 1, kept + int(right)
-                    else: edits, edit = edits + 1, edit + int(right)
+                    if (a[y, x] == b[y, x]).all():
+                        keeps, kept = keeps + 1, kept + int(right)
+                    else:
+                        edits, edit = edits + 1, edit + int(right)
             sums += edit / edits, kept / keeps, edit / (edits + keeps - kept)
-        assert np.allclose(sums / 11, [found[name][i] for name in ("edit accuracy", "preservation accuracy", "IoU")], atol=1e-6)
+        assert np.allclose(
+            sums / 11, [found[name][i] for name in ("edit accuracy", "preservation accuracy", "IoU")], atol=1e-6
+        )
 
 
 @pytest.fixture(scope="module")
@@ -83,28 +97,40 @@ def judges():
 
 # judges
 
+
 def test_clip_scores_are_those_of_the_metrics(judges, rows):
     source, before, after, exact = as_batch(rows[:6])
     found, clip = judges.scores(rows[:6], source, exact, exact), extractor("clip", "cpu")
     assert np.allclose(found["CLIP score"], clip_score(clip, exact, after, draws=0).rows, atol=1e-3)
-    assert np.allclose(found["CLIP direction"], directional_similarity(clip, source, exact, before, after, draws=0).rows, atol=1e-4)
+    assert np.allclose(
+        found["CLIP direction"], directional_similarity(clip, source, exact, before, after, draws=0).rows, atol=1e-4
+    )
     assert judges.about["CLIP (clip-portraits)"] == clip.hash
 
 
 def test_weights_that_are_not_there_say_which_columns_go_missing_and_how_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     clip, lpips = Judges("cpu", clip="clip-nobody").notes
-    assert clip.startswith("The columns CLIP score and CLIP direction will be missing (There are no weights 'clip-nobody')") and "nbs/train_clip.ipynb" in clip
+    assert (
+        clip.startswith(
+            "The columns CLIP score and CLIP direction will be missing (There are no weights 'clip-nobody')"
+        )
+        and "nbs/train_clip.ipynb" in clip
+    )
     assert lpips.startswith("The column LPIPS (alex) will be missing") and "curl -L" in lpips and "alexnet-owt" in lpips
     assert len(Judges("cpu", clip=None).notes) == 1
 
 
 # tables
 
+
 def sets(n, m, shift=0.0):
     g = torch.Generator().manual_seed(0)
     exact, made = (torch.randn(k, 256, generator=g) + by for k, by in ((n, 0.0), (m, shift)))
-    return {"features of EfficientNet-Lite0": made.numpy(), "features of oracle": made.numpy().copy()}, {"features of exact": exact, "oracle of exact": exact}
+    return {"features of EfficientNet-Lite0": made.numpy(), "features of oracle": made.numpy().copy()}, {
+        "features of exact": exact,
+        "oracle of exact": exact,
+    }
 
 
 def test_distances_of_sets_of_unequal_size():
@@ -137,41 +163,64 @@ def test_flipped_attributes_are_counted(rows):
 
 # evaluation
 
+
 class Half(CopyInput):
     "Returns NaN in one row and too bright an image in the next, and nothing usable for batches with a certain face."
+
     strength = 0.5
     calls = 0
 
     def edit(self, images, source, target, strength=None):
         Half.calls += 1
-        if Half.calls == 3: raise RuntimeError("out of memory")
+        if Half.calls == 3:
+            raise RuntimeError("out of memory")
         made = images.clone()
         made[0] = torch.nan
         images.fill_(0.0)  # what is judged is not what an Editor may spoil
-        if len(made) > 1: made[1] *= 1.5
+        if len(made) > 1:
+            made[1] *= 1.5
         return made
 
 
 class Strange(CopyInput):
-    def __init__(self, result): self.result = result
+    def __init__(self, result):
+        self.result = result
 
-    def edit(self, images, source, target, strength=None): return self.result(images)
+    def edit(self, images, source, target, strength=None):
+        return self.result(images)
 
 
-@pytest.mark.parametrize("result, said", [
-    (lambda x: x[:, :, :32], r"returned the shape \(3, 3, 32, 64\), not \(3, 3, 64, 64\)"), (lambda x: x[:2], r"returned the shape \(2, 3, 64, 64\)"),
-    (lambda x: None, "returned NoneType, not a tensor of images"), (lambda x: to_uint8(x), r"returned the shape \(3, 64, 64, 3\)"),
-    (lambda x: x * torch.nan, "has NaN or infinite values"), (lambda x: x + torch.inf, "has NaN or infinite values"), (lambda x: 127.5 * (x + 1), r"values up to ±255, outside \[-1, 1\]")])
+@pytest.mark.parametrize(
+    "result, said",
+    [
+        (lambda x: x[:, :, :32], r"returned the shape \(3, 3, 32, 64\), not \(3, 3, 64, 64\)"),
+        (lambda x: x[:2], r"returned the shape \(2, 3, 64, 64\)"),
+        (lambda x: None, "returned NoneType, not a tensor of images"),
+        (lambda x: to_uint8(x), r"returned the shape \(3, 64, 64, 3\)"),
+        (lambda x: x * torch.nan, "has NaN or infinite values"),
+        (lambda x: x + torch.inf, "has NaN or infinite values"),
+        (lambda x: 127.5 * (x + 1), r"values up to ±255, outside \[-1, 1\]"),
+    ],
+)
 def test_what_is_no_image_is_a_failed_row_with_its_reason(judges, rows, result, said):
     found, failed = ask(Strange(result), judges, rows[:3])
-    assert sorted(failed) == [0, 1, 2] and all(np.isnan(found[name]).all() for name in ("reached", "skill", "CLIP score", "seconds"))
-    with pytest.raises(ValueError, match=said): raise ValueError(failed[2])
+    assert sorted(failed) == [0, 1, 2] and all(
+        np.isnan(found[name]).all() for name in ("reached", "skill", "CLIP score", "seconds")
+    )
+    with pytest.raises(ValueError, match=said):
+        raise ValueError(failed[2])
 
 
 @pytest.fixture
 def config(monkeypatch):
     real = workers.editor
-    monkeypatch.setattr(workers, "editor", lambda name, device=None, **options: Half() if name == "reconstruction" else real(name, device=device, **options))
+    monkeypatch.setattr(
+        workers,
+        "editor",
+        lambda name, device=None, **options: (
+            Half() if name == "reconstruction" else real(name, device=device, **options)
+        ),
+    )
     return config_for("evaluate", "smoke", device="cpu", clip="clip-portraits")
 
 
@@ -181,10 +230,13 @@ def of(found, editor, task="edit"):
 
 def test_a_broken_editor_fails_alone_and_a_killed_run_goes_on(config, tmp_path):
     Half.calls = 0
-    with Run("evaluate", config, root=tmp_path, run_id="one") as run: found = evaluate(config, run)
+    with Run("evaluate", config, root=tmp_path, run_id="one") as run:
+        found = evaluate(config, run)
     broken, copied = of(found, "reconstruction"), of(found, "copy-input")
     assert (broken["n"], broken["failed"]) == (6, 4) and (copied["n"], copied["failed"]) == (10, 0)
-    assert broken["error"] == "the result has NaN or infinite values." and broken["scores"]["skill"] == copied["scores"]["skill"] == [0, 0, 0]
+    assert broken["error"] == "the result has NaN or infinite values." and broken["scores"]["skill"] == copied[
+        "scores"
+    ]["skill"] == [0, 0, 0]
     nothing = of(found, "reconstruction", "nothing")
     assert nothing["failed"] == 5 and "out of memory" in nothing["error"]
     assert json.loads((run.path / "scores.json").read_text()) == to_json(found)
@@ -192,42 +244,75 @@ def test_a_broken_editor_fails_alone_and_a_killed_run_goes_on(config, tmp_path):
     some = [part for part in sum(parts(config).values(), []) if part.spec == "copy-input"]
     before, kept = some[1].file(run.path / "parts").read_bytes(), some[0].file(run.path / "parts").stat().st_mtime_ns
     some[1].file(run.path / "parts").unlink()
-    with Run("evaluate", config, root=tmp_path, run_id="one", resume=True) as again: evaluate(config, again)
+    with Run("evaluate", config, root=tmp_path, run_id="one", resume=True) as again:
+        evaluate(config, again)
     assert some[0].file(run.path / "parts").stat().st_mtime_ns == kept
     lost, made = (load_part(some[i].file(run.path / "parts"))[0] for i in (1, 0))
     assert len(before) == len(some[1].file(run.path / "parts").read_bytes()) and set(lost) == set(made)
-    same = lambda rows: [{k: v for k, v in row.items() if k not in ("scores", "memory_mib")} | {n: s for n, s in row["scores"].items() if "seconds" not in n}
-                         for row in rows if row["editor"] == "copy-input"]
+    same = lambda rows: [
+        {k: v for k, v in row.items() if k not in ("scores", "memory_mib")}
+        | {n: s for n, s in row["scores"].items() if "seconds" not in n}
+        for row in rows
+        if row["editor"] == "copy-input"
+    ]
     assert to_json(same(table(config, run.path / "parts"))) == to_json(same(found))
 
 
 def test_a_run_keeps_what_a_report_needs(config, tmp_path):
     Half.calls = 10
     config = dataclasses.replace(config, clip="clip-nobody")
-    with Run("evaluate", config, root=tmp_path, run_id="one") as run, pytest.warns(MetricWarning, match="CLIP score and CLIP direction will be missing"): found = evaluate(config, run)
+    with (
+        Run("evaluate", config, root=tmp_path, run_id="one") as run,
+        pytest.warns(MetricWarning, match="CLIP score and CLIP direction will be missing"),
+    ):
+        found = evaluate(config, run)
     record = json.loads((run.path / "run.json").read_text())
-    assert any("CLIP direction will be missing" in note for note in record["notes"]) and "CLIP score" not in of(found, "copy-input")["scores"]
+    assert (
+        any("CLIP direction will be missing" in note for note in record["notes"])
+        and "CLIP score" not in of(found, "copy-input")["scores"]
+    )
     assert {"oracle", "identity", "EfficientNet-Lite0"} <= set(record["judges"])
-    assert {one["file"]: one["sha256"] for one in record["artifacts"]} == {name: sha256(run.path / name) for name in ("scores.json", "rows.json", "first.jpg", "failures.jpg", "pictures.json")}
+    assert {one["file"]: one["sha256"] for one in record["artifacts"]} == {
+        name: sha256(run.path / name)
+        for name in ("scores.json", "rows.json", "first.jpg", "failures.jpg", "pictures.json")
+    }
     each = json.loads((run.path / "rows.json").read_text())["editors"]
     assert each["copy-input"]["reached"] == [0] * 10 and each["reconstruction"]["reached"] == [None, None, 0, 0, 0] * 2
     assert each["reconstruction"]["skill"][5] is None and "±1.5" in each["reconstruction"]["failed"]["6"]
     pictures = json.loads((run.path / "pictures.json").read_text())
     rows = counterfactuals(10)
-    assert pictures["first"] == {"file": "first.jpg", "rows": ["source", "exact", "copy-input", "reconstruction"], "columns": [row.tag for row in rows]}
-    assert [Image.open(run.path / f"{name}.jpg").size[1] for name in ("first", "failures")] == [34 + 4 * 64, 34 + 2 * 64]
+    assert pictures["first"] == {
+        "file": "first.jpg",
+        "rows": ["source", "exact", "copy-input", "reconstruction"],
+        "columns": [row.tag for row in rows],
+    }
+    assert [Image.open(run.path / f"{name}.jpg").size[1] for name in ("first", "failures")] == [
+        34 + 4 * 64,
+        34 + 2 * 64,
+    ]
     assert [one["row"] for one in pictures["failures"]["editors"]["reconstruction"]] == [2, 3, 4]
-    assert pictures["failures"]["editors"]["copy-input"][1] == {"row": 1, "kind": rows[1].kind, "tag": rows[1].tag, "seed": rows[1].seed, "reached": False, "flips": 0}
+    assert pictures["failures"]["editors"]["copy-input"][1] == {
+        "row": 1,
+        "kind": rows[1].kind,
+        "tag": rows[1].tag,
+        "seed": rows[1].seed,
+        "reached": False,
+        "flips": 0,
+    }
     memory = next(metric for metric in record["metrics"] if metric["name"] == "memory")
-    assert 200 < memory["value"] < 5000 and all(value > 0 for value in of(found, "copy-input")["scores"]["seconds, one"])
+    assert 200 < memory["value"] < 5000 and all(
+        value > 0 for value in of(found, "copy-input")["scores"]["seconds, one"]
+    )
 
 
 def test_an_editor_without_failures_has_blank_tiles(tmp_path, monkeypatch):
-    exact = torch.cat([as_batch(counterfactuals(10))[3][i:i + 5] for i in (0, 5)])
+    exact = torch.cat([as_batch(counterfactuals(10))[3][i : i + 5] for i in (0, 5)])
+
     class Perfect(CopyInput):
         def edit(self, images, source, target, strength=None):
             found = {text: x for text, x in zip(workers.prompts_of(counterfactuals(10))[1], exact)}
             return torch.stack([found[text] for text in target])
+
     monkeypatch.setattr(workers, "editor", lambda name, device=None, **options: Perfect())
     config = config_for("evaluate", "smoke", device="cpu", clip="none", editors="copy-input")
     run_parts(config, tmp_path, say=lambda line: None)
@@ -244,9 +329,12 @@ def test_parts_that_something_else_made_are_made_again_and_never_mixed(tmp_path)
     assert len(keys) == 1
     english = dataclasses.replace(config, prompts="english")
     workers.work(parts(english)["reconstruction"][:1], tmp_path, english)  # a kill after the first part
-    with pytest.raises(RunError, match="were made by different weights, dials or judges"): table(english, tmp_path)
+    with pytest.raises(RunError, match="were made by different weights, dials or judges"):
+        table(english, tmp_path)
     run_parts(english, tmp_path, say=lambda line: None)
-    assert len({part_key(file) for file in files(english)}) == 1 and not keys & {part_key(file) for file in files(english)}
+    assert len({part_key(file) for file in files(english)}) == 1 and not keys & {
+        part_key(file) for file in files(english)
+    }
     edits = lambda config: {file for file in files(config) if file.name.startswith("edit")}
     assert not edits(config) & edits(dataclasses.replace(config, chunk=4))
     files(english)[0].write_bytes(b"cut short")
@@ -255,30 +343,64 @@ def test_parts_that_something_else_made_are_made_again_and_never_mixed(tmp_path)
 
 
 def test_two_workers_give_what_one_gives(tmp_path):
-    one, two = (config_for("evaluate", "smoke", device="cpu", editors="copy-input,inversion", workers=workers, clip="none") for workers in (1, 2))
-    for config, folder in ((one, tmp_path / "one"), (two, tmp_path / "two")): run_parts(config, folder, say=lambda line: None)
+    one, two = (
+        config_for("evaluate", "smoke", device="cpu", editors="copy-input,inversion", workers=workers, clip="none")
+        for workers in (1, 2)
+    )
+    for config, folder in ((one, tmp_path / "one"), (two, tmp_path / "two")):
+        run_parts(config, folder, say=lambda line: None)
     for part in sum(parts(one).values(), []):
         a, b = (load_part(part.file(tmp_path / name))[0] for name in ("one", "two"))
-        assert set(a) == set(b) and all(np.allclose(a[name], b[name], atol=1e-3) for name in a if name not in ("seconds", "seconds, one", "memory", "image"))
+        assert set(a) == set(b) and all(
+            np.allclose(a[name], b[name], atol=1e-3)
+            for name in a
+            if name not in ("seconds", "seconds, one", "memory", "image")
+        )
 
 
 def test_an_unknown_editor_is_an_error_before_anything_is_computed():
-    with pytest.raises(EditError, match="did you mean 'sdedit'"): parts(config_for("evaluate", "smoke", editors="sdedti"))
+    with pytest.raises(EditError, match="did you mean 'sdedit'"):
+        parts(config_for("evaluate", "smoke", editors="sdedti"))
     assert Part("sdedit:steps=2", "edit", None, 0, 5).file != Part("sdedit:steps=3", "edit", None, 0, 5).file
 
 
 def test_other_strengths_get_fewer_rows_and_none_twice():
-    plan = parts(EvaluateConfig(editors="styleclip-directions,reconstruction", strengths="0.25,0.5", rows=100, sweep_rows=60, loops=10))
-    count = lambda spec: {(task, strength): sum(p.stop - p.start for p in plan[spec] if (p.task, p.strength) == (task, strength)) for _, task, strength, *_ in plan[spec]}
-    assert count("styleclip-directions") == {("edit", None): 100, ("edit", 0.25): 60, ("nothing", None): 10, ("back", None): 10, ("alone", None): 6}  # its own is 0.5
-    assert count("reconstruction") == {("edit", None): 100, ("nothing", None): 10, ("back", None): 10, ("alone", None): 6}
+    plan = parts(
+        EvaluateConfig(
+            editors="styleclip-directions,reconstruction", strengths="0.25,0.5", rows=100, sweep_rows=60, loops=10
+        )
+    )
+    count = lambda spec: {
+        (task, strength): sum(p.stop - p.start for p in plan[spec] if (p.task, p.strength) == (task, strength))
+        for _, task, strength, *_ in plan[spec]
+    }
+    assert count("styleclip-directions") == {
+        ("edit", None): 100,
+        ("edit", 0.25): 60,
+        ("nothing", None): 10,
+        ("back", None): 10,
+        ("alone", None): 6,
+    }  # its own is 0.5
+    assert count("reconstruction") == {
+        ("edit", None): 100,
+        ("nothing", None): 10,
+        ("back", None): 10,
+        ("alone", None): 6,
+    }
 
 
 def test_every_editor_is_in_the_default_evaluation():
     assert {parse(spec)[0] for spec in split_list(EvaluateConfig().editors, str)} == set(editors())
 
 
-QUICK = {"styleclip-optimization": {"steps": 2}, "sdedit": {"steps": 2}, "ddim-inversion": {"steps": 2}, "edit-friendly-ddpm": {"steps": 2}, "prompt-to-prompt": {"steps": 2}, "flowedit": {"steps": 2}}
+QUICK = {
+    "styleclip-optimization": {"steps": 2},
+    "sdedit": {"steps": 2},
+    "ddim-inversion": {"steps": 2},
+    "edit-friendly-ddpm": {"steps": 2},
+    "prompt-to-prompt": {"steps": 2},
+    "flowedit": {"steps": 2},
+}
 
 
 @pytest.mark.parametrize("name", editors())
@@ -289,6 +411,7 @@ def test_every_editor_takes_english(judges, rows, name):
 
 class Large(CopyInput):
     "An Editor of larger images, that refuses others as published models do"
+
     strength, size = 0.5, 160
 
     def edit(self, images, source, target, strength=None):
@@ -298,27 +421,46 @@ class Large(CopyInput):
 
 def test_an_editor_is_judged_at_its_own_size(tmp_path, monkeypatch):
     real = workers.editor
-    monkeypatch.setattr(workers, "editor", lambda name, device=None, **options: Large() if name == "reconstruction" else real(name, device=device, **options))
+    monkeypatch.setattr(
+        workers,
+        "editor",
+        lambda name, device=None, **options: (
+            Large() if name == "reconstruction" else real(name, device=device, **options)
+        ),
+    )
     config = config_for("evaluate", "smoke", device="cpu", clip="none", rows=5, slow_rows=5, loops=1)
-    with Run("evaluate", config, root=tmp_path, run_id="one") as run: found = evaluate(config, run)
+    with Run("evaluate", config, root=tmp_path, run_id="one") as run:
+        found = evaluate(config, run)
     large, small = of(found, "reconstruction"), of(found, "copy-input")
     assert large["failed"] == small["failed"] == 0 and large["scores"]["skill"] == small["scores"]["skill"] == [0, 0, 0]
-    images = load_part(next(part for part in parts(config)["reconstruction"] if part.task == "edit").file(run.path / "parts"))[0]["image"]
-    assert images.shape == (5, 160, 160, 3) and np.array_equal(images[0], portraits.render(counterfactuals(1)[0].source, 160))
+    images = load_part(
+        next(part for part in parts(config)["reconstruction"] if part.task == "edit").file(run.path / "parts")
+    )[0]["image"]
+    assert images.shape == (5, 160, 160, 3) and np.array_equal(
+        images[0], portraits.render(counterfactuals(1)[0].source, 160)
+    )
     assert Image.open(run.path / "first.jpg").size[1] == 34 + 4 * 64
 
 
 def test_an_editor_that_cannot_edit_is_named_and_ends_the_run(tmp_path, monkeypatch, capsys):
     real = workers.editor
+
     def broken(name, device=None, **options):
-        if name == "reconstruction": raise EditError("there are no weights.")
+        if name == "reconstruction":
+            raise EditError("there are no weights.")
         return real(name, device=device, **options)
+
     monkeypatch.setattr(workers, "editor", broken)
     config = config_for("evaluate", "smoke", device="cpu", clip="none", rows=5, slow_rows=5, loops=1)
     with pytest.raises(EditError, match=r"No edit succeeded with reconstruction \(EditError: there are no weights\)"):
-        with Run("evaluate", config, root=tmp_path, run_id="one") as run: evaluate(config, run)
+        with Run("evaluate", config, root=tmp_path, run_id="one") as run:
+            evaluate(config, run)
     assert "reconstruction: 5 of 5 edits failed: EditError: there are no weights." in capsys.readouterr().out
     record = json.loads((run.path / "run.json").read_text())
-    assert record["status"] == "failed" and record["failed_editors"] == {"reconstruction": "EditError: there are no weights."}
-    assert {"scores.json", "rows.json", "first.jpg"} <= {one["file"] for one in record["artifacts"]} and any(m["editor"] == "copy-input" for m in record["metrics"])
+    assert record["status"] == "failed" and record["failed_editors"] == {
+        "reconstruction": "EditError: there are no weights."
+    }
+    assert {"scores.json", "rows.json", "first.jpg"} <= {one["file"] for one in record["artifacts"]} and any(
+        m["editor"] == "copy-input" for m in record["metrics"]
+    )
     assert "there are no weights" in (run.path / "index.html").read_text()

@@ -1,12 +1,26 @@
 """Captions: order, dropout, English, the limit."""
+
 import random
 import warnings
 
 import pytest
 
 from mmgen.clip.model import train_tokenizer
-from mmgen.data.captions import (ABSENCES, PREDICATES, Claim, CutWarning, absent, as_tags, caption, cut, describe, fit,
-                                 full_claim, overflow, short_claim)
+from mmgen.data.captions import (
+    ABSENCES,
+    PREDICATES,
+    Claim,
+    CutWarning,
+    absent,
+    as_tags,
+    caption,
+    cut,
+    describe,
+    fit,
+    full_claim,
+    overflow,
+    short_claim,
+)
 
 TAGS = ["green hair", "blue eyes", "long hair", "smile", "glasses", "eyewear"]
 
@@ -73,6 +87,7 @@ def test_claims_state_what_they_say():
 
 def test_no_claim_is_false_of_its_image():
     from mmgen.data.portraits import sample, tags
+
     for seed in range(100):
         shown = tags(sample(seed))
         true = set(shown) | set(absent(shown))

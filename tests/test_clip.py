@@ -1,4 +1,5 @@
 """CLIP: tokenizer, token states, embeddings, the contrastive loss, judging, loading and training."""
+
 import json
 
 import numpy as np
@@ -7,16 +8,17 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, CLIPModel, CLIPTokenizerFast
 
-from mmgen.clip.model import CLIP, build_clip, similarity_figure, train_tokenizer
-from mmgen.clip.train import CLIPTask, ClaimBatches, contrastive_loss, tokenizer_texts
 from mmgen.base.images import to_float
+from mmgen.base.schema import WeightsError
+from mmgen.clip.model import CLIP, build_clip, similarity_figure, train_tokenizer
+from mmgen.clip.train import ClaimBatches, CLIPTask, contrastive_loss, tokenizer_texts
+from mmgen.clip.zero_shot import attribute_prompts, describe_image, retrieval, zero_shot
 from mmgen.data.captions import CutWarning, caption
 from mmgen.data.portraits import render, sample, seeds, tags
-from mmgen.base.weights import WeightsError
-from mmgen.clip.zero_shot import attribute_prompts, describe_image, retrieval, zero_shot
 
-TINY = dict(patch=16, embed_dim=32, text_width=32, text_layers=1, text_heads=2, vision_width=32, vision_layers=1,
-            vision_heads=2)
+TINY = dict(
+    patch=16, embed_dim=32, text_width=32, text_layers=1, text_heads=2, vision_width=32, vision_layers=1, vision_heads=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,7 @@ def test_images_any_size_and_gradients(clip):
 
 def test_preprocessing_is_clips(clip):
     from transformers import CLIPImageProcessor
+
     image = render(sample(3)).copy()
     own = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=64)(image, return_tensors="pt").pixel_values
     assert torch.allclose(clip.preprocess(to_float(image)), own, atol=1e-5)
@@ -187,6 +190,7 @@ def test_only_matrices_decay(tokenizer):
 
 class Perfect:
     "Embeds a text by the colours in it and an image by the number in its first pixel."
+
     colors = attribute_prompts()["hair_color"]
 
     def images(self, x):
@@ -201,7 +205,10 @@ def test_judging_with_known_answers():
     images = np.zeros((count, 4, 4, 3), np.uint8) + np.arange(count, dtype=np.uint8)[:, None, None, None]
     rows = [[color] for color in Perfect.colors]
     assert zero_shot(Perfect(), images, rows)["hair_color"] == {
-        "accuracy": 1.0, "chance": pytest.approx(1 / count), "n": count}
+        "accuracy": 1.0,
+        "chance": pytest.approx(1 / count),
+        "n": count,
+    }
     shifted = rows[1:] + rows[:1]
     assert zero_shot(Perfect(), images, shifted)["hair_color"]["accuracy"] == 0
     found = retrieval(Perfect(), images, [row[0] for row in rows], ways=5)
@@ -234,8 +241,14 @@ def test_figure_1(clip, pixels, rows):
 
 def test_saved_folder_opens_everywhere(clip, pixels, tmp_path):
     clip.save(tmp_path, "# card", {"run_id": "x"})
-    assert {"config.json", "model.safetensors", "README.md", "run.json", "tokenizer.json",
-            "preprocessor_config.json"} <= {p.name for p in tmp_path.iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "run.json",
+        "tokenizer.json",
+        "preprocessor_config.json",
+    } <= {p.name for p in tmp_path.iterdir()}
     again = CLIP.load(tmp_path, "cpu")
     x, texts = to_float(pixels[:2]), ["green hair", "she smiles"]
     assert torch.allclose(again.similarity(x, texts), clip.similarity(x, texts), atol=5e-3)
@@ -256,16 +269,17 @@ def test_wrong_folders_are_refused(clip, tmp_path):
     with pytest.raises(WeightsError, match="missing"):
         CLIP.load(tmp_path, "cpu")
     data = (tmp_path / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(data[:len(data) // 2])
+    (tmp_path / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(WeightsError):
         CLIP.load(tmp_path, "cpu")
 
 
 def test_train_clip_smoke(tmp_path, monkeypatch):
+    from mmgen.base.runs import Run, load_run
     from mmgen.clip.train import fit
     from mmgen.data import portrait_sets
     from mmgen.jobs.registry import config_for
-    from mmgen.base.runs import Run, load_run
+
     make = portrait_sets.dataset
     monkeypatch.setattr(portrait_sets, "dataset", lambda *a, **k: make(*a, **k, root=tmp_path / "data"))
     config = config_for("clip", "smoke", vocabulary=600, device="cpu")

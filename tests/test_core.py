@@ -1,4 +1,5 @@
 """mmgen.base.images: conversion, grids, roots, devices, seeding, atomic files."""
+
 import hashlib
 import os
 import random
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from mmgen.base import images as core
 from mmgen.base import files
+from mmgen.base import images as core
 
 
 def test_uint8_float_round_trip_is_exact():
@@ -24,7 +25,16 @@ def test_uint8_float_round_trip_is_exact():
 
 def test_to_uint8_clips_and_rounds():
     x = torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0, float("nan"), float("inf"), -float("inf")])
-    assert core.to_uint8(x[None, None, None].expand(1, 3, 1, 8))[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255, 0, 255, 0]
+    assert core.to_uint8(x[None, None, None].expand(1, 3, 1, 8))[0, 0, :, 0].tolist() == [
+        0,
+        0,
+        128,
+        255,
+        255,
+        0,
+        255,
+        0,
+    ]
     assert core.to_uint8(torch.zeros(3, 2, 4, dtype=torch.bfloat16)).shape == (1, 2, 4, 3)
 
 
@@ -44,10 +54,10 @@ def test_image_grid_places_each_image():
     values = np.arange(5, dtype=np.uint8)
     images = np.broadcast_to(values[:, None, None, None], (5, 4, 6, 3))
     grid = core.image_grid(images, cols=3, pad=1)
-    assert grid.shape == (2*4 + 1, 3*6 + 2, 3) and grid.dtype == np.uint8
+    assert grid.shape == (2 * 4 + 1, 3 * 6 + 2, 3) and grid.dtype == np.uint8
     for n in range(5):
-        y, x = (n // 3)*5, (n % 3)*7
-        assert (grid[y:y+4, x:x+6] == n).all()
+        y, x = (n // 3) * 5, (n % 3) * 7
+        assert (grid[y : y + 4, x : x + 6] == n).all()
     assert (grid[4] == 255).all() and (grid[5:, 14:] == 255).all()
     assert np.array_equal(core.image_grid(core.to_float(images), cols=3, pad=1), grid)
     assert np.array_equal(core.image_grid(list(images), cols=3, pad=1), grid)
@@ -59,8 +69,8 @@ def test_image_grid_places_each_image():
 def test_show_grid_is_a_figure_with_titles(tmp_path):
     fig = core.show_grid(np.zeros((3, 8, 8, 3), np.uint8), cols=2, titles=["a", "b", "c"])
     assert [ax.get_title() for ax in fig.axes] == ["a", "b", "c", ""]
-    fig.savefig(tmp_path/"grid.jpg")
-    assert (tmp_path/"grid.jpg").stat().st_size > 500
+    fig.savefig(tmp_path / "grid.jpg")
+    assert (tmp_path / "grid.jpg").stat().st_size > 500
     with pytest.raises(ValueError, match="1 titles for 3 images"):
         core.show_grid(np.zeros((3, 8, 8, 3), np.uint8), titles=["a"])
 
@@ -68,17 +78,17 @@ def test_show_grid_is_a_figure_with_titles(tmp_path):
 def test_repo_root_does_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.delenv("MMGEN_ROOT", raising=False)
     here = files.repo_root()
-    assert (here/"settings.ini").exists()
-    monkeypatch.chdir(here/"nbs")
+    assert (here / "settings.ini").exists()
+    monkeypatch.chdir(here / "nbs")
     assert files.repo_root() == here
     monkeypatch.chdir(tmp_path)
-    assert files.repo_root() == here   # through the file of the module
-    other = tmp_path/"fork"
-    (other/"deep").mkdir(parents=True)
-    (other/"settings.ini").write_text("[DEFAULT]\nlib_name = mmgen\ntitle = %(nothing)s\n")
-    monkeypatch.chdir(other/"deep")
+    assert files.repo_root() == here  # through the file of the module
+    other = tmp_path / "fork"
+    (other / "deep").mkdir(parents=True)
+    (other / "settings.ini").write_text("[DEFAULT]\nlib_name = mmgen\ntitle = %(nothing)s\n")
+    monkeypatch.chdir(other / "deep")
     assert files.repo_root() == other
-    (other/"settings.ini").write_text("not an ini file")
+    (other / "settings.ini").write_text("not an ini file")
     assert files.repo_root() == here
     monkeypatch.setenv("MMGEN_ROOT", str(tmp_path))
     assert files.repo_root() == tmp_path
@@ -87,15 +97,20 @@ def test_repo_root_does_not_depend_on_the_working_directory(tmp_path, monkeypatc
 def test_repo_root_outside_a_clone_is_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.delenv("MMGEN_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(files, "__file__", str(tmp_path/"site-packages"/"core.py"))
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "site-packages" / "core.py"))
     assert files.repo_root() == tmp_path
 
 
 def test_seed_everything():
-    def draw(): return random.random(), np.random.rand(), torch.rand(1).item()
-    core.seed_everything(5); first = draw()
-    core.seed_everything(5); assert draw() == first
-    core.seed_everything(6); assert all(a != b for a, b in zip(draw(), first))
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    core.seed_everything(5)
+    first = draw()
+    core.seed_everything(5)
+    assert draw() == first
+    core.seed_everything(6)
+    assert all(a != b for a, b in zip(draw(), first))
 
 
 def test_pick_device():
@@ -108,7 +123,7 @@ def test_pick_device():
 
 
 def test_atomic_write_keeps_the_old_file_on_an_error(tmp_path):
-    file = tmp_path/"deep"/"a.bin"
+    file = tmp_path / "deep" / "a.bin"
     files.atomic_write(file, b"one")
     assert files.sha256(file) == hashlib.sha256(b"one").hexdigest()
 
@@ -134,6 +149,11 @@ def test_psnr_of_a_known_error():
 
 def test_a_place_that_cannot_be_written_is_said_before_the_work(tmp_path):
     (tmp_path / "note.txt").write_text("x")
-    assert files.check_writable(str(tmp_path / "new" / "deep" / "a.png")).name == "a.png" and not (tmp_path / "new").exists()
-    with pytest.raises(ValueError, match="is a folder; name a file in it"): files.check_writable(tmp_path)
-    with pytest.raises(ValueError, match="note.txt is not a folder"): files.check_writable(tmp_path / "note.txt" / "a.png")
+    assert (
+        files.check_writable(str(tmp_path / "new" / "deep" / "a.png")).name == "a.png"
+        and not (tmp_path / "new").exists()
+    )
+    with pytest.raises(ValueError, match="is a folder; name a file in it"):
+        files.check_writable(tmp_path)
+    with pytest.raises(ValueError, match="note.txt is not a folder"):
+        files.check_writable(tmp_path / "note.txt" / "a.png")

@@ -1,4 +1,5 @@
 "The demo page: what it does without a browser, and a click-through in headless Chromium."
+
 import contextlib
 import io
 import os
@@ -15,13 +16,16 @@ import pytest
 from browser import CHROMIUM, DRIVER, headless
 from PIL import Image
 
-from mmgen.data import portraits
 from mmgen.app.demo import MAX_BYTES, Workbench, exact, examples, past_proxies, serve
+from mmgen.data import portraits
 
 
 def test_examples_know_their_exact_answers():
     for picture, source, wish, seed in examples(5):
-        assert np.array_equal(picture, portraits.render(portraits.sample(seed), 64)) and portraits.tags(portraits.sample(seed))[0] in source
+        assert (
+            np.array_equal(picture, portraits.render(portraits.sample(seed), 64))
+            and portraits.tags(portraits.sample(seed))[0] in source
+        )
         assert exact(seed, f" {wish} ").shape == (64, 64, 3)
 
 
@@ -29,11 +33,14 @@ def test_two_users_at_once_get_each_their_own_picture():
     bench, found = Workbench("cpu"), {}
     rows = examples(2)
 
-    def user(i): found[i] = bench.edit(rows[i][0], rows[i][1], "green hair", "styleclip-mapper", 0.6)
+    def user(i):
+        found[i] = bench.edit(rows[i][0], rows[i][1], "green hair", "styleclip-mapper", 0.6)
 
     users = [threading.Thread(target=user, args=(i,)) for i in range(2)]
-    for one in users: one.start()
-    for one in users: one.join()
+    for one in users:
+        one.start()
+    for one in users:
+        one.join()
     alone = Workbench("cpu")
     for i, (result, wanted) in found.items():
         again, _ = alone.edit(rows[i][0], rows[i][1], "green hair", "styleclip-mapper", 0.6)
@@ -54,11 +61,22 @@ def served(**environment):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "mmgen"), "demo", "--port", str(port), "--no-browser", "--device", "cpu"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | environment) as server:
+    command = [
+        str(Path(sys.executable).parent / "mmgen"),
+        "demo",
+        "--port",
+        str(port),
+        "--no-browser",
+        "--device",
+        "cpu",
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+    ) as server:
         try:
             line = server.stderr.readline()
-            while line and "Ctrl-C ends it" not in line: line = server.stderr.readline()
+            while line and "Ctrl-C ends it" not in line:
+                line = server.stderr.readline()
             assert line, "the page was not served"
             yield server, f"http://127.0.0.1:{port}"
         finally:
@@ -67,18 +85,21 @@ def served(**environment):
 
 @pytest.fixture
 def address():
-    with served() as (_, address): yield address
+    with served() as (_, address):
+        yield address
 
 
 @pytest.mark.slow  # half a minute on a quiet machine; it once took over 90 seconds beside other tests
 def test_ctrl_c_ends_a_page_with_a_full_queue_behind_a_proxy():
     from gradio_client import Client
+
     nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "all_proxy")}
     with served(**nowhere, OMP_NUM_THREADS="1") as (server, address):
         client = Client(address, verbose=False)
         asked = "black hair", "green hair", "styleclip-optimization", 0.5, "sdedit", 0.5
         jobs = [client.submit(*asked, api_name="/edit") for _ in range(12)]
-        while not any(job.status().code.name == "PROCESSING" for job in jobs): time.sleep(0.1)
+        while not any(job.status().code.name == "PROCESSING" for job in jobs):
+            time.sleep(0.1)
         time.sleep(1)  # in the midst of an edit
         server.send_signal(signal.SIGINT)
         assert server.wait(300) == 0, server.stderr.read()
@@ -87,13 +108,15 @@ def test_ctrl_c_ends_a_page_with_a_full_queue_behind_a_proxy():
 def test_a_closed_page_edits_no_more():
     bench, (picture, source, wish, _) = Workbench("cpu"), examples(1)[0]
     bench.close()
-    with pytest.raises(ValueError, match="page is closed"): bench.edit(picture, source, wish, "copy-input", 0.5)
+    with pytest.raises(ValueError, match="page is closed"):
+        bench.edit(picture, source, wish, "copy-input", 0.5)
 
 
 def test_a_proxy_is_passed_only_while_the_page_starts(monkeypatch):
     for before in (None, "example.org"):
         monkeypatch.delenv("no_proxy", raising=False) if before is None else monkeypatch.setenv("no_proxy", before)
-        with past_proxies(): assert os.environ["no_proxy"] == "*"
+        with past_proxies():
+            assert os.environ["no_proxy"] == "*"
         assert os.environ.get("no_proxy") == before
 
 
@@ -101,6 +124,7 @@ def test_a_proxy_is_passed_only_while_the_page_starts(monkeypatch):
 def test_click_through(address, tmp_path):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
+
     browser = headless(tmp_path / "profile")
     find = lambda css: browser.find_elements(By.CSS_SELECTOR, css)
     picture_of = lambda name: [e.get_attribute("src") for e in find(f"#{name} img")]
@@ -116,7 +140,10 @@ def test_click_through(address, tmp_path):
         assert wish == examples(10)[3][2]
         find("button#edit")[0].click()
         wait.until(lambda b: picture_of("left-result") and picture_of("right-result") and picture_of("exact-result"))
-        assert all(wish in line for line in find("#said")[0].text.split("\n") if line.strip()) and "sdedit:" in find("#said")[0].text
+        assert (
+            all(wish in line for line in find("#said")[0].text.split("\n") if line.strip())
+            and "sdedit:" in find("#said")[0].text
+        )
 
         Image.fromarray(portraits.render(portraits.sample(11), 200)).save(tmp_path / "me.png")
         find("#upload input[type=file]")[0].send_keys(str(tmp_path / "me.png"))
@@ -139,14 +166,16 @@ def test_click_through(address, tmp_path):
 
 def test_a_port_that_does_not_exist_is_said():
     for port in (0, 99_999, -1):
-        with pytest.raises(ValueError, match=f"The port {port} does not exist"): serve(port)
+        with pytest.raises(ValueError, match=f"The port {port} does not exist"):
+            serve(port)
 
 
 def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded():
     file = io.BytesIO()
     Image.new("1", (8000, 5000)).save(file, "PNG")
     assert len(file.getvalue()) < 100_000
-    with pytest.raises(ValueError, match="8000 × 5000 pixels; at most 32 million"): Workbench("cpu").see(file.getvalue(), "styleclip-mapper")
+    with pytest.raises(ValueError, match="8000 × 5000 pixels; at most 32 million"):
+        Workbench("cpu").see(file.getvalue(), "styleclip-mapper")
 
 
 def test_the_page_says_what_a_misspelt_tag_may_mean():

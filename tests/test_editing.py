@@ -1,22 +1,28 @@
 """The Editor seam: every editor takes the same arguments and refuses the same mistakes."""
+
 import numpy as np
 import pytest
 import torch
 
 import mmgen
-from mmgen.data import portraits
-from mmgen.data.captions import caption
-from mmgen.editing.editor import CopyInput, EditError, Editor, check_edit, options_of, residual_decode
+from mmgen.app.panel import edit_image
+from mmgen.editing.editor import CopyInput, Editor, check_edit, residual_decode
+from mmgen.editing.registry import EditError, options_of
 from mmgen.ldm.editors.sdedit import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import random_pipeline
-from mmgen.app.panel import edit_image
 
 PIPELINE = random_pipeline()
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 TEXTS = ["green hair", "smile", ""]
-ALL = {"copy-input": CopyInput(), "reconstruction": Reconstruction(PIPELINE),
-       **{f"sdedit, {decoding}": SDEdit(PIPELINE, steps=2, decoding=decoding) for decoding in SDEdit.decodings},
-       **{name: mmgen.editor(name, model=PIPELINE, steps=2) for name in ("ddim-inversion", "edit-friendly-ddpm", "prompt-to-prompt", "flowedit")}}
+ALL = {
+    "copy-input": CopyInput(),
+    "reconstruction": Reconstruction(PIPELINE),
+    **{f"sdedit, {decoding}": SDEdit(PIPELINE, steps=2, decoding=decoding) for decoding in SDEdit.decodings},
+    **{
+        name: mmgen.editor(name, model=PIPELINE, steps=2)
+        for name in ("ddim-inversion", "edit-friendly-ddpm", "prompt-to-prompt", "flowedit")
+    },
+}
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -32,11 +38,19 @@ def test_an_editor_returns_images_of_the_same_shape_and_range(name):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("change, said", [
-    (dict(strength=1.2), "strength must lie in 0..1"), (dict(strength=-0.1), "strength must lie in 0..1"),
-    (dict(images=IMAGES[0]), "must be a float tensor"), (dict(images=(IMAGES * 127).to(torch.uint8)), "must be a float tensor"),
-    (dict(images=IMAGES * 300), "must lie in"), (dict(images=IMAGES * float("nan")), "must lie in"),
-    (dict(target="green hair"), "target must be a list of 3"), (dict(source=["a"]), "source must be a list of 3")])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (dict(strength=1.2), "strength must lie in 0..1"),
+        (dict(strength=-0.1), "strength must lie in 0..1"),
+        (dict(images=IMAGES[0]), "must be a float tensor"),
+        (dict(images=(IMAGES * 127).to(torch.uint8)), "must be a float tensor"),
+        (dict(images=IMAGES * 300), "must lie in"),
+        (dict(images=IMAGES * float("nan")), "must lie in"),
+        (dict(target="green hair"), "target must be a list of 3"),
+        (dict(source=["a"]), "source must be a list of 3"),
+    ],
+)
 def test_bad_input_gets_one_sentence(name, change, said):
     arguments = dict(images=IMAGES, source=TEXTS, target=TEXTS, strength=0.5) | change
     with pytest.raises(EditError, match=said):
@@ -68,9 +82,13 @@ def test_paired_decoding_returns_the_input_where_the_captions_agree():
             editor = SDEdit(PIPELINE, steps=2, guidance=guidance, decoding="paired")
             assert torch.allclose(editor.edit(IMAGES, TEXTS, TEXTS, strength), IMAGES, atol=1e-4)
     source = SDEdit(PIPELINE, steps=2, decoding="plain").edit(IMAGES / 2, TEXTS[::-1], TEXTS[::-1], 0.5)
-    target, paired = (SDEdit(PIPELINE, steps=2, decoding=d).edit(IMAGES / 2, TEXTS[::-1], TEXTS, 0.5) for d in ("plain", "paired"))
+    target, paired = (
+        SDEdit(PIPELINE, steps=2, decoding=d).edit(IMAGES / 2, TEXTS[::-1], TEXTS, 0.5) for d in ("plain", "paired")
+    )
     inside = (target.abs() < 1) & (source.abs() < 1)  # neither was clamped
-    assert inside.float().mean() > 0.5 and torch.allclose(paired[inside], (IMAGES / 2 + target - source).clamp(-1, 1)[inside], atol=1e-4)
+    assert inside.float().mean() > 0.5 and torch.allclose(
+        paired[inside], (IMAGES / 2 + target - source).clamp(-1, 1)[inside], atol=1e-4
+    )
 
 
 def test_an_unknown_decoding_is_refused():
@@ -85,10 +103,24 @@ def test_residual_decoding_is_the_formula():
 
 
 def test_editors_are_found_by_name():
-    assert mmgen.editors() == ["copy-input", "reconstruction", "sdedit", "ddim-inversion", "edit-friendly-ddpm", "prompt-to-prompt", "flowedit",
-                               "instruct-pix2pix", "inversion", "styleclip-optimization", "styleclip-mapper", "styleclip-directions"]
+    assert mmgen.editors() == [
+        "copy-input",
+        "reconstruction",
+        "sdedit",
+        "ddim-inversion",
+        "edit-friendly-ddpm",
+        "prompt-to-prompt",
+        "flowedit",
+        "instruct-pix2pix",
+        "inversion",
+        "styleclip-optimization",
+        "styleclip-mapper",
+        "styleclip-directions",
+    ]
     assert options_of("sdedit")[:2] == ["model", "decoding"] and options_of("copy-input") == []
-    assert {"generator", "encoder", "clip", "decoding", "inversion_steps", "alpha", "beta"} <= set(options_of("styleclip-directions"))
+    assert {"generator", "encoder", "clip", "decoding", "inversion_steps", "alpha", "beta"} <= set(
+        options_of("styleclip-directions")
+    )
     assert "model" not in options_of("styleclip-optimization")
     assert {"share", "correction", "iterations", "model", "decoding"} <= set(options_of("prompt-to-prompt"))
     with pytest.raises(EditError, match="copy-input has no model; it has no options"):
@@ -100,14 +132,24 @@ def test_editors_are_found_by_name():
         mmgen.nothing
 
 
-@pytest.mark.parametrize("name, said", [("StyleCLIP", "did you mean 'styleclip-mapper'\\? Choose from"), ("mapper", "did you mean 'styleclip-mapper'"), ("zzz", "'zzz'; choose from copy-input"), ("", "''; choose from")])
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("StyleCLIP", "did you mean 'styleclip-mapper'\\? Choose from"),
+        ("mapper", "did you mean 'styleclip-mapper'"),
+        ("zzz", "'zzz'; choose from copy-input"),
+        ("", "''; choose from"),
+    ],
+)
 def test_the_closest_editor_is_named(name, said):
-    with pytest.raises(EditError, match=said): mmgen.editor(name)
+    with pytest.raises(EditError, match=said):
+        mmgen.editor(name)
 
 
 def test_an_edit_that_left_the_finite_numbers_gives_no_picture():
     class Lost(CopyInput):
-        def edit(self, images, source, target, strength=None): return images * float("nan")
+        def edit(self, images, source, target, strength=None):
+            return images * float("nan")
 
     with pytest.raises(EditError, match="copy-input left the finite numbers"):
         edit_image(Lost(), np.zeros((8, 8, 3), np.uint8), "", "smile")

@@ -1,4 +1,5 @@
 """Each experiment notebook through papermill with the smoke preset, as a user runs it, and the mistakes users make."""
+
 import json
 import os
 import subprocess
@@ -9,29 +10,65 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmgen.data import portraits
 from mmgen.base.files import repo_root
-from mmgen.jobs.registry import JOBS, parameters_cell
 from mmgen.base.weights import packaged
+from mmgen.data import portraits
+from mmgen.jobs.registry import JOBS, parameters_cell
 
 pytestmark = pytest.mark.notebooks
 NOTEBOOKS = repo_root() / "nbs"
-EXPERIMENTS = {"train_autoencoder": "autoencoder", "train_clip": "clip", "train_oracle": "oracle", "train_ldm": "ldm", "train_instruct": "instruct", "edit": "edit",
-               "train_stylegan2": "stylegan2", "train_identity": "identity", "train_encoder": "encoder", "train_mapper": "mapper",
-               "train_directions": "directions", "evaluate": "evaluate", "preliminary": "preliminary", "prepare_danbooru": "prepare_danbooru", "pretrained": "pretrained"}
-NEEDS = {"train_ldm": {"autoencoder-portraits", "clip-portraits"}, "train_instruct": {"autoencoder-portraits", "clip-portraits"}, "edit": {"ldm-portraits"},
-         "evaluate": {"ldm-portraits"}, "preliminary": {"ldm-portraits", "mapper-portraits", "directions-portraits"}, "train_encoder": {"stylegan2-portraits"},
-         "train_mapper": {"stylegan2-portraits", "encoder-portraits", "clip-portraits", "identity-portraits"},
-         "train_directions": {"stylegan2-portraits", "clip-portraits"}}
+EXPERIMENTS = {
+    "train_autoencoder": "autoencoder",
+    "train_clip": "clip",
+    "train_oracle": "oracle",
+    "train_ldm": "ldm",
+    "train_instruct": "instruct",
+    "edit": "edit",
+    "train_stylegan2": "stylegan2",
+    "train_identity": "identity",
+    "train_encoder": "encoder",
+    "train_mapper": "mapper",
+    "train_directions": "directions",
+    "evaluate": "evaluate",
+    "preliminary": "preliminary",
+    "prepare_danbooru": "prepare_danbooru",
+    "pretrained": "pretrained",
+}
+NEEDS = {
+    "train_ldm": {"autoencoder-portraits", "clip-portraits"},
+    "train_instruct": {"autoencoder-portraits", "clip-portraits"},
+    "edit": {"ldm-portraits"},
+    "evaluate": {"ldm-portraits"},
+    "preliminary": {"ldm-portraits", "mapper-portraits", "directions-portraits"},
+    "train_encoder": {"stylegan2-portraits"},
+    "train_mapper": {"stylegan2-portraits", "encoder-portraits", "clip-portraits", "identity-portraits"},
+    "train_directions": {"stylegan2-portraits", "clip-portraits"},
+}
 FEW = {"train_directions": {"images": 2, "samples": 50}}  # the others have a preset smoke
 
 
 def papermill(name, root, **parameters):
     "Runs a notebook with its outputs below `root`; the finished process and the run's record."
-    arguments = [part for key, value in parameters.items() for part in ("-r" if isinstance(value, str) else "-p", key, str(value))]
+    arguments = [
+        part
+        for key, value in parameters.items()
+        for part in ("-r" if isinstance(value, str) else "-p", key, str(value))
+    ]
     environment = os.environ | {"MMGEN_ROOT": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([str(Path(sys.executable).parent / "papermill"), str(NOTEBOOKS / f"{name}.ipynb"), str(root / "out.ipynb"),
-                           "--no-progress-bar", *arguments], env=environment, cwd=root, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "papermill"),
+            str(NOTEBOOKS / f"{name}.ipynb"),
+            str(root / "out.ipynb"),
+            "--no-progress-bar",
+            *arguments,
+        ],
+        env=environment,
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     found = sorted((root / "reports" / "runs").glob("*/run.json"))
     return done, json.loads(found[-1].read_text()) if found else None
 
@@ -66,7 +103,9 @@ def test_edit_an_image_of_ones_own(tmp_path):
     result = np.asarray(Image.open(tmp_path / "reports" / "runs" / "mine" / "result.png"))
     assert result.shape == (64, 64, 3) and result.std() > 5
     assert {"result.png", "source_and_result.jpg"} <= {e["file"] for e in (*record["artifacts"], *record["figures"])}
-    assert str(tmp_path / "reports" / "runs" / "mine" / "result.png") in (tmp_path / "out.ipynb").read_text(), "the notebook says where the result is"
+    assert str(tmp_path / "reports" / "runs" / "mine" / "result.png") in (tmp_path / "out.ipynb").read_text(), (
+        "the notebook says where the result is"
+    )
 
 
 def own_images(folder):
@@ -81,23 +120,42 @@ def own_images(folder):
 def judged(root, name):
     "A run on data of one's own has numbers and pictures, in its record, on its page and in its notebook."
     folder = root / "reports" / "runs" / name
-    record, page, notebook = json.loads((folder / "run.json").read_text()), (folder / "index.html").read_text(), (root / "out.ipynb").read_text()
-    assert record["metrics"] and all(m["name"].replace("&", "&amp;").replace("'", "&#x27;") in page for m in record["metrics"])
-    assert 0 < page.count("<img src=\"data:image/jpeg;base64,") <= notebook.count('"image/jpeg"'), "each figure is shown"
+    record, page, notebook = (
+        json.loads((folder / "run.json").read_text()),
+        (folder / "index.html").read_text(),
+        (root / "out.ipynb").read_text(),
+    )
+    assert record["metrics"] and all(
+        m["name"].replace("&", "&amp;").replace("'", "&#x27;") in page for m in record["metrics"]
+    )
+    assert 0 < page.count('<img src="data:image/jpeg;base64,') <= notebook.count('"image/jpeg"'), "each figure is shown"
     assert "knows no tag" not in notebook
-    if name in ("train_ldm", "train_mapper"): assert {"held-out loss", "CLIP score of edits"} <= {m["name"] for m in record["metrics"]}
+    if name in ("train_ldm", "train_mapper"):
+        assert {"held-out loss", "CLIP score of edits"} <= {m["name"] for m in record["metrics"]}
 
 
 def test_a_small_folder_of_ones_own_from_autoencoder_to_edit(tmp_path):
     "README, 'Your own tagged images'"
     own_images(tmp_path / "mine")
-    for name, given in (("train_autoencoder", {}), ("train_clip", {}), ("train_ldm", {
-            "autoencoder": "reports/runs/train_autoencoder/autoencoder", "text_encoder": "reports/runs/train_clip/clip-portraits",
-            "sample_images": 32, "edit_images": 16})):
+    for name, given in (
+        ("train_autoencoder", {}),
+        ("train_clip", {}),
+        (
+            "train_ldm",
+            {
+                "autoencoder": "reports/runs/train_autoencoder/autoencoder",
+                "text_encoder": "reports/runs/train_clip/clip-portraits",
+                "sample_images": 32,
+                "edit_images": 16,
+            },
+        ),
+    ):
         done, _ = papermill(name, tmp_path, preset="smoke", data="mine", run_id=name, **given)
         assert done.returncode == 0, done.stderr[-3000:]
         judged(tmp_path, name)
-    done, _ = papermill("edit", tmp_path, model="reports/runs/train_ldm/model", image="mine/3.png", prompt="green hair", run_id="edited")
+    done, _ = papermill(
+        "edit", tmp_path, model="reports/runs/train_ldm/model", image="mine/3.png", prompt="green hair", run_id="edited"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "reports" / "runs" / "edited" / "result.png").stat().st_size > 0
 
@@ -106,33 +164,74 @@ def test_a_small_folder_of_ones_own_from_generator_to_edit(tmp_path):
     "README, 'Your own tagged images', the StyleCLIP way; the generator and what belongs to it have 16 pixels, CLIP sees 64"
     own_images(tmp_path / "mine")
     made = lambda job, folder: f"reports/runs/train_{job}/{folder}"
-    networks = {"generator": made("stylegan2", "generator"), "encoder": made("encoder", "encoder"), "clip": made("clip", "clip-portraits")}
+    networks = {
+        "generator": made("stylegan2", "generator"),
+        "encoder": made("encoder", "encoder"),
+        "clip": made("clip", "clip-portraits"),
+    }
     some = lambda *names: {name: networks[name] for name in names}
-    for name, given in (("train_clip", {}), ("train_stylegan2", {}), ("train_encoder", {"size": 16, "edit_weight": 0.0} | some("generator")),
-                        ("train_mapper", {"size": 16, "identity": "none"} | networks), ("train_directions", FEW["train_directions"] | some("generator", "clip"))):
+    for name, given in (
+        ("train_clip", {}),
+        ("train_stylegan2", {}),
+        ("train_encoder", {"size": 16, "edit_weight": 0.0} | some("generator")),
+        ("train_mapper", {"size": 16, "identity": "none"} | networks),
+        ("train_directions", FEW["train_directions"] | some("generator", "clip")),
+    ):
         preset = {} if name == "train_directions" else {"preset": "smoke", "data": "mine"}
         done, _ = papermill(name, tmp_path, run_id=name, **preset, **given)
         assert done.returncode == 0, done.stderr[-3000:]
         judged(tmp_path, name)
-    for editor, model in (("styleclip-mapper", made("mapper", "mapper")), ("styleclip-directions", made("directions", "directions"))):
-        done, _ = papermill("edit", tmp_path, editor=editor, model=model, image="mine/3.png", prompt="green hair", run_id=editor, **networks)
+    for editor, model in (
+        ("styleclip-mapper", made("mapper", "mapper")),
+        ("styleclip-directions", made("directions", "directions")),
+    ):
+        done, _ = papermill(
+            "edit",
+            tmp_path,
+            editor=editor,
+            model=model,
+            image="mine/3.png",
+            prompt="green hair",
+            run_id=editor,
+            **networks,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         assert Image.open(tmp_path / "reports" / "runs" / editor / "result.png").size == (16, 16)
 
 
-@pytest.mark.parametrize("name, parameters, said", [
-    ("train_oracle", {"stpes": 3}, "oracle has no parameter 'stpes'; the closest is 'steps'"),
-    ("train_autoencoder", {"preset": "smal"}, "did you mean 'small'"),
-    ("train_autoencoder", {"preset": "smoke", "init_from": "autoencoder-portraits"}, "autoencoder-portraits does not fit AutoencoderKL"),
-    ("train_ldm", {"preset": "smoke", "init_from": "autoencoder-portraits"}, "autoencoder-portraits does not fit UNet2DConditionModel"),
-    ("train_ldm", {"preset": "smoke", "edit_tags": "gren hair"}, "the closest tag is 'green hair'"),
-    ("train_clip", {"steps": "ten"}, "clip: steps must be int, not str 'ten'"),
-    ("edit", {"strength": 1.5}, "edit: strength must be from 0 to 1, not 1.5"),
-    ("edit", {"prompt": " "}, "The prompt is empty"),
-    ("edit", {"image": "nothing.png"}, "nothing.png"),
-    ("edit", {"alpha": 2.0}, "sdedit has no alpha; it has model, decoding"),
-    ("train_encoder", {"preset": "smoke", "size": 32}, "the generator stylegan2-portraits makes images of 64 px; size is 32"),
-    ("train_mapper", {"preset": "smoke", "prompt": "green hair", "pair_weight": 1.0}, "pair_weight is for a mapper of many prompts")])
+@pytest.mark.parametrize(
+    "name, parameters, said",
+    [
+        ("train_oracle", {"stpes": 3}, "oracle has no parameter 'stpes'; the closest is 'steps'"),
+        ("train_autoencoder", {"preset": "smal"}, "did you mean 'small'"),
+        (
+            "train_autoencoder",
+            {"preset": "smoke", "init_from": "autoencoder-portraits"},
+            "autoencoder-portraits does not fit AutoencoderKL",
+        ),
+        (
+            "train_ldm",
+            {"preset": "smoke", "init_from": "autoencoder-portraits"},
+            "autoencoder-portraits does not fit UNet2DConditionModel",
+        ),
+        ("train_ldm", {"preset": "smoke", "edit_tags": "gren hair"}, "the closest tag is 'green hair'"),
+        ("train_clip", {"steps": "ten"}, "clip: steps must be int, not str 'ten'"),
+        ("edit", {"strength": 1.5}, "edit: strength must be from 0 to 1, not 1.5"),
+        ("edit", {"prompt": " "}, "The prompt is empty"),
+        ("edit", {"image": "nothing.png"}, "nothing.png"),
+        ("edit", {"alpha": 2.0}, "sdedit has no alpha; it has model, decoding"),
+        (
+            "train_encoder",
+            {"preset": "smoke", "size": 32},
+            "the generator stylegan2-portraits makes images of 64 px; size is 32",
+        ),
+        (
+            "train_mapper",
+            {"preset": "smoke", "prompt": "green hair", "pair_weight": 1.0},
+            "pair_weight is for a mapper of many prompts",
+        ),
+    ],
+)
 def test_a_mistake_ends_the_run_with_one_sentence(name, parameters, said, tmp_path):
     if name == "edit" and "strength" not in parameters:
         needs(name)

@@ -1,10 +1,12 @@
 """The Fréchet distance against closed forms, scipy and torchmetrics."""
+
 import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from mmgen.metrics.frechet import features, frechet_distance, statistics
+from mmgen.metrics.features import features
+from mmgen.metrics.frechet import frechet_distance, statistics
 
 
 def sets(n=400, d=16):
@@ -17,7 +19,9 @@ def test_known_answers():
     a, b = sets()
     assert frechet_distance(statistics(a), statistics(a)) == pytest.approx(0, abs=1e-8)
     assert frechet_distance(statistics(a), statistics(a + 3)) == pytest.approx(9 * a.shape[1], rel=1e-5)
-    assert frechet_distance(statistics(a), statistics(b)) == pytest.approx(frechet_distance(statistics(b), statistics(a)))
+    assert frechet_distance(statistics(a), statistics(b)) == pytest.approx(
+        frechet_distance(statistics(b), statistics(a))
+    )
     one, two = (np.zeros(2), np.diag([1.0, 4.0])), (np.array([1.0, 0.0]), np.diag([9.0, 1.0]))
     assert frechet_distance(one, two) == pytest.approx(1 + (1 - 3) ** 2 + (2 - 1) ** 2)
 
@@ -30,7 +34,11 @@ def test_agrees_with_scipy():
 
 def test_agrees_with_torchmetrics():
     from torchmetrics.image.fid import FrechetInceptionDistance
-    a, b = (torch.randint(0, 255, (60, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+
+    a, b = (
+        torch.randint(0, 255, (60, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        for i in (0, 1)
+    )
 
     class Pooled(torch.nn.Module):
         num_features = 12
@@ -38,7 +46,9 @@ def test_agrees_with_torchmetrics():
         def forward(self, x):
             return torch.nn.functional.adaptive_avg_pool2d(x.float(), 2).flatten(1)
 
-    metric = FrechetInceptionDistance(feature=Pooled(), normalize=False, input_img_size=(3, 8, 8)).set_dtype(torch.float64)
+    metric = FrechetInceptionDistance(feature=Pooled(), normalize=False, input_img_size=(3, 8, 8)).set_dtype(
+        torch.float64
+    )
     metric.update(a, real=True)
     metric.update(b, real=False)
     own = lambda x: statistics(Pooled()(x))

@@ -1,29 +1,38 @@
 """InstructPix2Pix: its guidance, its data, what it does with nothing to do, and the packaged model on held-out portraits."""
+
 import pytest
 import torch
 
 import mmgen
+from mmgen.base.runs import Run
+from mmgen.base.weights import load_state, packaged
 from mmgen.benchmark.counterfactuals import counterfactuals, to_dataset
+from mmgen.data.caption_text import SourceError
 from mmgen.data.captions import caption
+from mmgen.data.edited_captions import wish_between
 from mmgen.data.edits import edits
-from mmgen.data.loading import SourceError
 from mmgen.data.pairs import load_pairs, wished
 from mmgen.data.portraits import is_held_out, render, sample, tags
-from mmgen.data.edited_captions import wish_between
-from mmgen.editing.editor import EditError
+from mmgen.editing.registry import EditError
+from mmgen.jobs.registry import config_for
 from mmgen.ldm.editors.instruct import InstructEditor, InstructPix2Pix, random_instruct
 from mmgen.ldm.editors.instruct_train import InstructTask, fit
 from mmgen.ldm.pipeline import LatentDiffusion, random_pipeline
 from mmgen.ldm.train import build_unet
 from mmgen.metrics.oracle import Oracle, score_editor
-from mmgen.jobs.registry import config_for
-from mmgen.base.runs import Run
-from mmgen.base.weights import load_state, packaged
 
 
-@pytest.mark.parametrize("source, target, wish", [
-    ("blue hair, smile", "green hair, smile", "green hair, no blue hair"), ("glasses, eyewear, smile", "smile", "no glasses, no eyewear"),
-    ("smile", "smile", ""), ("", "green hair", "green hair"), ("a, b", "b,a ", ""), ("", "", "")])
+@pytest.mark.parametrize(
+    "source, target, wish",
+    [
+        ("blue hair, smile", "green hair, smile", "green hair, no blue hair"),
+        ("glasses, eyewear, smile", "smile", "no glasses, no eyewear"),
+        ("smile", "smile", ""),
+        ("", "green hair", "green hair"),
+        ("a, b", "b,a ", ""),
+        ("", "", ""),
+    ],
+)
 def test_a_wish_is_the_difference_of_two_captions(source, target, wish):
     assert wish_between(source, target) == wish
 
@@ -63,9 +72,17 @@ def test_the_start_from_a_diffusion_model_ignores_the_source_at_first():
 
 def test_a_dropped_wish_asks_for_the_source(monkeypatch):
     model, seen = random_instruct(), {}
-    monkeypatch.setattr("mmgen.ldm.editors.instruct_train.diffusion_loss", lambda network, x0, *rest, **drawn: seen.update(x0=x0) or x0.sum())
+    monkeypatch.setattr(
+        "mmgen.ldm.editors.instruct_train.diffusion_loss",
+        lambda network, x0, *rest, **drawn: seen.update(x0=x0) or x0.sum(),
+    )
     states, mask = model.context(["green hair", "smile"])
-    batch = {"source": torch.randn(2, 4, 8, 8), "target": torch.randn(2, 4, 8, 8), "states": states, "length": mask.sum(1)}
+    batch = {
+        "source": torch.randn(2, 4, 8, 8),
+        "target": torch.randn(2, 4, 8, 8),
+        "states": states,
+        "length": mask.sum(1),
+    }
     for dropout, expected in ((1.0, "source"), (0.0, "target")):
         InstructTask(model.unet, model.text_encoder, model.process, caption_dropout=dropout).loss(batch, 0, "main")
         assert torch.equal(seen["x0"], batch[expected])
@@ -93,7 +110,9 @@ def test_a_run_leaves_a_model_that_edits_the_same_and_a_resumed_one_ends_the_sam
     with Run("instruct", config_for("instruct", "smoke", **few), tmp_path, "halves") as run:
         with pytest.raises(KeyboardInterrupt):
             steps = []
-            interrupted = lambda *given, **named: steps.append(0) or (_ for _ in ()).throw(KeyboardInterrupt) if len(steps) == 3 else steps.append(0)
+            interrupted = lambda *given, **named: (
+                steps.append(0) or (_ for _ in ()).throw(KeyboardInterrupt) if len(steps) == 3 else steps.append(0)
+            )
             run.log = interrupted
             fit(config_for("instruct", "smoke", log_every=1, **few), run)
     config = config_for("instruct", "smoke", resume_from=str(run.path), **few)
@@ -104,7 +123,12 @@ def test_a_run_leaves_a_model_that_edits_the_same_and_a_resumed_one_ends_the_sam
 
 
 @pytest.mark.skipif("instruct-portraits" not in packaged(), reason="instruct-portraits is not packaged")
-@pytest.mark.parametrize("kind, reached, skill", [("hair color", 0.97, 0.92), ("eye color", 0.9, 0.6), ("glasses on", 0.95, 0.6), ("glasses off", 0.95, 0.6)])
+@pytest.mark.parametrize(
+    "kind, reached, skill",
+    [("hair color", 0.97, 0.92), ("eye color", 0.9, 0.6), ("glasses on", 0.95, 0.6), ("glasses off", 0.95, 0.6)],
+)
 def test_the_packaged_model_does_what_exact_pairs_can_teach(kind, reached, skill):
-    scores, _ = score_editor(Oracle.load(device="cpu"), mmgen.editor("instruct-pix2pix", device="cpu"), edits(kind, 60, "test"), None)
+    scores, _ = score_editor(
+        Oracle.load(device="cpu"), mmgen.editor("instruct-pix2pix", device="cpu"), edits(kind, 60, "test"), None
+    )
     assert scores["reached"] >= reached and scores["skill"] >= skill and scores["kept"] >= 0.97, scores

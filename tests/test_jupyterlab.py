@@ -1,4 +1,5 @@
 """edit.ipynb in a real JupyterLab with a real browser: run all cells, find the picture and the panel, open a picture in it."""
+
 import os
 import shutil
 import socket
@@ -12,11 +13,14 @@ import pytest
 from browser import CHROMIUM, DRIVER, headless
 from PIL import Image
 
-from mmgen.data import portraits
 from mmgen.base.files import repo_root
 from mmgen.base.weights import packaged
+from mmgen.data import portraits
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif("ldm-portraits" not in packaged(), reason="ldm-portraits is not packaged")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif("ldm-portraits" not in packaged(), reason="ldm-portraits is not packaged"),
+]
 
 
 @pytest.fixture
@@ -26,10 +30,21 @@ def lab(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "jupyter"), "lab", "--no-browser", f"--port={port}", "--ip=127.0.0.1", "--allow-root",
-               "--IdentityProvider.token=", "--ServerApp.password=", f"--ServerApp.root_dir={tmp_path}"]
+    command = [
+        str(Path(sys.executable).parent / "jupyter"),
+        "lab",
+        "--no-browser",
+        f"--port={port}",
+        "--ip=127.0.0.1",
+        "--allow-root",
+        "--IdentityProvider.token=",
+        "--ServerApp.password=",
+        f"--ServerApp.root_dir={tmp_path}",
+    ]
     environment = os.environ | {"MMGEN_ROOT": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(repo_root())}
-    with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:
         try:
             for _ in range(120):
                 try:
@@ -46,22 +61,37 @@ def lab(tmp_path):
 def test_all_cells_run_and_the_result_is_seen(lab, tmp_path):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
+
     address, root = lab
     browser = headless(tmp_path / "profile", "1400,2400")
     try:
         browser.get(f"{address}/lab/tree/edit.ipynb")
         wait = WebDriverWait(browser, 120)
         wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell"))
-        wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, "[data-status='idle'], .jp-NotebookPanel-toolbar [title*='Idle']") or True)
+        wait.until(
+            lambda b: (
+                b.find_elements(By.CSS_SELECTOR, "[data-status='idle'], .jp-NotebookPanel-toolbar [title*='Idle']")
+                or True
+            )
+        )
         time.sleep(3)
-        click = lambda css, text: next(e for e in browser.find_elements(By.CSS_SELECTOR, css) if e.text.strip() == text).click()
+        click = lambda css, text: next(
+            e for e in browser.find_elements(By.CSS_SELECTOR, css) if e.text.strip() == text
+        ).click()
         click(".lm-MenuBar-itemLabel", "Run")
         time.sleep(1)
         click(".lm-Menu-itemLabel", "Run All Cells")
-        WebDriverWait(browser, 240).until(lambda b: b.find_elements(By.CSS_SELECTOR, ".widget-slider, .jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']"))
+        WebDriverWait(browser, 240).until(
+            lambda b: b.find_elements(
+                By.CSS_SELECTOR,
+                ".widget-slider, .jp-OutputArea-output[data-mime-type='application/vnd.jupyter.stderr']",
+            )
+        )
         pictures = browser.find_elements(By.CSS_SELECTOR, ".jp-RenderedImage img")
         assert pictures and pictures[0].size["width"] > 200, "source and result, side by side"
-        assert browser.find_elements(By.CSS_SELECTOR, ".widget-slider") and browser.find_elements(By.CSS_SELECTOR, ".widget-text input")
+        assert browser.find_elements(By.CSS_SELECTOR, ".widget-slider") and browser.find_elements(
+            By.CSS_SELECTOR, ".widget-text input"
+        )
         assert list((root / "reports" / "runs").glob("edit-*/result.png"))
 
         Image.fromarray(portraits.render(portraits.sample(11), 200)).save(tmp_path / "me.png")
@@ -70,7 +100,9 @@ def test_all_cells_run_and_the_result_is_seen(lab, tmp_path):
         before, words = seen(browser), shows(browser)
         assert len(before) == 1
         # the button opens a file dialogue, which a test cannot answer: its input field is put on the page instead
-        browser.execute_script("HTMLInputElement.prototype.click = function () { document.body.append(this); this.style.display = 'block'; }")
+        browser.execute_script(
+            "HTMLInputElement.prototype.click = function () { document.body.append(this); this.style.display = 'block'; }"
+        )
         browser.find_element(By.CSS_SELECTOR, ".widget-upload, .jupyter-button").click()
         browser.find_element(By.CSS_SELECTOR, "body > input[type='file']").send_keys(str(tmp_path / "me.png"))
         wait.until(lambda b: shows(b) != words and seen(b) != before)

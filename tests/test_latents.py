@@ -1,4 +1,5 @@
 "Latents as shards: the same rows, the scale, a job that is killed, several processes."
+
 import json
 import os
 import subprocess
@@ -22,7 +23,7 @@ def encode(pixels):
     "Two channels of noise that depends on the picture alone, of different sizes."
     CALLS.append(len(pixels))
     x = torch.from_numpy(pixels[:, ::4, ::4, 0].astype(np.float32))
-    return torch.stack([torch.sin(x), 10 + 5*torch.cos(3*x)], 1)
+    return torch.stack([torch.sin(x), 10 + 5 * torch.cos(3 * x)], 1)
 
 
 @pytest.fixture
@@ -31,7 +32,8 @@ def images(tmp_path):
     return load_source(str(folder_of(tmp_path / "shards"))).images(16)
 
 
-def contents(folder): return {p.name: p.read_bytes() for p in folder.iterdir()}
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
 def test_latents_are_those_of_the_rows_and_have_variance_one(images, tmp_path):
@@ -48,11 +50,20 @@ def test_latents_are_those_of_the_rows_and_have_variance_one(images, tmp_path):
         assert np.array_equal(column[[170, 3, 3]], column[:][[170, 3, 3]])
     facts = shards.manifest["latents"]
     assert facts["shape"] == [2, 4, 4] and np.allclose(facts["channel"]["std"], exact.std((0, 2, 3)), rtol=1e-4)
-    assert np.isclose(facts["scale_factor"], 1/exact.std().item(), rtol=1e-4) and np.allclose(facts["scalar"]["mean"], exact.mean(), rtol=1e-4)
+    assert np.isclose(facts["scale_factor"], 1 / exact.std().item(), rtol=1e-4) and np.allclose(
+        facts["scalar"]["mean"], exact.mean(), rtol=1e-4
+    )
     half = exact.half().float()
-    assert np.isclose(facts["rounding"], ((half - exact).square().mean().sqrt() / exact.std()).item(), rtol=1e-3) and facts["rounding"] < 5e-4
-    assert shards.column("row").to_pylist() == list(range(200)) and len(shards.entries) == len(Shards(tmp_path / "shards").entries)
-    assert shards.manifest["parameters"]["weights"] == "w" and len(shards.manifest["parameters"]["image_manifest"]) == 64
+    assert (
+        np.isclose(facts["rounding"], ((half - exact).square().mean().sqrt() / exact.std()).item(), rtol=1e-3)
+        and facts["rounding"] < 5e-4
+    )
+    assert shards.column("row").to_pylist() == list(range(200)) and len(shards.entries) == len(
+        Shards(tmp_path / "shards").entries
+    )
+    assert (
+        shards.manifest["parameters"]["weights"] == "w" and len(shards.manifest["parameters"]["image_manifest"]) == 64
+    )
 
 
 def test_they_are_made_once_and_for_these_images_and_weights_only(images, tmp_path):
@@ -61,7 +72,11 @@ def test_they_are_made_once_and_for_these_images_and_weights_only(images, tmp_pa
     assert write_latents(images, encode, "w", tmp_path / "made").folder == first.folder and len(CALLS) == n
     some = load_source(str(tmp_path / "shards"), images=30).images(16)
     others = [write_latents(x, encode, w, tmp_path / "made") for x, w in ((images, "v"), (some, "w"))]
-    assert len({s.folder for s in (first, *others)}) == 3 and len(others[1]) == 30 and others[1].column("row").to_pylist() == some.rows.tolist()
+    assert (
+        len({s.folder for s in (first, *others)}) == 3
+        and len(others[1]) == 30
+        and others[1].column("row").to_pylist() == some.rows.tolist()
+    )
     assert np.array_equal(others[1].column("latent").to_numpy()[7], first.column("latent").to_numpy()[some.rows[7]])
 
 
@@ -69,8 +84,9 @@ def test_damaged_latents_are_made_again(images, tmp_path):
     shards = write_latents(images, encode, "w", tmp_path / "made", group_rows=16)
     good, n = contents(shards.folder), len(CALLS)
     (shards.folder / "train-00001.parquet").write_bytes(good["train-00001.parquet"][:-3])
-    with pytest.warns(UserWarning, match="made again: The shard train-00001.parquet"): write_latents(images, encode, "w", tmp_path / "made", group_rows=16)
-    assert contents(shards.folder) == good and n < len(CALLS) < 2*n
+    with pytest.warns(UserWarning, match="made again: The shard train-00001.parquet"):
+        write_latents(images, encode, "w", tmp_path / "made", group_rows=16)
+    assert contents(shards.folder) == good and n < len(CALLS) < 2 * n
 
 
 def test_values_beyond_float16(images, tmp_path):
@@ -94,8 +110,15 @@ print(sum(test_latents.CALLS))
 
 
 def start(tmp_path, root, delay, **more):
-    code = SCRIPT.format(tests=os.path.dirname(__file__), data=str(tmp_path / "shards"), root=str(tmp_path / root), delay=delay)
-    return subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"} | more, stdout=subprocess.PIPE, text=True)
+    code = SCRIPT.format(
+        tests=os.path.dirname(__file__), data=str(tmp_path / "shards"), root=str(tmp_path / root), delay=delay
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | more,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_a_killed_job_goes_on_to_the_same_bytes(images, tmp_path):
@@ -128,4 +151,5 @@ def test_in_batches(images, tmp_path):
     batch, exact = data.batch(33), LatentColumn(shards)[:]
     assert batch["latents"].dtype == torch.float32 and np.array_equal(batch["latents"], exact[batch["row"]])
     assert json.loads((shards.folder / "manifest.json").read_text())["kind"] == "mmgen latents"
-    with pytest.raises(ShardError, match="kind 'mmgen latents'"): load_source(str(shards.folder))
+    with pytest.raises(ShardError, match="kind 'mmgen latents'"):
+        load_source(str(shards.folder))

@@ -1,4 +1,5 @@
 """Metrics: known answers, agreement with scipy, torchmetrics and transformers, intervals, NaN, the cache, weights that are not there."""
+
 import hashlib
 import io
 import warnings
@@ -12,8 +13,10 @@ from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
 from transformers import CLIPModel
 
-from mmgen.clip.model import CLIP
 from mmgen.base.images import psnr, to_float, to_uint8
+from mmgen.base.runs import Run
+from mmgen.base.schema import WeightsError
+from mmgen.clip.model import CLIP
 from mmgen.data.edits import as_batch, edits
 from mmgen.metrics import features as rooms
 from mmgen.metrics import pairs
@@ -25,8 +28,6 @@ from mmgen.metrics.intervals import MetricWarning, halves, score
 from mmgen.metrics.kernel import cmmd, kd, mmd2
 from mmgen.metrics.oracle_scores import accuracy_scores
 from mmgen.metrics.pairs import pair_score, ssim
-from mmgen.base.runs import Run
-from mmgen.base.weights import WeightsError
 
 pytestmark = pytest.mark.filterwarnings("ignore::mmgen.metrics.intervals.MetricWarning")
 
@@ -42,6 +43,7 @@ def pictures(n, size=16, seed=0):
 
 class Pooled(torch.nn.Module):
     "A feature module for torchmetrics, 12 numbers of an image."
+
     num_features = 12
 
     def forward(self, x):
@@ -53,12 +55,18 @@ pooled = Extractor("pooled", Pooled(), "0")
 
 # what is an image, features, cache
 
+
 def test_rows_that_are_no_images_have_no_features_and_wrong_shapes_are_refused():
     x = pictures(5)
     x[1, 0, 0, 0], x[2], x[3, 2] = torch.nan, 200, torch.inf
     assert as_images(x)[1].tolist() == [True, False, False, False, True]
     assert extract(pooled, x).values.isfinite().all(1).tolist() == [True, False, False, False, True]
-    for wrong in (torch.zeros(2, 3, 8), torch.zeros(2, 4, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.int64), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)):
+    for wrong in (
+        torch.zeros(2, 3, 8),
+        torch.zeros(2, 4, 8, 8),
+        torch.zeros(2, 3, 8, 8, dtype=torch.int64),
+        torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+    ):
         with pytest.raises(ValueError, match=r"\(N, H, W, 3\)|\(B, H, W, 3\)"):
             extract(pooled, wrong)
     with pytest.raises(ValueError, match="5 images and 4 sources"):
@@ -71,14 +79,18 @@ def test_features_do_not_depend_on_the_batch(name):
     images[2] = torch.nan
     found = extract(judge, images, batch_size=2)
     assert torch.allclose(found.values, extract(judge, images).values, atol=1e-4, equal_nan=True)
-    assert found.values.isnan().any(1).tolist() == [i == 2 for i in range(5)] and (found.name, found.hash) == (judge.name, judge.hash)
+    assert found.values.isnan().any(1).tolist() == [i == 2 for i in range(5)] and (found.name, found.hash) == (
+        judge.name,
+        judge.hash,
+    )
 
 
 def counting(hash="0", dies_at=None):
     seen = []
 
     def network(x):
-        if len(seen) == dies_at: raise KeyboardInterrupt
+        if len(seen) == dies_at:
+            raise KeyboardInterrupt
         seen.append(len(x))
         return Pooled()(x)
 
@@ -111,7 +123,7 @@ def test_the_cache_knows_the_extractor_and_the_pixels(tmp_path):
 def test_a_damaged_file_of_the_cache_is_made_again(tmp_path):
     images, (judge, seen) = pictures(4), counting()
     extract(judge, images, cache=tmp_path)
-    file, = tmp_path.iterdir()
+    (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.warns(UserWarning, match="damaged"):
         found = extract(judge, images, cache=tmp_path)
@@ -119,6 +131,7 @@ def test_a_damaged_file_of_the_cache_is_made_again(tmp_path):
 
 
 # weights of others
+
 
 @pytest.fixture
 def checkpoints(tmp_path, monkeypatch):
@@ -138,7 +151,10 @@ def published(state, folder):
 
 
 def test_weights_that_are_not_there_say_which_column_goes_missing_and_where_they_are(checkpoints):
-    for build, column in ((lambda: extractor("inception", "cpu"), "FID and KID"), (lambda: pairs.pair_metric("lpips-alex", "cpu"), r"LPIPS \(alex\)")):
+    for build, column in (
+        (lambda: extractor("inception", "cpu"), "FID and KID"),
+        (lambda: pairs.pair_metric("lpips-alex", "cpu"), r"LPIPS \(alex\)"),
+    ):
         with pytest.raises(WeightsError, match=f"{column} will be missing.*curl.*https://"):
             build()
     for url in (rooms.INCEPTION, pairs.BACKBONES["vgg"]):
@@ -151,6 +167,7 @@ def test_weights_that_are_not_there_say_which_column_goes_missing_and_where_they
 def test_inception_is_torch_fidelitys_and_its_distances_are_called_fid(checkpoints, monkeypatch):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     from torchmetrics.image.fid import NoTrainInceptionV3
+
     empty = io.BytesIO()
     torch.save({}, empty)
     empty.seek(0)
@@ -166,8 +183,15 @@ def test_inception_is_torch_fidelitys_and_its_distances_are_called_fid(checkpoin
 
 def test_lpips_agrees_with_torchmetrics_and_is_0_of_an_image_and_itself(checkpoints, monkeypatch):
     from torchmetrics.functional.image.lpips import _NoTrainLpips
-    theirs, own = _NoTrainLpips(net="squeeze", pnet_rand=True), lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).net
-    state = {"features." + name.split(".", 1)[1]: value for name, value in zip(own.state_dict(), theirs.net.state_dict().values(), strict=True)}
+
+    theirs, own = (
+        _NoTrainLpips(net="squeeze", pnet_rand=True),
+        lpips.LPIPS(net="squeeze", pnet_rand=True, verbose=False).net,
+    )
+    state = {
+        "features." + name.split(".", 1)[1]: value
+        for name, value in zip(own.state_dict(), theirs.net.state_dict().values(), strict=True)
+    }
     monkeypatch.setitem(pairs.BACKBONES, "squeeze", published(state, checkpoints))
     x, y = pictures(6, 64), pictures(6, 64, 1)
     found = pair_score("lpips-squeeze", x, y, device="cpu", batch_size=4)
@@ -178,17 +202,21 @@ def test_lpips_agrees_with_torchmetrics_and_is_0_of_an_image_and_itself(checkpoi
 
 # figures and intervals
 
+
 def test_the_interval_is_clustered_seeded_and_near_the_known_one():
     x, of = np.random.default_rng(1).normal(size=300), np.random.default_rng(2).permutation(np.arange(300).repeat(3))
     found = score("x", x[of], of)
     assert found.value == pytest.approx(x.mean()) and (found.n, found.sources) == (900, 300)
-    assert found.high - found.low == pytest.approx(2 * 1.96 * x.std() / 300 ** 0.5, rel=0.1)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * x.std() / 300**0.5, rel=0.1)
     assert found == score("x", x[of], of) != score("x", x[of], of, seed=1)
     assert score("x", x, statistic=np.median).value == np.median(x)
 
 
 def test_a_mean_has_the_interval_of_any_statistic_that_is_the_mean():
-    x, of = np.random.default_rng(1).normal(size=90), np.random.default_rng(2).integers(25, size=90)  # sources of unequal size
+    x, of = (
+        np.random.default_rng(1).normal(size=90),
+        np.random.default_rng(2).integers(25, size=90),
+    )  # sources of unequal size
     x[3] = np.nan
     with pytest.warns(MetricWarning):
         fast, slow = score("x", x, of, draws=300), score("x", x, of, lambda rows: np.mean(rows), draws=300)
@@ -216,8 +244,15 @@ def test_half_samples_have_half_of_the_sources_and_whole_sources():
     assert (a[1:, [0, 2, 3, 4]] == b[1:, :4]).all() and (b[1:, :4].sum(1) == 2).all() and (b[1:, 4:].sum(1) == 1).all()
 
 
-@pytest.mark.parametrize("metric, real, made", [
-    (fd, dict(), dict(shift=0.5)), (kd, dict(), dict(shift=0.5)), (cmmd, dict(shift=1.0), dict(shift=0.0)), (lambda *sets: density_coverage(*sets)[1], dict(), dict(shift=0.7))])
+@pytest.mark.parametrize(
+    "metric, real, made",
+    [
+        (fd, dict(), dict(shift=0.5)),
+        (kd, dict(), dict(shift=0.5)),
+        (cmmd, dict(shift=1.0), dict(shift=0.0)),
+        (lambda *sets: density_coverage(*sets)[1], dict(), dict(shift=0.7)),
+    ],
+)
 def test_intervals_of_sets_are_as_wide_as_other_images_scatter(metric, real, made):
     many = [metric(normal(150, seed=2 * i, **real), normal(120, seed=2 * i + 1, **made)) for i in range(40)]
     scatter, width = np.std([s.value for s in many], ddof=1), np.mean([s.high - s.low for s in many]) / (2 * 1.96)
@@ -229,11 +264,16 @@ def test_a_run_keeps_a_figure(tmp_path):
     found = fd(normal(30), normal(40, seed=1))
     with Run("judged", root=tmp_path) as run:
         run.metric(**found.record())
-    kept, = run.record["metrics"]
-    assert kept["name"] == "FD (numbers)" and (kept["n"], kept["reference"], kept["extractor"]) == (40, 30, "0") and kept["low"] < kept["value"] < kept["high"]
+    (kept,) = run.record["metrics"]
+    assert (
+        kept["name"] == "FD (numbers)"
+        and (kept["n"], kept["reference"], kept["extractor"]) == (40, 30, "0")
+        and kept["low"] < kept["value"] < kept["high"]
+    )
 
 
 # distances of sets
+
 
 def test_fd_has_known_answers_and_is_the_same_by_both_ways():
     a = normal(500)
@@ -243,7 +283,9 @@ def test_fd_has_known_answers_and_is_the_same_by_both_ways():
         x, y = normal(n, d).values.double(), normal(m, d, 1, 0.3).values.double() * 1.5
         (m1, c1), (m2, c2) = statistics(x), statistics(y)
         assert distance(x, y) == pytest.approx(frechet_distance((m1, c1), (m2, c2)), rel=1e-5)
-        assert distance(x, y) == pytest.approx(((m1 - m2) ** 2).sum() + np.trace(c1 + c2 - 2 * sqrtm(c1 @ c2).real), rel=1e-4)
+        assert distance(x, y) == pytest.approx(
+            ((m1 - m2) ** 2).sum() + np.trace(c1 + c2 - 2 * sqrtm(c1 @ c2).real), rel=1e-4
+        )
 
 
 def test_fewer_images_than_features_warn_and_name_both():
@@ -273,6 +315,7 @@ def test_sets_of_two_extractors_are_refused():
 
 def test_kd_agrees_with_torchmetrics():
     from torchmetrics.image.kid import KernelInceptionDistance
+
     a, b = pictures(50), pictures(50, seed=1).abs()
     metric = KernelInceptionDistance(feature=Pooled(), subsets=1, subset_size=50, normalize=True)
     metric.update(a, real=True)
@@ -284,14 +327,22 @@ def test_kd_of_one_distribution_is_around_0_and_of_a_set_and_itself_below():
     found = [kd(normal(40, seed=2 * i), normal(60, seed=2 * i + 1), draws=0).value for i in range(100)]
     assert abs(np.mean(found)) < 3 * np.std(found) / 10
     x = normal(40).values.double()
-    assert mmd2(x, x, lambda x, y: x @ y.T).item() < 0 == round(mmd2(x, x, lambda x, y: x @ y.T, unbiased=False).item(), 9)
+    assert (
+        mmd2(x, x, lambda x, y: x @ y.T).item() < 0 == round(mmd2(x, x, lambda x, y: x @ y.T, unbiased=False).item(), 9)
+    )
 
 
 def test_cmmd_is_the_formula():
-    x, y = (torch.nn.functional.normalize(normal(n, 8, seed, 0.5 * seed).values.double()).numpy() for n, seed in ((30, 0), (20, 1)))
+    x, y = (
+        torch.nn.functional.normalize(normal(n, 8, seed, 0.5 * seed).values.double()).numpy()
+        for n, seed in ((30, 0), (20, 1))
+    )
     k = lambda x, y: np.exp(-np.square(x[:, None] - y[None]).sum(-1) / 200).mean()
     found = cmmd(normal(30, 8, 0), normal(20, 8, 1, 0.5))
-    assert found.value == pytest.approx(1000 * (k(x, x) + k(y, y) - 2 * k(x, y)), rel=1e-6) and found.name == "MMD (numbers)"
+    assert (
+        found.value == pytest.approx(1000 * (k(x, x) + k(y, y) - 2 * k(x, y)), rel=1e-6)
+        and found.name == "MMD (numbers)"
+    )
     assert cmmd(normal(9, name="clip-vit-large-patch14-336"), normal(9)).name == "CMMD"
 
 
@@ -308,23 +359,30 @@ def test_density_and_coverage_of_point_sets():
     line = lambda *at: torch.tensor(at).double()[:, None]
     assert balls(line(0, 1, 2, 3), line(0, 1, 2, 3), 2).flatten()[1] == 1
     assert balls(line(0, 1, 2, 3), line(100, 200), 2).flatten().tolist() == [0, 0]
-    assert balls(line(0, 1, 2, 3), line(1.5, 1.5, 1.5, 1.5), 1).flatten().tolist() == [2, 0.5]  # all in the balls around 1 and 2
+    assert balls(line(0, 1, 2, 3), line(1.5, 1.5, 1.5, 1.5), 1).flatten().tolist() == [
+        2,
+        0.5,
+    ]  # all in the balls around 1 and 2
     twice = torch.randn(1, 1280, generator=torch.Generator().manual_seed(0)).double().repeat(4, 1)
     assert balls(twice, twice, 1).flatten().tolist() == [0, 0]  # balls of radius 0 hold nothing, whatever rounding says
 
 
 # pairs, texts, the oracle
 
+
 def test_psnr_and_ssim_agree_with_torchmetrics_and_scipy():
     from torchmetrics.functional.image import peak_signal_noise_ratio
+
     x = pictures(3, 24)
     y = (x + 0.2 * pictures(3, 24, 1)).clamp(-1, 1)
-    assert torch.allclose(psnr(x, y), peak_signal_noise_ratio(y, x, data_range=2.0, reduction="none", dim=(1, 2, 3)), atol=1e-4)
+    assert torch.allclose(
+        psnr(x, y), peak_signal_noise_ratio(y, x, data_range=2.0, reduction="none", dim=(1, 2, 3)), atol=1e-4
+    )
     a, b = ((v.numpy().astype(np.float64) + 1) / 2 for v in (x, y))
     blur = lambda v: gaussian_filter(v, (0, 0, 1.5, 1.5), truncate=3.5, mode="mirror")
     ma, mb = blur(a), blur(b)
-    va, vb, cov = blur(a * a) - ma ** 2, blur(b * b) - mb ** 2, blur(a * b) - ma * mb
-    expected = ((2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma ** 2 + mb ** 2 + 1e-4) * (va + vb + 9e-4))).mean((1, 2, 3))
+    va, vb, cov = blur(a * a) - ma**2, blur(b * b) - mb**2, blur(a * b) - ma * mb
+    expected = ((2 * ma * mb + 1e-4) * (2 * cov + 9e-4) / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))).mean((1, 2, 3))
     assert ssim(x, y).tolist() == pytest.approx(expected, abs=1e-4)
     assert ssim(x[:1], y[:1]).shape == (1,)
 
@@ -334,7 +392,9 @@ def test_pairs_do_not_depend_on_the_batch_and_keep_a_number_for_each_row(name):
     x, y = pictures(5, 32), pictures(5, 32, 1)
     y[3] = torch.nan
     found, other = (pair_score(name, x, y, device="cpu", batch_size=size) for size in (2, 100))
-    assert found.rows == pytest.approx(other.rows, rel=1e-4, nan_ok=True) and np.isnan(found.rows).tolist() == [i == 3 for i in range(5)]
+    assert found.rows == pytest.approx(other.rows, rel=1e-4, nan_ok=True) and np.isnan(found.rows).tolist() == [
+        i == 3 for i in range(5)
+    ]
     assert (found.n, found.failed) == (4, 1)
     with pytest.raises(ValueError, match="pairs of one shape"):
         pair_score(name, x, y[:4], device="cpu")
@@ -342,7 +402,11 @@ def test_pairs_do_not_depend_on_the_batch_and_keep_a_number_for_each_row(name):
 
 def test_perceptual_distance_is_0_of_an_image_and_itself_and_not_called_lpips():
     found = pair_score("perceptual", pictures(2, 32), pictures(2, 32), device="cpu")
-    assert found.value == pytest.approx(0, abs=1e-10) and found.name == "perceptual distance (EfficientNet-Lite0)" and found.extractor
+    assert (
+        found.value == pytest.approx(0, abs=1e-10)
+        and found.name == "perceptual distance (EfficientNet-Lite0)"
+        and found.extractor
+    )
 
 
 def test_clip_score_is_transformers_cosine_and_directions_have_known_answers():
@@ -375,7 +439,9 @@ def test_clip_scores_refuse_what_does_not_fit():
 
 def test_accuracy_counts_what_can_be_seen():
     truth = torch.tensor([[0, -100, -100], [1, -100, 1], [1, -100, 1]])
-    found = accuracy_scores(torch.tensor([[0, 7, 1], [0, 7, 1], [1, 7, 0]]), truth, ["a", "never", "b"], ["x", "y", "z"])
+    found = accuracy_scores(
+        torch.tensor([[0, 7, 1], [0, 7, 1], [1, 7, 0]]), truth, ["a", "never", "b"], ["x", "y", "z"]
+    )
     assert {name: (s.value, s.n) for name, s in found.items()} == {"a": (pytest.approx(2 / 3), 3), "b": (0.5, 2)}
 
 
@@ -392,29 +458,59 @@ def test_sets_of_files_pictures_and_arrays_are_one_set(tmp_path):
     files = as_files(tmp_path, pictures)
     judge = Extractor("means", lambda x: x.mean((2, 3)), "0")
     known = extract(judge, pictures).values
-    for same in (files, [str(file) for file in files], [Image.open(file) for file in files], list(pictures), list(to_float(pictures)), tuple(files)):
+    for same in (
+        files,
+        [str(file) for file in files],
+        [Image.open(file) for file in files],
+        list(pictures),
+        list(to_float(pictures)),
+        tuple(files),
+    ):
         assert torch.equal(extract(judge, same).values, known)
         assert pair_score("psnr", pictures, same, draws=0).value > 100
 
 
-@pytest.mark.parametrize("use", [lambda x: extract(Extractor("means", lambda x: x.mean((2, 3)), "0"), x), lambda x: pair_score("psnr", x, x),
-                                 lambda x: clip_score(Extractor("a CLIP", lambda x: x.mean((2, 3)), "0", lambda texts: torch.ones(len(texts), 3)), x, ["a"] * len(x))])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x: extract(Extractor("means", lambda x: x.mean((2, 3)), "0"), x),
+        lambda x: pair_score("psnr", x, x),
+        lambda x: clip_score(
+            Extractor("a CLIP", lambda x: x.mean((2, 3)), "0", lambda texts: torch.ones(len(texts), 3)),
+            x,
+            ["a"] * len(x),
+        ),
+    ],
+)
 def test_what_is_no_set_of_images_is_said_in_one_sentence(use, tmp_path):
     small, large = np.zeros((8, 8, 3), np.uint8), np.zeros((16, 8, 3), np.uint8)
     files = as_files(tmp_path, [small, large])
-    for wrong, said in ((files, r"one size: image 1 \(1.png\) has 8 × 16 pixels, image 0 \(0.png\) has 8 × 8"), ([small, large], "image 1 has 8 × 16 pixels"),
-                        (str(files[0]), "wants a set of images, not str"), ([object()], "image 0 is no file"), ([small, np.zeros(3)], "image 1 is no file"),
-                        ([tmp_path / "none.png"], "none.png does not exist")):
-        with pytest.raises(ValueError, match=said): use(wrong)
+    for wrong, said in (
+        (files, r"one size: image 1 \(1.png\) has 8 × 16 pixels, image 0 \(0.png\) has 8 × 8"),
+        ([small, large], "image 1 has 8 × 16 pixels"),
+        (str(files[0]), "wants a set of images, not str"),
+        ([object()], "image 0 is no file"),
+        ([small, np.zeros(3)], "image 1 is no file"),
+        ([tmp_path / "none.png"], "none.png does not exist"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            use(wrong)
 
 
-@pytest.mark.parametrize("n, bad, said", [(6, [2], r"1 of 6 rows .*\(row 2, counted from 0\)"), (2, [1], r"\(row 1, .* fewer than two rows left there is no interval"),
-                                          (9, [*range(7)], r"7 of 9 rows .*\(row 0, row 1, row 2, row 3, row 4, …, counted")])
+@pytest.mark.parametrize(
+    "n, bad, said",
+    [
+        (6, [2], r"1 of 6 rows .*\(row 2, counted from 0\)"),
+        (2, [1], r"\(row 1, .* fewer than two rows left there is no interval"),
+        (9, [*range(7)], r"7 of 9 rows .*\(row 0, row 1, row 2, row 3, row 4, …, counted"),
+    ],
+)
 def test_a_row_that_gives_no_number_is_named(n, bad, said):
     x = torch.zeros(n, 3, 16, 16)
     y = x.clone()
     y[bad, 0, 0, 0] = torch.nan
-    with pytest.warns(MetricWarning, match=said): found = pair_score("psnr", x, y)
+    with pytest.warns(MetricWarning, match=said):
+        found = pair_score("psnr", x, y)
     assert found.failed == len(bad) and np.isnan(found.low) == (n - len(bad) < 2)
 
 
@@ -422,4 +518,5 @@ def test_an_image_of_a_set_that_is_none_is_named():
     values = torch.randn(8, 2)
     real, made = (Features(x.clone(), "means", "0") for x in (values, values))
     made.values[3] = torch.nan
-    with pytest.warns(MetricWarning, match="made image 3, counted from 0"): kd(real, made)
+    with pytest.warns(MetricWarning, match="made image 3, counted from 0"):
+        kd(real, made)

@@ -1,7 +1,7 @@
 """Run All, change a parameter, Run All: every notebook with parameters in one kernel, twice."""
+
 import dataclasses
 import json
-import os
 
 import nbformat
 import pytest
@@ -35,10 +35,12 @@ def test_run_all_twice(name, tmp_path, monkeypatch):
     with client.setup_kernel():
         for seed in (0, 3):
             parameters.source = f"{given}\n{sets(smoke | {'seed': seed} | (AGAIN.get(name, {}) if seed else {}))}"
-            for at, cell in enumerate(cells): client.execute_cell(cell, at)
+            for at, cell in enumerate(cells):
+                client.execute_cell(cell, at)
         parameters.source = f"{given}\nstepz = 5"  # a name of nothing is still said, after two runs
         client.execute_cell(parameters, 0)
-        with pytest.raises(Exception, match="has no parameter 'stepz'"): client.execute_cell(next(c for c in cells if "config_from_notebook" in c.source), 1)
+        with pytest.raises(Exception, match="has no parameter 'stepz'"):
+            client.execute_cell(next(c for c in cells if "config_from_notebook" in c.source), 1)
     records = [json.loads(file.read_text()) for file in (tmp_path / "reports" / "runs").glob("*/run.json")]
     assert sorted(record["seed"] for record in records) == [0, 3]
     assert all(record["status"] == "completed" for record in records)

@@ -12,18 +12,19 @@ from safetensors.torch import load_file, save_file
 from test_pretrained import padded, randomised, text_tower, to_compvis_unet, to_compvis_vae, to_openclip, unet, vae
 
 import mmgen
-from mmgen.clip.model import VOCABULARY, clip_tokenizer, train_tokenizer
 from mmgen.app.demo import Workbench
-from mmgen.editing.editor import EditError
-from mmgen.training.config import EditConfig
+from mmgen.app.panel import build_editor
+from mmgen.base.schema import WeightsError
+from mmgen.base.weights import load_state
+from mmgen.clip.model import VOCABULARY, clip_tokenizer, train_tokenizer
+from mmgen.editing.registry import EditError
 from mmgen.ldm.diffusion import start
 from mmgen.ldm.editors.instruct import InstructPix2Pix
 from mmgen.ldm.pipeline import LatentDiffusion, make_process, random_pipeline
 from mmgen.ldm.published.model_noise import process_of
 from mmgen.ldm.published.stable_diffusion import stable_diffusion, text_encoder_of, unet_of
 from mmgen.ldm.samplers import ddim
-from mmgen.app.panel import build_editor
-from mmgen.base.weights import WeightsError, load_state
+from mmgen.training.config import EditConfig
 
 DDIM = {
     "_class_name": "DDIMScheduler",
@@ -227,9 +228,7 @@ def test_the_options_reach_a_model_from_everywhere(second, first):
     with pytest.raises(EditError, match="styleclip-mapper has no tokenizer"):
         mmgen.editor("styleclip-mapper", "cpu", tokenizer="x")
     if "ldm-portraits" in mmgen.base.weights.packaged():
-        with pytest.raises(
-            WeightsError, match="ldm-portraits is a model of mmgen; prediction_type belongs to"
-        ):
+        with pytest.raises(WeightsError, match="ldm-portraits is a model of mmgen; prediction_type belongs to"):
             mmgen.editor("sdedit", "cpu", prediction_type="epsilon")
 
 
@@ -305,7 +304,11 @@ def test_flow_matching_and_zero_snr_with_every_sampler():
         {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}, "mine"
     )
     assert flow == {"prediction": "flow", "timesteps": 1000, "shift": 3.0}
-    solver = {"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    solver = {
+        "_class_name": "DPMSolverMultistepScheduler",
+        "use_flow_sigmas": True,
+        "prediction_type": "flow_prediction",
+    }
     assert process_of(solver | {"flow_shift": 3.0}, "mine") == flow
     p = random_pipeline()
     clean = process_of(DDIM | FIELDS["zero SNR"], "mine")
@@ -353,7 +356,14 @@ def test_a_tokenizer_comes_from_a_folder_or_a_file(first, tokenizer, tmp_path, m
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"hello", gzip.compress(b"a\nb c d\n", mtime=0), gzip.compress(b"\xff\xfe", mtime=0), gzip.compress(b"x" * 500, mtime=0)[:-8]]
+    "content",
+    [
+        b"",
+        b"hello",
+        gzip.compress(b"a\nb c d\n", mtime=0),
+        gzip.compress(b"\xff\xfe", mtime=0),
+        gzip.compress(b"x" * 500, mtime=0)[:-8],
+    ],
 )
 def test_a_file_that_is_no_vocabulary_is_one_sentence(first, tmp_path, content):
     (tmp_path / VOCABULARY).write_bytes(content)

@@ -1,4 +1,5 @@
 """Muon: orthogonal updates, the same learning rate as AdamW, a state that survives a checkpoint."""
+
 import copy
 
 import pytest

@@ -1,20 +1,22 @@
 """The oracle."""
+
 import numpy as np
 import pytest
 import torch
 
 from mmgen.base.images import to_float
+from mmgen.base.weights import packaged
 from mmgen.data import portraits
 from mmgen.data.edits import KINDS, as_batch, edits
 from mmgen.editing.editor import CopyInput
 from mmgen.metrics.oracle import Oracle, accuracy, classes, edit_scores, labels, score_editor
-from mmgen.base.weights import packaged
 
 needs_weights = pytest.mark.skipif("oracle-portraits" not in packaged(), reason="none")
 
 
 class Perfect:
     "An Editor that knows the answers."
+
     name, strength = "perfect", 1.0
 
     def __init__(self, some):

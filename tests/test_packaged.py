@@ -1,9 +1,12 @@
 """The packaged weights keep what README promises of them, on held-out portraits."""
+
 import numpy as np
 import pytest
 
-from mmgen.clip.model import CLIP
 from mmgen.base.images import psnr, to_float
+from mmgen.base.weights import packaged
+from mmgen.clip.model import CLIP
+from mmgen.clip.zero_shot import retrieval
 from mmgen.data import portraits
 from mmgen.data.captions import caption
 from mmgen.data.edits import edits
@@ -16,12 +19,22 @@ from mmgen.styleclip.directions import GlobalDirections
 from mmgen.styleclip.mapper import LatentMapper
 from mmgen.styleclip.mapper_train import wishes_for
 from mmgen.stylegan.editor import Inversion
-from mmgen.base.weights import packaged
-from mmgen.clip.zero_shot import retrieval
 
-WEIGHTS = {"autoencoder-portraits", "clip-portraits", "ldm-portraits", "oracle-portraits", "stylegan2-portraits", "encoder-portraits",
-           "identity-portraits", "mapper-portraits", "mapper-green-hair", "mapper-blonde-hair", "mapper-pink-hair", "directions-portraits",
-           "instruct-portraits"}
+WEIGHTS = {
+    "autoencoder-portraits",
+    "clip-portraits",
+    "ldm-portraits",
+    "oracle-portraits",
+    "stylegan2-portraits",
+    "encoder-portraits",
+    "identity-portraits",
+    "mapper-portraits",
+    "mapper-green-hair",
+    "mapper-blonde-hair",
+    "mapper-pink-hair",
+    "directions-portraits",
+    "instruct-portraits",
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +63,25 @@ def test_reconstructions_are_near_and_keep_every_attribute(faces, pixels, oracle
 
 
 def test_hair_changes_its_colour_and_the_rest_stays(oracle):
-    scores, _ = score_editor(oracle, SDEdit(LatentDiffusion.load("ldm-portraits", "cpu")), edits("hair color", 200, "test"), 0.75)
+    scores, _ = score_editor(
+        oracle, SDEdit(LatentDiffusion.load("ldm-portraits", "cpu")), edits("hair color", 200, "test"), 0.75
+    )
     assert scores["reached"] >= 0.98 and scores["kept"] >= 0.90, scores
 
 
 def test_clip_finds_the_caption_of_an_image(faces, pixels):
-    found = retrieval(CLIP.load("clip-portraits", "cpu"), pixels, [caption(portraits.tags(face)) for face in faces], 256)
+    found = retrieval(
+        CLIP.load("clip-portraits", "cpu"), pixels, [caption(portraits.tags(face)) for face in faces], 256
+    )
     assert min(found["image_to_caption"], found["caption_to_image"]) >= 0.98, found
 
 
 def test_all_weights_are_there_and_together_small():
     assert set(packaged()) == WEIGHTS
-    assert sum(file.stat().st_size for folder in packaged().values() for file in folder.glob("*.safetensors")) <= 36_000_000
+    assert (
+        sum(file.stat().st_size for folder in packaged().values() for file in folder.glob("*.safetensors"))
+        <= 36_000_000
+    )
 
 
 def test_inversion_finds_the_portrait_again(pixels):

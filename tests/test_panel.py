@@ -1,19 +1,23 @@
 """What edit.ipynb shows: which image, which captions, which dials."""
+
 import pytest
 from PIL import Image
 
+from mmgen.app.panel import build_editor, edit_image, open_source, side_by_side, tags_of, wanted_caption
 from mmgen.clip.model import CLIP
+from mmgen.clip.zero_shot import choose_tags
 from mmgen.data import portraits
-from mmgen.editing.editor import CopyInput, EditError
+from mmgen.editing.editor import CopyInput
+from mmgen.editing.registry import EditError
 from mmgen.ldm.editors.sdedit import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import LatentDiffusion, random_pipeline
-from mmgen.app.panel import build_editor, edit_image, open_source, side_by_side, tags_of, wanted_caption
 from mmgen.training.config import EditConfig
-from mmgen.clip.zero_shot import choose_tags
 
 
 def test_an_image_without_tags_is_described(tmp_path):
-    face = next(face for face in map(portraits.sample, portraits.seeds(50, "test")) if "green hair" in portraits.tags(face))
+    face = next(
+        face for face in map(portraits.sample, portraits.seeds(50, "test")) if "green hair" in portraits.tags(face)
+    )
     Image.fromarray(portraits.render(face, 200)).save(tmp_path / "me.png")
     which = Reconstruction(random_pipeline())
     which.pipeline.text_encoder = CLIP.load("clip-portraits", "cpu")
@@ -27,8 +31,12 @@ def test_a_tag_changes_the_known_caption_and_anything_else_replaces_it():
     assert wanted_caption("brown hair, smile", "green hair") == "green hair, smile"
     assert wanted_caption("brown hair, smile", "a girl in the rain") == "a girl in the rain"
     assert wanted_caption("", "green hair") == "green hair"
-    for prompt in ("Green hair", "green_hair", "GREEN  HAIR.", " green hair ,"): assert wanted_caption("brown hair, smile", prompt) == "green hair, smile"
-    assert wanted_caption("", "Green_hair") == "green hair" and wanted_caption("night, blue Car", "No Blue car.", ["blue Car", "night"]) == "night"
+    for prompt in ("Green hair", "green_hair", "GREEN  HAIR.", " green hair ,"):
+        assert wanted_caption("brown hair, smile", prompt) == "green hair, smile"
+    assert (
+        wanted_caption("", "Green_hair") == "green hair"
+        and wanted_caption("night, blue Car", "No Blue car.", ["blue Car", "night"]) == "night"
+    )
 
 
 def test_a_model_of_other_images_has_its_own_words(tmp_path):

@@ -1,4 +1,5 @@
 """Portraits: exact tags, exact edits, splits that do not leak, the same bytes on every run."""
+
 import json
 import os
 import subprocess
@@ -40,8 +41,22 @@ def test_covered_parts_show_in_no_pixel_and_others_do():
         assert (difference(a, a.replace(eyes_color="red eyes")) == 0) == (eyes in closed), eyes
 
 
-@pytest.mark.parametrize("tag", ["green hair", "pink hair", "sunglasses", "glasses", "long hair", "short hair", "smile",
-                                 "closed eyes", "mohawk", "tan", "freckles"])
+@pytest.mark.parametrize(
+    "tag",
+    [
+        "green hair",
+        "pink hair",
+        "sunglasses",
+        "glasses",
+        "long hair",
+        "short hair",
+        "smile",
+        "closed eyes",
+        "mohawk",
+        "tan",
+        "freckles",
+    ],
+)
 def test_change_makes_the_tag_true_and_keeps_every_other_option(tag):
     done = 0
     for seed in SEEDS:
@@ -52,7 +67,9 @@ def test_change_makes_the_tag_true_and_keeps_every_other_option(tag):
             continue
         done += 1
         assert tag in P.tags(after)
-        changed = [k for (k, a), (_, b) in zip((*before.parts, *before.colors), (*after.parts, *after.colors)) if a != b]
+        changed = [
+            k for (k, a), (_, b) in zip((*before.parts, *before.colors), (*after.parts, *after.colors)) if a != b
+        ]
         assert len(changed) <= 1
         assert (tag in P.tags(before)) == (not changed)
         if changed and seed < 20:
@@ -131,6 +148,7 @@ def test_parquet_is_the_same_bytes_with_one_process_or_two(tmp_path):
     assert one["sha256"] == two["sha256"]
     assert json.loads((tmp_path / "one.json").read_text()) == one
     from datasets import load_dataset
+
     rows = load_dataset("parquet", data_files=str(tmp_path / "one.parquet"), cache_dir=str(tmp_path / "cache"))["train"]
     assert rows.column_names == ["image", "tags", "seed"] and len(rows) == 500
     face = P.sample(rows[42]["seed"])
@@ -141,12 +159,14 @@ def test_parquet_is_the_same_bytes_with_one_process_or_two(tmp_path):
 def test_another_process_may_ask_for_the_same_portraits_at_any_moment(tmp_path, monkeypatch):
     "After each file that the one has written the other finds all or nothing: it neither warns nor takes away what the one has."
     write, found = portrait_sets.atomic_write, []
+
     def watched(path, content):
         done = write(path, content)
         with monkeypatch.context() as other:
             other.setattr(portrait_sets, "atomic_write", write)
             found.append(portrait_sets.dataset(4, root=tmp_path)["seed"][:])
         return done
+
     monkeypatch.setattr(portrait_sets, "atomic_write", watched)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -157,10 +177,14 @@ def test_another_process_may_ask_for_the_same_portraits_at_any_moment(tmp_path, 
 def test_a_script_without_a_guard_renders_in_parallel(tmp_path):
     "Neither a script that has no `if __name__` nor one that is read from standard input breaks the worker processes."
     script = tmp_path / "script.py"
-    script.write_text("print('once')\nfrom mmgen.data.portrait_sets import dataset\nprint(len(dataset(600, size=16, workers=2)))\n")
+    script.write_text(
+        "print('once')\nfrom mmgen.data.portrait_sets import dataset\nprint(len(dataset(600, size=16, workers=2)))\n"
+    )
     for arguments, given in (([str(script)], None), (["-"], script.read_text())):
         environment = os.environ | {"MMGEN_ROOT": str(tmp_path / str(len(arguments[0])))}
-        done = subprocess.run([sys.executable, *arguments], input=given, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, *arguments], input=given, env=environment, capture_output=True, text=True, timeout=120
+        )
         assert done.stdout.split() == ["once", "600"], done.stderr
 
 

@@ -1,4 +1,5 @@
 "The paper's preliminary experiments: styles and their distance, a foreign model that is missing, a record, and a report of nothing but the record."
+
 import os
 import re
 import shutil
@@ -10,20 +11,30 @@ import numpy as np
 import pytest
 import torch
 
-from mmgen.paper_figures import figures as experiment
-from mmgen.paper_figures.domains import STYLES, drawn_as, exact_scores, reading, reconstruction, style_distances, style_edits, style_images
-from mmgen.paper_figures.figures import COMMANDS, load_models, methods, preliminary
-from mmgen.report.figures_page import cell, order, pick, read_record, text, write_report
-from mmgen.benchmark.sheets import sheet, wishes
+from mmgen.base.files import repo_root
+from mmgen.base.images import sheet
+from mmgen.base.runs import Run, RunError
+from mmgen.base.schema import WeightsError
+from mmgen.benchmark.sheets import wishes
 from mmgen.clip.model import CLIP
 from mmgen.data.edits import as_batch
 from mmgen.data.portraits import PortraitError, render, tags
-from mmgen.base.files import repo_root
 from mmgen.jobs.launch import parse_job
-from mmgen.metrics.features import Extractor
 from mmgen.jobs.registry import config_for
-from mmgen.base.runs import Run, RunError
-from mmgen.base.weights import WeightsError
+from mmgen.metrics.features import Extractor
+from mmgen.paper_figures import figures as experiment
+from mmgen.paper_figures.domains import (
+    STYLES,
+    drawn_as,
+    exact_scores,
+    reading,
+    reconstruction,
+    style_distances,
+    style_edits,
+    style_images,
+)
+from mmgen.paper_figures.figures import COMMANDS, load_models, methods, preliminary
+from mmgen.report.figures_page import cell, order, pick, read_record, text, write_report
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +44,13 @@ def run(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setenv("MMGEN_ROOT", str(root))
     config = config_for("preliminary", "smoke", device="cpu", run_id="made")
-    few = lambda config: [m._replace(spec="styleclip-optimization:steps=1" if m.label == "latent optimisation" else m.spec) for m in methods(config)]
+    few = lambda config: [
+        m._replace(spec="styleclip-optimization:steps=1" if m.label == "latent optimisation" else m.spec)
+        for m in methods(config)
+    ]
     patch.setattr(experiment, "methods", few)
-    with Run("preliminary", config, run_id="made") as made: preliminary(config, made)
+    with Run("preliminary", config, run_id="made") as made:
+        preliminary(config, made)
     patch.undo()
     return made.path
 
@@ -45,14 +60,20 @@ def test_distances_have_known_answers():
     rng = np.random.default_rng(0)
     images = rng.integers(100, 156, (40, 8, 8, 3)).astype(np.uint8)
     found = style_distances(two, {"a": images, "b": images, "brighter": images + 50})
-    assert list(found) == [("a", "b"), ("a", "brighter"), ("b", "brighter")] and all(score.n == 40 for score in found.values())
-    assert abs(found["a", "b"].value) < 1e-9 and found["a", "brighter"].value == pytest.approx(2 * (50 / 127.5) ** 2, rel=1e-4)  # each mean moves so
+    assert list(found) == [("a", "b"), ("a", "brighter"), ("b", "brighter")] and all(
+        score.n == 40 for score in found.values()
+    )
+    assert abs(found["a", "b"].value) < 1e-9 and found["a", "brighter"].value == pytest.approx(
+        2 * (50 / 127.5) ** 2, rel=1e-4
+    )  # each mean moves so
 
 
 def test_an_image_is_drawn_as_its_nearest_neighbour():
     mean = Extractor("mean", lambda x: x.mean((2, 3)), "hash")
     grey = lambda *levels: np.stack([np.full((8, 8, 3), level, np.uint8) for level in levels])
-    assert drawn_as(mean, grey(10, 200, 130), {"dark": grey(0, 20), "light": grey(255), "middle": grey(128)}).tolist() == ["dark", "light", "middle"]
+    assert drawn_as(
+        mean, grey(10, 200, 130), {"dark": grey(0, 20), "light": grey(255), "middle": grey(128)}
+    ).tolist() == ["dark", "light", "middle"]
 
 
 def test_an_autoencoder_that_adds_a_constant_has_its_psnr():
@@ -61,7 +82,9 @@ def test_an_autoencoder_that_adds_a_constant_has_its_psnr():
             super().__init__()
             self.p = torch.nn.Parameter(torch.zeros(1))
 
-        def forward(self, x): return x + 0.2, None
+        def forward(self, x):
+            return x + 0.2, None
+
     images = np.full((6, 8, 8, 3), 100, np.uint8)
     assert reconstruction(Shift(), images).value == pytest.approx(20 * np.log10(2 / 0.2), abs=1e-3)
 
@@ -76,7 +99,16 @@ def test_a_clip_reads_its_own_style_and_constant_attributes_are_left_out():
     assert {name for name in found["lorelei"] if name.startswith("names")} == {"names glasses", "names hair length"}
 
 
-@pytest.mark.parametrize("style, kind", [("mixture", "hair color"), ("mixture", "glasses on"), ("lorelei", "glasses off"), ("lorelei", "hair length"), ("adventurer", "hair color")])
+@pytest.mark.parametrize(
+    "style, kind",
+    [
+        ("mixture", "hair color"),
+        ("mixture", "glasses on"),
+        ("lorelei", "glasses off"),
+        ("lorelei", "hair length"),
+        ("adventurer", "hair color"),
+    ],
+)
 def test_style_edits_make_one_wish_true_and_show_it(style, kind):
     rows = style_edits(style, kind, 6)
     assert rows == style_edits(style, kind, 8)[:6] and len({row.seed for row in rows}) == 6
@@ -87,10 +119,18 @@ def test_style_edits_make_one_wish_true_and_show_it(style, kind):
         assert [name for name, _ in row.source.parts + row.source.colors if row.source[name] != row.target[name]]
 
 
-@pytest.mark.parametrize("style, kind, said", [("lorelei", "hair color", "No face of the style 'lorelei' can be edited so"), ("mixture", "hair length", "No face of the style 'mixture'"),
-                                               ("lorelei", "hats", "There are no edits 'hats'; choose from hair color"), ("manga", "glasses on", "There is no portrait style 'manga'")])
+@pytest.mark.parametrize(
+    "style, kind, said",
+    [
+        ("lorelei", "hair color", "No face of the style 'lorelei' can be edited so"),
+        ("mixture", "hair length", "No face of the style 'mixture'"),
+        ("lorelei", "hats", "There are no edits 'hats'; choose from hair color"),
+        ("manga", "glasses on", "There is no portrait style 'manga'"),
+    ],
+)
 def test_edits_that_a_style_cannot_show(style, kind, said):
-    with pytest.raises(PortraitError, match=said): style_edits(style, kind, 1)
+    with pytest.raises(PortraitError, match=said):
+        style_edits(style, kind, 1)
 
 
 def test_exact_scores_of_known_edits():
@@ -105,7 +145,9 @@ def test_wishes_are_the_first_faces_that_can_show_them():
     assert [wish.seed for wish in some] == sorted({wish.seed for wish in some})
     for wish in some:
         assert wish.tag not in tags(wish.face) and wish.tag in tags(wish.exact)
-    assert wishes("lorelei", ["blue eyes"])[0].exact is None and "closed eyes" not in tags(wishes("lorelei", ["blue eyes"])[0].face)
+    assert wishes("lorelei", ["blue eyes"])[0].exact is None and "closed eyes" not in tags(
+        wishes("lorelei", ["blue eyes"])[0].face
+    )
 
 
 def test_a_sheet_has_every_image_in_its_place():
@@ -113,7 +155,12 @@ def test_a_sheet_has_every_image_in_its_place():
     page = sheet({"one": np.concatenate([red, blue]), "two": np.concatenate([blue, red])}, ["a", "b\nc"], cell=10)
     left = page.shape[1] - 20
     assert page.shape[0] == 34 + 20 and left > 12
-    assert [tuple(page[34 + y, left + x]) for y, x in ((5, 5), (5, 15), (15, 5), (15, 15))] == [(255, 0, 0), (0, 0, 255), (0, 0, 255), (255, 0, 0)]
+    assert [tuple(page[34 + y, left + x]) for y, x in ((5, 5), (5, 15), (15, 5), (15, 15))] == [
+        (255, 0, 0),
+        (0, 0, 255),
+        (0, 0, 255),
+        (255, 0, 0),
+    ]
     assert (page[:, :left] != 255).any() and (page[:34] != 255).any()  # the labels
 
 
@@ -121,87 +168,179 @@ def test_a_missing_foreign_model_names_the_commands_that_make_it(tmp_path, monke
     monkeypatch.setenv("MMGEN_ROOT", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     config = config_for("preliminary", device="cpu")
-    with pytest.raises(WeightsError, match="The foreign model reports/runs/mixture-ldm/model cannot be loaded") as caught: load_models(config, "cpu")
+    with pytest.raises(
+        WeightsError, match="The foreign model reports/runs/mixture-ldm/model cannot be loaded"
+    ) as caught:
+        load_models(config, "cpu")
     assert str(caught.value).endswith(COMMANDS)
     jobs = [parse_job(line.split()[3:]) for line in COMMANDS.split("\n")]
-    assert [job.job for job in jobs] == ["autoencoder", "clip", "ldm"] and {job.data for job in jobs} == {"portraits:mixture"}
-    made = {f"reports/runs/{job.run_id}/{folder}" for job, folder in zip(jobs, ("autoencoder", "clip-portraits", "model"))}
+    assert [job.job for job in jobs] == ["autoencoder", "clip", "ldm"] and {job.data for job in jobs} == {
+        "portraits:mixture"
+    }
+    made = {
+        f"reports/runs/{job.run_id}/{folder}" for job, folder in zip(jobs, ("autoencoder", "clip-portraits", "model"))
+    }
     assert made == {jobs[2].autoencoder, jobs[2].text_encoder, config.foreign}  # what one makes, the next one finds
 
 
-@pytest.mark.parametrize("changes, said", [({"foreign": "a,b"}, "without comma and colon"), ({"images": 0}, "images must be 1 or more"), ({"model": "a:b"}, "model must be a name")])
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"foreign": "a,b"}, "without comma and colon"),
+        ({"images": 0}, "images must be 1 or more"),
+        ({"model": "a:b"}, "model must be a name"),
+    ],
+)
 def test_settings_that_cannot_be_meant(changes, said):
-    with pytest.raises(ValueError, match=said): config_for("preliminary", **changes)
+    with pytest.raises(ValueError, match=said):
+        config_for("preliminary", **changes)
 
 
 def test_the_record_has_every_number_with_its_count(run):
     record, scores, pictures = read_record(run)
     rows = scores["rows"]
-    assert {row["table"] for row in rows} == {"distance", "reconstruction", "reading", "exact", "known words", "benchmark", "drawn as"} and all(row["n"] > 0 and "low" in row for row in rows)
-    assert len([row for row in rows if row["table"] == "distance"]) == 4 and len([row for row in rows if row["table"] == "reconstruction"]) == 6
-    assert {what["file"] for what in pictures} == {"figure_6.jpg", "figure_7.jpg", "figure_8.jpg", "home.jpg"} == {entry["file"] for entry in record["figures"]}
+    assert {row["table"] for row in rows} == {
+        "distance",
+        "reconstruction",
+        "reading",
+        "exact",
+        "known words",
+        "benchmark",
+        "drawn as",
+    } and all(row["n"] > 0 and "low" in row for row in rows)
+    assert (
+        len([row for row in rows if row["table"] == "distance"]) == 4
+        and len([row for row in rows if row["table"] == "reconstruction"]) == 6
+    )
+    assert (
+        {what["file"] for what in pictures}
+        == {"figure_6.jpg", "figure_7.jpg", "figure_8.jpg", "home.jpg"}
+        == {entry["file"] for entry in record["figures"]}
+    )
     assert all(entry["bytes"] < 150_000 for entry in record["figures"])
-    same = [pick(rows, table="benchmark", method="SDEdit, plain", model=model, kind="all", name="skill")["value"] for model in ("own", "foreign")]
+    same = [
+        pick(rows, table="benchmark", method="SDEdit, plain", model=model, kind="all", name="skill")["value"]
+        for model in ("own", "foreign")
+    ]
     assert same[0] == same[1]  # smoke: one model plays both parts
-    assert pick(rows, table="benchmark", method="SDEdit, plain", model="own", kind="eye color", name="reached")["known"] == 1
+    assert (
+        pick(rows, table="benchmark", method="SDEdit, plain", model="own", kind="eye color", name="reached")["known"]
+        == 1
+    )
     assert scores["models"]["own"]["data"] == "portraits"
 
 
 def test_the_same_record_makes_the_same_report(run, tmp_path):
     first, second = (write_report(run, tmp_path / name) for name in ("one", "two"))
     assert first.read_bytes().replace(b"/one", b"/two") == second.read_bytes()
-    assert (tmp_path / "one" / "figures" / "preliminary.jpg").read_bytes() == (tmp_path / "two" / "figures" / "preliminary.jpg").read_bytes()
+    assert (tmp_path / "one" / "figures" / "preliminary.jpg").read_bytes() == (
+        tmp_path / "two" / "figures" / "preliminary.jpg"
+    ).read_bytes()
     words = first.read_text("utf-8")
-    for link in re.findall(r"\]\(([^)]+)\)", words): assert (first.parent / link).is_file(), link
-    assert len(re.findall(r"^!\[", words, re.M)) == 5 and "nan" not in words and "None" not in words and str(tmp_path) not in words
+    for link in re.findall(r"\]\(([^)]+)\)", words):
+        assert (first.parent / link).is_file(), link
+    assert (
+        len(re.findall(r"^!\[", words, re.M)) == 5
+        and "nan" not in words
+        and "None" not in words
+        and str(tmp_path) not in words
+    )
 
 
 @pytest.mark.notebooks
 def test_the_notebook_writes_the_report_of_a_record(run, tmp_path):
     root = run.parents[2]
-    done = subprocess.run([str(Path(sys.executable).parent / "papermill"), str(repo_root() / "nbs" / "report_paper_figures.ipynb"), str(tmp_path / "out.ipynb"), "--no-progress-bar",
-                           "-r", "run", "reports/runs/made"], env=os.environ | {"MMGEN_ROOT": str(root), "OMP_NUM_THREADS": "1"}, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "papermill"),
+            str(repo_root() / "nbs" / "report_paper_figures.ipynb"),
+            str(tmp_path / "out.ipynb"),
+            "--no-progress-bar",
+            "-r",
+            "run",
+            "reports/runs/made",
+        ],
+        env=os.environ | {"MMGEN_ROOT": str(root), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (root / "reports" / "preliminary.md").read_bytes() == write_report(run, root / "again").read_bytes().replace(b"../reports/runs", b"runs")
+    assert (root / "reports" / "preliminary.md").read_bytes() == write_report(run, root / "again").read_bytes().replace(
+        b"../reports/runs", b"runs"
+    )
 
 
 def test_the_report_says_what_the_numbers_say(run):
     record, scores, pictures = read_record(run)
-    change = lambda method, low, high: [row.update(value=(low + high) / 2, low=low, high=high) for row in scores["rows"] if row["table"] == "benchmark" and row["kind"] == "all"
-                                        and row["name"] == "reached" and row["method"] in method]
+    change = lambda method, low, high: [
+        row.update(value=(low + high) / 2, low=low, high=high)
+        for row in scores["rows"]
+        if row["table"] == "benchmark" and row["kind"] == "all" and row["name"] == "reached" and row["method"] in method
+    ]
     styleclip = ("latent optimisation", "mapper", "global directions")
-    for mine, theirs, said in (((0.9, 0.95), (0.1, 0.2), "the opposite of the paper's; "), ((0.1, 0.2), (0.9, 0.95), "the paper's order holds"), ((0.1, 0.5), (0.4, 0.9), "neither is ahead in wishes reached; ")):
+    for mine, theirs, said in (
+        ((0.9, 0.95), (0.1, 0.2), "the opposite of the paper's; "),
+        ((0.1, 0.2), (0.9, 0.95), "the paper's order holds"),
+        ((0.1, 0.5), (0.4, 0.9), "neither is ahead in wishes reached; "),
+    ):
         change(("SDEdit, plain",), *mine), change(styleclip, *theirs)
         assert said in text(record, scores, pictures)
     assert "No caption of the foreign model's training" not in text(record, scores, pictures)
-    for row in scores["rows"]: row.update(known=0.0) if row.get("kind") == "eye color" and row["table"] == "benchmark" else None
-    assert "No caption of the foreign model's training named the wishes of: eye color." in text(record, scores, pictures)
-    assert cell({"value": 0.5, "low": "nan", "high": "nan"}, 100) == "50.0" and order({"low": 1, "high": 2}, {"low": 2, "high": 3}) == 0
+    for row in scores["rows"]:
+        row.update(known=0.0) if row.get("kind") == "eye color" and row["table"] == "benchmark" else None
+    assert "No caption of the foreign model's training named the wishes of: eye color." in text(
+        record, scores, pictures
+    )
+    assert (
+        cell({"value": 0.5, "low": "nan", "high": "nan"}, 100) == "50.0"
+        and order({"low": 1, "high": 2}, {"low": 2, "high": 3}) == 0
+    )
 
 
-@pytest.mark.parametrize("file, old, new, said", [
-    ("scores.json", '"table": "distance"', '"table": "nearness"', "scores.json has the SHA-256 .* was changed by hand"),
-    ("pictures.json", "blue eyes", "red eyes", "pictures.json has the SHA-256"),
-    ("run.json", '"name": "PSNR"', '"name": "PSNR!"', "run.json was changed after the run wrote it"),
-    ("run.json", '"status": "completed"', '"status": "failed"', "run.json was changed after the run wrote it")])
+@pytest.mark.parametrize(
+    "file, old, new, said",
+    [
+        (
+            "scores.json",
+            '"table": "distance"',
+            '"table": "nearness"',
+            "scores.json has the SHA-256 .* was changed by hand",
+        ),
+        ("pictures.json", "blue eyes", "red eyes", "pictures.json has the SHA-256"),
+        ("run.json", '"name": "PSNR"', '"name": "PSNR!"', "run.json was changed after the run wrote it"),
+        ("run.json", '"status": "completed"', '"status": "failed"', "run.json was changed after the run wrote it"),
+    ],
+)
 def test_a_record_that_was_edited_by_hand_makes_no_report(run, tmp_path, file, old, new, said):
     shutil.copytree(run, tmp_path / run.name, ignore=shutil.ignore_patterns("parts"))
     edited = (tmp_path / run.name / file).read_text("utf-8").replace(old, new, 1)
     assert edited != (run / file).read_text("utf-8")
     (tmp_path / run.name / file).write_text(edited, "utf-8")
-    with pytest.raises(RunError, match=said): write_report(tmp_path / run.name, tmp_path / "out")
+    with pytest.raises(RunError, match=said):
+        write_report(tmp_path / run.name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_picture_that_is_missing_makes_no_report(run, tmp_path):
     shutil.copytree(run, tmp_path / run.name, ignore=shutil.ignore_patterns("parts"))
     (tmp_path / run.name / "home.jpg").unlink()
-    with pytest.raises(RunError, match="home.jpg is missing"): read_record(tmp_path / run.name)
+    with pytest.raises(RunError, match="home.jpg is missing"):
+        read_record(tmp_path / run.name)
 
 
 def test_the_committed_report_is_that_of_the_committed_record(tmp_path):
     reports = repo_root() / "reports"
-    if not (reports / "preliminary.md").is_file(): pytest.skip("there is no report here")
-    shutil.copytree(reports / "runs" / "preliminary", tmp_path / "runs" / "preliminary", ignore=shutil.ignore_patterns("parts"))
-    assert write_report(tmp_path / "runs" / "preliminary", tmp_path).read_bytes() == (reports / "preliminary.md").read_bytes()
-    assert (tmp_path / "figures" / "preliminary.jpg").read_bytes() == (reports / "figures" / "preliminary.jpg").read_bytes()
+    if not (reports / "preliminary.md").is_file():
+        pytest.skip("there is no report here")
+    shutil.copytree(
+        reports / "runs" / "preliminary", tmp_path / "runs" / "preliminary", ignore=shutil.ignore_patterns("parts")
+    )
+    assert (
+        write_report(tmp_path / "runs" / "preliminary", tmp_path).read_bytes()
+        == (reports / "preliminary.md").read_bytes()
+    )
+    assert (tmp_path / "figures" / "preliminary.jpg").read_bytes() == (
+        reports / "figures" / "preliminary.jpg"
+    ).read_bytes()

@@ -1,4 +1,5 @@
 """mmgen.jobs.registry: what can be set, what is refused and what a notebook's parameters cell says."""
+
 import dataclasses
 import inspect
 import json
@@ -8,21 +9,21 @@ from dataclasses import replace
 
 import pytest
 
-from mmgen.jobs import registry as presets
 from mmgen.base.files import repo_root
-from mmgen.training.config import Job
-from mmgen.ldm.autoencoder_train import AutoencoderTask
-from mmgen.jobs.registry import PRESETS, config_for, config_from_notebook, parameters_cell
 from mmgen.base.runs import Run
+from mmgen.jobs import registry as presets
+from mmgen.jobs.registry import PRESETS, config_for, config_from_notebook, parameters_cell
+from mmgen.ldm.autoencoder_train import AutoencoderTask
+from mmgen.training.config import Job
 from mmgen.training.loop import train
 
 JOBS = sorted(PRESETS)
-NOTEBOOKS = [job for job in JOBS if (repo_root()/"nbs"/f"train_{job}.ipynb").exists()]
+NOTEBOOKS = [job for job in JOBS if (repo_root() / "nbs" / f"train_{job}.ipynb").exists()]
 
 
 def notebook_globals(job, **injected):
     "The globals after a notebook's parameters cell and the cell that papermill injects below it."
-    return run_cells({}, parameters_cell(job), *[f"# Parameters\n{assignments(injected)}"]*bool(injected))
+    return run_cells({}, parameters_cell(job), *[f"# Parameters\n{assignments(injected)}"] * bool(injected))
 
 
 def assignments(values):
@@ -70,40 +71,48 @@ def test_none_keeps_the_preset_and_values_override_it():
     assert type(config.lr) is float
 
 
-@pytest.mark.parametrize("job, preset, overrides, parts", [
-    ("lmd", "small", {}, ["no job 'lmd'", "did you mean 'ldm'?", "autoencoder"]),
-    ("ldm", "smal", {}, ["no ldm preset 'smal'", "did you mean 'small'?", "smoke, small, gpu, paper"]),
-    ("ldm", "SMOKE", {}, ["did you mean 'smoke'?"]),
-    ("ldm", 3, {}, ["no ldm preset 3"]),
-    ("ldm", ["small"], {}, ["no ldm preset ['small']"]),
-    ("ldm", "small", {"stesp": 5}, ["ldm has no field 'stesp'", "closest is 'steps'"]),
-    ("ldm", "small", {"learning_rate": 5.0}, ["closest is 'lr'"]),
-    ("ldm", "small", {"resolution": 5}, ["closest is 'size'"]),
-    ("ldm", "small", {"Batch_Size": 5}, ["closest is 'batch_size'"]),
-    ("oracle", "small", {"unet_channels": "1"}, ["oracle has no field 'unet_channels'"]),
-    ("oracle", "small", {"nonsense": None}, ["oracle has no field 'nonsense'"]),
-    ("ldm", "small", {"steps": "5"}, ["steps must be int, not str '5'"]),
-    ("ldm", "small", {"steps": 5.0}, ["steps must be int, not float 5.0"]),
-    ("ldm", "small", {"steps": True}, ["steps must be int, not bool True"]),
-    ("ldm", "small", {"lr": True}, ["lr must be float, not bool True"]),
-    ("ldm", "small", {"lr": "1e-3"}, ["lr must be float, not str '1e-3'"]),
-    ("ldm", "small", {"tensorboard": 1}, ["tensorboard must be bool, not int 1", "write True or False"]),
-    ("ldm", "small", {"run_id": 20261123}, ["run_id must be str, not int 20261123", "-r run_id 20261123"]),
-    ("ldm", "small", {"unet_channels": [96, 192]}, ["unet_channels must be str, not list [96, 192]"]),
-    ("ldm", "small", {"unet_channels": "96;192"}, ["unet_channels must be a list of int like '96,128', not '96;192'"]),
-    ("ldm", "small", {"unet_channels": ""}, ["must be a list of int like '96,128', not ''"]),
-    ("ldm", "small", {"unet_channels": "0,-32"}, ["0,-32"]),
-    ("ldm", "small", {"attention_levels": "0,2"}, ["its levels are 0 to 1"]),
-    ("ldm", "small", {"prediction": "epsilon"}, ["must be one of eps, v, flow", "did you mean 'eps'?"]),
-    ("ldm", "small", {"mixed_precision": "bf-16"}, ["did you mean 'bf16'?"]),
-    ("ldm", "small", {"steps": 0}, ["steps must be 1 or more, not 0"]),
-    ("ldm", "small", {"lr": float("nan")}, ["lr must be finite, 0 or more"]),
-    ("ldm", "small", {"lr": float("inf")}, ["lr must be finite, 0 or more"]),
-    ("ldm", "small", {"edit_strength": 1.5}, ["edit_strength must be from 0 to 1, not 1.5"]),
-    ("ldm", "small", {"caption_dropout": -0.1}, ["caption_dropout must be from 0 to 1"]),
-    ("clip", "small", {"text_heads": 7}, ["must be a multiple of text_heads=7"]),
-    ("clip", "small", {"patch": 7}, ["must be a multiple of patch=7"]),
-])
+@pytest.mark.parametrize(
+    "job, preset, overrides, parts",
+    [
+        ("lmd", "small", {}, ["no job 'lmd'", "did you mean 'ldm'?", "autoencoder"]),
+        ("ldm", "smal", {}, ["no ldm preset 'smal'", "did you mean 'small'?", "smoke, small, gpu, paper"]),
+        ("ldm", "SMOKE", {}, ["did you mean 'smoke'?"]),
+        ("ldm", 3, {}, ["no ldm preset 3"]),
+        ("ldm", ["small"], {}, ["no ldm preset ['small']"]),
+        ("ldm", "small", {"stesp": 5}, ["ldm has no field 'stesp'", "closest is 'steps'"]),
+        ("ldm", "small", {"learning_rate": 5.0}, ["closest is 'lr'"]),
+        ("ldm", "small", {"resolution": 5}, ["closest is 'size'"]),
+        ("ldm", "small", {"Batch_Size": 5}, ["closest is 'batch_size'"]),
+        ("oracle", "small", {"unet_channels": "1"}, ["oracle has no field 'unet_channels'"]),
+        ("oracle", "small", {"nonsense": None}, ["oracle has no field 'nonsense'"]),
+        ("ldm", "small", {"steps": "5"}, ["steps must be int, not str '5'"]),
+        ("ldm", "small", {"steps": 5.0}, ["steps must be int, not float 5.0"]),
+        ("ldm", "small", {"steps": True}, ["steps must be int, not bool True"]),
+        ("ldm", "small", {"lr": True}, ["lr must be float, not bool True"]),
+        ("ldm", "small", {"lr": "1e-3"}, ["lr must be float, not str '1e-3'"]),
+        ("ldm", "small", {"tensorboard": 1}, ["tensorboard must be bool, not int 1", "write True or False"]),
+        ("ldm", "small", {"run_id": 20261123}, ["run_id must be str, not int 20261123", "-r run_id 20261123"]),
+        ("ldm", "small", {"unet_channels": [96, 192]}, ["unet_channels must be str, not list [96, 192]"]),
+        (
+            "ldm",
+            "small",
+            {"unet_channels": "96;192"},
+            ["unet_channels must be a list of int like '96,128', not '96;192'"],
+        ),
+        ("ldm", "small", {"unet_channels": ""}, ["must be a list of int like '96,128', not ''"]),
+        ("ldm", "small", {"unet_channels": "0,-32"}, ["0,-32"]),
+        ("ldm", "small", {"attention_levels": "0,2"}, ["its levels are 0 to 1"]),
+        ("ldm", "small", {"prediction": "epsilon"}, ["must be one of eps, v, flow", "did you mean 'eps'?"]),
+        ("ldm", "small", {"mixed_precision": "bf-16"}, ["did you mean 'bf16'?"]),
+        ("ldm", "small", {"steps": 0}, ["steps must be 1 or more, not 0"]),
+        ("ldm", "small", {"lr": float("nan")}, ["lr must be finite, 0 or more"]),
+        ("ldm", "small", {"lr": float("inf")}, ["lr must be finite, 0 or more"]),
+        ("ldm", "small", {"edit_strength": 1.5}, ["edit_strength must be from 0 to 1, not 1.5"]),
+        ("ldm", "small", {"caption_dropout": -0.1}, ["caption_dropout must be from 0 to 1"]),
+        ("clip", "small", {"text_heads": 7}, ["must be a multiple of text_heads=7"]),
+        ("clip", "small", {"patch": 7}, ["must be a multiple of patch=7"]),
+    ],
+)
 def test_what_is_wrong_is_said_in_one_sentence(job, preset, overrides, parts):
     with pytest.raises(ValueError) as e:
         config_for(job, preset, **overrides)
@@ -131,10 +140,10 @@ def test_paper_preset_is_section_4_3():
     assert ldm.text_encoder == "openai/clip-vit-large-patch14"
     unet = ldm.unet_config(latent_channels=4, context_width=768)
     assert unet["block_out_channels"] == (320, 640, 1280, 1280)
-    assert unet["down_block_types"] == ("CrossAttnDownBlock2D",)*3 + ("DownBlock2D",)
-    assert unet["up_block_types"] == ("UpBlock2D",) + ("CrossAttnUpBlock2D",)*3
+    assert unet["down_block_types"] == ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    assert unet["up_block_types"] == ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
     assert autoencoder.factor == 8 and autoencoder.model_config["block_out_channels"] == (128, 256, 512, 512)
-    assert autoencoder.lr == pytest.approx(4.5e-6*2*12) and not autoencoder.learn_logvar
+    assert autoencoder.lr == pytest.approx(4.5e-6 * 2 * 12) and not autoencoder.learn_logvar
 
 
 @pytest.mark.parametrize("preset", ["smoke", "small", "gpu", "paper"])
@@ -163,7 +172,7 @@ def test_unet_configs_describe_models(preset):
     with torch.device("meta"):
         model = module.UNet2DConditionModel(**PRESETS["ldm"][preset].unet_config(4, 768))
     count = sum(p.numel() for p in model.parameters())
-    assert count == 859_520_964 if preset == "paper" else 10_000 < count < 300_000_000   # paper: SD 1.x's size
+    assert count == 859_520_964 if preset == "paper" else 10_000 < count < 300_000_000  # paper: SD 1.x's size
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -180,7 +189,8 @@ def test_parameters_cell_has_one_line_per_field(job):
 
 
 def notebook_of(job):
-    return next(file for name in (f"train_{job}", job) if (file := repo_root()/"nbs"/f"{name}.ipynb").exists())
+    names = f"train_{job}", {"preliminary": "paper_figures", "pretrained": "paper_figures_published"}.get(job, job)
+    return next(file for name in names if (file := repo_root() / "nbs" / f"{name}.ipynb").exists())
 
 
 @pytest.mark.parametrize("job", presets.JOBS)
@@ -198,7 +208,8 @@ def test_papermill_reads_every_line_of_the_parameters_cell(job, caplog):
 def test_no_other_cell_of_a_notebook_binds_a_parameter(job):
     names = {f.name for f in dataclasses.fields(presets.JOBS[job]["small"])} | {"fit"}  # of pictures, in some jobs
     for cell in json.loads(notebook_of(job).read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] != "code" or "parameters" in cell["metadata"].get("tags", []): continue
+        if cell["cell_type"] != "code" or "parameters" in cell["metadata"].get("tags", []):
+            continue
         symbols = symtable.symtable("".join(cell["source"]), "cell", "exec").get_symbols()
         bound = {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
         assert not bound & names, f"{notebook_of(job).name} {''.join(cell['source'])}"
@@ -225,7 +236,10 @@ def test_run_all_twice_takes_the_parameters_cell_again(job):
     cell = parameters_cell(job)
     once = run_cells({}, cell, "%matplotlib inline")
     assert seed(once) == 0
-    again = run_cells(run_cells(once, *rest), cell.replace("seed: int = 0", "seed: int = 5").replace("seed: int = None", "seed: int = 5"))
+    again = run_cells(
+        run_cells(once, *rest),
+        cell.replace("seed: int = 0", "seed: int = 5").replace("seed: int = None", "seed: int = 5"),
+    )
     assert seed(again) == 5
     assert seed(run_cells(run_cells(again, *rest), cell)) == 0, "a parameter that is taken back"
     assert seed(run_cells(run_cells(again, *rest))) == 5, "the configuration's cell alone"
@@ -238,13 +252,25 @@ def test_run_all_twice_takes_the_parameters_cell_again(job):
 
 def test_a_parameter_that_is_no_literal_is_not_passed_over():
     with pytest.raises(ValueError, match="ldm: data must be str, not PosixPath"):
-        config_from_notebook("ldm", run_cells({}, parameters_cell("ldm") + "\nimport pathlib\ndata = pathlib.PosixPath('mine')"))
+        config_from_notebook(
+            "ldm", run_cells({}, parameters_cell("ldm") + "\nimport pathlib\ndata = pathlib.PosixPath('mine')")
+        )
     assert config_from_notebook("ldm", run_cells({}, parameters_cell("ldm") + "\nsteps = 2*1_000")).steps == 2_000
 
 
-@pytest.mark.parametrize("name, value, closest", [
-    ("stpes", 3, "steps"), ("bach_size", None, "batch_size"), ("sized", [64], "size"), ("runid", {"a": 1}, "run_id"),
-    ("sampler_step", "x", "sampler_steps"), ("Seed", 1.5, "seed"), ("learning_rate", 1e-3, "lr"), ("devices", True, "device")])
+@pytest.mark.parametrize(
+    "name, value, closest",
+    [
+        ("stpes", 3, "steps"),
+        ("bach_size", None, "batch_size"),
+        ("sized", [64], "size"),
+        ("runid", {"a": 1}, "run_id"),
+        ("sampler_step", "x", "sampler_steps"),
+        ("Seed", 1.5, "seed"),
+        ("learning_rate", 1e-3, "lr"),
+        ("devices", True, "device"),
+    ],
+)
 def test_an_unknown_notebook_parameter_is_an_error(name, value, closest):
     with pytest.raises(ValueError, match=f"ldm has no parameter '{name}'; the closest is") as e:
         config_from_notebook("ldm", notebook_globals("ldm", **{name: value}))
@@ -268,13 +294,14 @@ def test_preset_table_names_every_field_that_is_set(job):
 
 @pytest.mark.parametrize("job", NOTEBOOKS)
 def test_the_notebooks_parameters_cell_is_the_generated_one(job):
-    cells = json.loads((repo_root()/"nbs"/f"train_{job}.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads((repo_root() / "nbs" / f"train_{job}.ipynb").read_text(encoding="utf-8"))["cells"]
     tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
     assert tagged == [parameters_cell(job)]
 
 
 def test_a_seed_that_no_generator_takes_is_said():
-    with pytest.raises(ValueError, match=r"edit: seed must be less than 2\*\*63"): config_for("edit", seed=2**63)
+    with pytest.raises(ValueError, match=r"edit: seed must be less than 2\*\*63"):
+        config_for("edit", seed=2**63)
 
 
 def test_the_small_ldm_is_bound_to_steps_on_slow_processors_too():
@@ -285,7 +312,8 @@ def test_the_small_ldm_is_bound_to_steps_on_slow_processors_too():
 
 def test_a_resumed_run_keeps_its_own_settings(tmp_path):
     first = presets.config_for("clip", "smoke", data="mine", steps=7, max_seconds=float("inf"), run_id="r")
-    with Run("clip", first, tmp_path, "r") as run: pass
+    with Run("clip", first, tmp_path, "r") as run:
+        pass
     (run.path / "checkpoints" / "checkpoint-3").mkdir(parents=True)
     for place in (run.path, run.path / "checkpoints" / "checkpoint-3"):
         again = presets.config_for("clip", resume_from=str(place), steps=9)

@@ -1,4 +1,5 @@
 "Published StyleGAN2 files: TensorFlow's and PyTorch's pickles, StyleCLIP's and e4e's checkpoints; small, random, and of the exact layout."
+
 import pickle
 import sys
 import types
@@ -9,12 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 import mmgen
-from mmgen.data.loading import open_image
 from mmgen.base.pickles import read_pickle
+from mmgen.base.schema import WeightsError
 from mmgen.stylegan.generator import Generator
 from mmgen.stylegan.inversion import Inverter
 from mmgen.stylegan.published import E4E, e4e_of, generator_of
-from mmgen.base.weights import WeightsError
 
 SIZES = (4, 8, 16, 32)
 
@@ -24,28 +24,40 @@ def generator():
     torch.manual_seed(0)
     made = Generator(size=32, z_dim=512, w_dim=512, channel_base=256, channel_max=24, mapping_layers=3)
     for name, p in made.named_parameters():
-        if name.endswith(("bias", "noise_strength")): p.data.add_(0.1 * torch.randn_like(p))
+        if name.endswith(("bias", "noise_strength")):
+            p.data.add_(0.1 * torch.randn_like(p))
     made.mapping.w_avg.normal_()
     return made.eval().requires_grad_(False)
 
 
-def image(model): return model(torch.randn(2, 512, generator=torch.Generator().manual_seed(1)), 0.7, "const")
+def image(model):
+    return model(torch.randn(2, 512, generator=torch.Generator().manual_seed(1)), 0.7, "const")
 
 
 def to_tensorflow(generator):
     "Names and shapes of the network Gs as stylegan2's TensorFlow code has them: kernels (h, w, in, out), a doubling one mirrored, style biases without the 1."
     state, out = generator.state_dict(), [("dlatent_avg", generator.mapping.w_avg)]
-    mapping = [(f"Dense{i}/{kind}", state[f"mapping.fc{i}.{kind}"].T if kind == "weight" else state[f"mapping.fc{i}.{kind}"]) for i in range(3) for kind in ("weight", "bias")]
+    mapping = [
+        (f"Dense{i}/{kind}", state[f"mapping.fc{i}.{kind}"].T if kind == "weight" else state[f"mapping.fc{i}.{kind}"])
+        for i in range(3)
+        for kind in ("weight", "bias")
+    ]
     synthesis = [("4x4/Const/const", state["synthesis.b4.const"][None])]
-    layers = [(4, "conv1", "Conv")] + [(size, ours, theirs) for size in SIZES[1:] for ours, theirs in (("conv0", "Conv0_up"), ("conv1", "Conv1"))]
+    layers = [(4, "conv1", "Conv")] + [
+        (size, ours, theirs) for size in SIZES[1:] for ours, theirs in (("conv0", "Conv0_up"), ("conv1", "Conv1"))
+    ]
     for number, (size, ours, theirs) in enumerate(layers):
         synthesis.append((f"noise{number}", state[f"synthesis.b{size}.{ours}.noise_const"][None, None]))
         synthesis.append((f"{size}x{size}/{theirs}/noise_strength", state[f"synthesis.b{size}.{ours}.noise_strength"]))
     for size, ours, theirs in layers + [(size, "torgb", "ToRGB") for size in SIZES]:
         at = f"synthesis.b{size}.{ours}"
         kernel = state[f"{at}.weight"].permute(2, 3, 1, 0)
-        synthesis += [(f"{size}x{size}/{theirs}/weight", kernel.flip(0, 1) if "up" in theirs else kernel), (f"{size}x{size}/{theirs}/bias", state[f"{at}.bias"]),
-                      (f"{size}x{size}/{theirs}/mod_weight", state[f"{at}.affine.weight"].T), (f"{size}x{size}/{theirs}/mod_bias", state[f"{at}.affine.bias"] - 1)]
+        synthesis += [
+            (f"{size}x{size}/{theirs}/weight", kernel.flip(0, 1) if "up" in theirs else kernel),
+            (f"{size}x{size}/{theirs}/bias", state[f"{at}.bias"]),
+            (f"{size}x{size}/{theirs}/mod_weight", state[f"{at}.affine.weight"].T),
+            (f"{size}x{size}/{theirs}/mod_bias", state[f"{at}.affine.bias"] - 1),
+        ]
     plain = lambda pairs: [(name, np.array(value.numpy(), order="C")) for name, value in pairs]
     return plain(out), plain(mapping), plain(synthesis + [("lod", torch.zeros(()))])
 
@@ -54,31 +66,52 @@ def to_numbered(generator):
     "Names and shapes of rosinality's port, which StyleCLIP and e4e use."
     state, out = generator.state_dict(), {}
     for i in range(3):
-        for kind in ("weight", "bias"): out[f"style.{i + 1}.{kind}"] = state[f"mapping.fc{i}.{kind}"]
+        for kind in ("weight", "bias"):
+            out[f"style.{i + 1}.{kind}"] = state[f"mapping.fc{i}.{kind}"]
     out["input.input"] = state["synthesis.b4.const"][None]
     layers = ["b4.conv1"] + [f"b{size}.{name}" for size in SIZES[1:] for name in ("conv0", "conv1")]
     for number, layer in enumerate(layers):
         name = f"convs.{number - 1}" if number else "conv1"
-        out |= {f"{name}.conv.weight": state[f"synthesis.{layer}.weight"][None], f"{name}.conv.modulation.weight": state[f"synthesis.{layer}.affine.weight"],
-                f"{name}.conv.modulation.bias": state[f"synthesis.{layer}.affine.bias"], f"{name}.noise.weight": state[f"synthesis.{layer}.noise_strength"][None],
-                f"{name}.activate.bias": state[f"synthesis.{layer}.bias"], f"noises.noise_{number}": state[f"synthesis.{layer}.noise_const"][None, None]}
-        if "conv0" in layer: out[f"{name}.conv.blur.kernel"] = torch.ones(4, 4)
+        out |= {
+            f"{name}.conv.weight": state[f"synthesis.{layer}.weight"][None],
+            f"{name}.conv.modulation.weight": state[f"synthesis.{layer}.affine.weight"],
+            f"{name}.conv.modulation.bias": state[f"synthesis.{layer}.affine.bias"],
+            f"{name}.noise.weight": state[f"synthesis.{layer}.noise_strength"][None],
+            f"{name}.activate.bias": state[f"synthesis.{layer}.bias"],
+            f"noises.noise_{number}": state[f"synthesis.{layer}.noise_const"][None, None],
+        }
+        if "conv0" in layer:
+            out[f"{name}.conv.blur.kernel"] = torch.ones(4, 4)
     for number, size in enumerate(SIZES):
         name, at = f"to_rgbs.{number - 1}" if number else "to_rgb1", f"synthesis.b{size}.torgb"
-        out |= {f"{name}.conv.weight": state[f"{at}.weight"][None], f"{name}.conv.modulation.weight": state[f"{at}.affine.weight"],
-                f"{name}.conv.modulation.bias": state[f"{at}.affine.bias"], f"{name}.bias": state[f"{at}.bias"].reshape(1, 3, 1, 1)}
-        if number: out[f"{name}.upsample.kernel"] = torch.ones(4, 4)
+        out |= {
+            f"{name}.conv.weight": state[f"{at}.weight"][None],
+            f"{name}.conv.modulation.weight": state[f"{at}.affine.weight"],
+            f"{name}.conv.modulation.bias": state[f"{at}.affine.bias"],
+            f"{name}.bias": state[f"{at}.bias"].reshape(1, 3, 1, 1),
+        }
+        if number:
+            out[f"{name}.upsample.kernel"] = torch.ones(4, 4)
     return out
 
 
 def test_a_tensorflow_pickle(generator, tmp_path, monkeypatch):
     class Network:
-        def __init__(self, variables, components): self.parts = {"version": 4, "static_kwargs": {}, "variables": variables, "components": components, "build_module_src": "raise SystemExit"}
+        def __init__(self, variables, components):
+            self.parts = {
+                "version": 4,
+                "static_kwargs": {},
+                "variables": variables,
+                "components": components,
+                "build_module_src": "raise SystemExit",
+            }
 
-        def __getstate__(self): return self.parts
+        def __getstate__(self):
+            return self.parts
 
     Network.__module__, Network.__qualname__ = "dnnlib.tflib.network", "Network"
-    for name in ("dnnlib", "dnnlib.tflib", "dnnlib.tflib.network"): monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    for name in ("dnnlib", "dnnlib.tflib", "dnnlib.tflib.network"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     sys.modules["dnnlib.tflib.network"].Network = Network
     own, mapping, synthesis = to_tensorflow(generator)
     whole = Network(own, {"mapping": Network(mapping, {}), "synthesis": Network(synthesis, {})})
@@ -95,16 +128,22 @@ def test_a_checkpoint_of_styleclip_and_one_without_noises(generator, tmp_path):
     assert found.config == generator.config and torch.allclose(image(found), image(generator), atol=1e-5)
     old = {k: v for k, v in state.items() if not k.startswith("noises")}
     bare = generator_of({"g_ema": old, "latent_avg": generator.mapping.w_avg})
-    assert torch.allclose(bare(torch.ones(1, 512), noise="none"), generator(torch.ones(1, 512), noise="none"), atol=1e-5)
+    assert torch.allclose(
+        bare(torch.ones(1, 512), noise="none"), generator(torch.ones(1, 512), noise="none"), atol=1e-5
+    )
 
 
 @pytest.fixture(scope="module")
 def e4e_file(generator, tmp_path_factory):
     torch.manual_seed(0)
     encoder = E4E(32)
-    state = {f"encoder.{k}": v for k, v in encoder.state_dict().items() if k != "latent_avg"} | {f"decoder.{k}": v for k, v in to_numbered(generator).items()}
+    state = {f"encoder.{k}": v for k, v in encoder.state_dict().items() if k != "latent_avg"} | {
+        f"decoder.{k}": v for k, v in to_numbered(generator).items()
+    }
     path = tmp_path_factory.mktemp("e4e") / "e4e.pt"
-    torch.save({"state_dict": state, "latent_avg": generator.mapping.w_avg.repeat(8, 1), "opts": {"stylegan_size": 32}}, path)
+    torch.save(
+        {"state_dict": state, "latent_avg": generator.mapping.w_avg.repeat(8, 1), "opts": {"stylegan_size": 32}}, path
+    )
     return path
 
 
@@ -113,7 +152,8 @@ def test_e4e_brings_its_encoder_and_its_generator(generator, e4e_file):
     assert torch.allclose(image(inverter.generator), image(generator), atol=1e-5)
     codes = inverter(torch.rand(1, 3, 32, 32) * 2 - 1)
     assert codes.shape == (1, 8, 512) and codes.isfinite().all()
-    for layer in inverter.encoder.styles: layer.linear.weight.zero_(), layer.linear.bias.zero_()
+    for layer in inverter.encoder.styles:
+        layer.linear.weight.zero_(), layer.linear.bias.zero_()
     assert torch.allclose(inverter(torch.zeros(1, 3, 32, 32))[0], generator.mapping.w_avg.expand(8, -1), atol=1e-6)
 
 
@@ -124,22 +164,34 @@ def test_a_styleclip_editor_runs_on_published_files(e4e_file, tmp_path):
     assert out.shape == x.shape and out.isfinite().all()
 
 
-@pytest.mark.parametrize("found, said", [
-    ({"g_ema": {"layer.weight": torch.zeros(2)}}, "holds no StyleGAN2 generator"), ([1], "holds no StyleGAN2 generator"),
-    ({"state_dict": 3}, "holds no StyleGAN2 generator"), ({"state_dict": [1]}, "holds no StyleGAN2 generator"),
-    ({"synthesis.L0_36_512.weight": torch.zeros(2)}, "StyleGAN3"), ({"mapping.embed.weight": torch.zeros(2), "synthesis.b4.const": torch.zeros(2)}, "class labels")])
+@pytest.mark.parametrize(
+    "found, said",
+    [
+        ({"g_ema": {"layer.weight": torch.zeros(2)}}, "holds no StyleGAN2 generator"),
+        ([1], "holds no StyleGAN2 generator"),
+        ({"state_dict": 3}, "holds no StyleGAN2 generator"),
+        ({"state_dict": [1]}, "holds no StyleGAN2 generator"),
+        ({"synthesis.L0_36_512.weight": torch.zeros(2)}, "StyleGAN3"),
+        ({"mapping.embed.weight": torch.zeros(2), "synthesis.b4.const": torch.zeros(2)}, "class labels"),
+    ],
+)
 def test_what_is_no_generator_is_said(found, said):
     with pytest.raises(WeightsError, match=f"mine {said}|mine holds {said}|mine holds a generator with {said}"):
         generator_of(found, "mine")
 
 
 def test_what_is_no_encoder_is_said_and_a_wrong_pair_too(generator, e4e_file):
-    with pytest.raises(WeightsError, match="mine holds no encoder e4e"): e4e_of({"state_dict": {}}, "mine")
-    with pytest.raises(WeightsError, match="mine holds no encoder e4e"): e4e_of([], "mine")
-    with pytest.raises(WeightsError, match="mine holds no encoder e4e"): e4e_of({"state_dict": None}, "mine")
-    with pytest.raises(ValueError, match="codes for 32 px .* the generator has 64 px"): e4e_of(read_pickle(e4e_file)).fits(Generator.load())
+    with pytest.raises(WeightsError, match="mine holds no encoder e4e"):
+        e4e_of({"state_dict": {}}, "mine")
+    with pytest.raises(WeightsError, match="mine holds no encoder e4e"):
+        e4e_of([], "mine")
+    with pytest.raises(WeightsError, match="mine holds no encoder e4e"):
+        e4e_of({"state_dict": None}, "mine")
+    with pytest.raises(ValueError, match="codes for 32 px .* the generator has 64 px"):
+        e4e_of(read_pickle(e4e_file)).fits(Generator.load())
     lacking = {k: v for k, v in to_numbered(generator).items() if k != "to_rgbs.2.bias"}
-    with pytest.raises(WeightsError, match="mine does not fit Generator.*1 missing"): generator_of({"g_ema": lacking}, "mine")
+    with pytest.raises(WeightsError, match="mine does not fit Generator.*1 missing"):
+        generator_of({"g_ema": lacking}, "mine")
 
 
 def test_a_generator_in_safetensors_opens_and_8_bits_do_not(generator, tmp_path):
@@ -147,21 +199,40 @@ def test_a_generator_in_safetensors_opens_and_8_bits_do_not(generator, tmp_path)
     save_file(state, tmp_path / "g.safetensors")
     assert torch.allclose(image(Generator.load(tmp_path / "g.safetensors")), image(generator), atol=1e-5)
     (tmp_path / "g.pkl").write_bytes((tmp_path / "g.safetensors").read_bytes())
-    with pytest.raises(WeightsError, match="g.pkl was not opened: it is safetensors"): Generator.load(tmp_path / "g.pkl")
-    torch.save({"g_ema": {key: (100 * value).to(torch.int8) for key, value in to_numbered(generator).items()}}, tmp_path / "g8.pt")
-    with pytest.raises(WeightsError, match="g8.pt holds 8-bit weights"): Generator.load(tmp_path / "g8.pt")
+    with pytest.raises(WeightsError, match="g.pkl was not opened: it is safetensors"):
+        Generator.load(tmp_path / "g.pkl")
+    torch.save(
+        {"g_ema": {key: (100 * value).to(torch.int8) for key, value in to_numbered(generator).items()}},
+        tmp_path / "g8.pt",
+    )
+    with pytest.raises(WeightsError, match="g8.pt holds 8-bit weights"):
+        Generator.load(tmp_path / "g8.pt")
 
 
-@pytest.mark.parametrize("change", [lambda state: {k: v.flatten() for k, v in state.items()}, lambda state: {k: torch.zeros(()) for k in state}])
+@pytest.mark.parametrize(
+    "change",
+    [lambda state: {k: v.flatten() for k, v in state.items()}, lambda state: {k: torch.zeros(()) for k in state}],
+)
 def test_a_generator_of_strange_shapes_is_one_sentence(generator, change):
     for state in (generator.state_dict(), to_numbered(generator)):
-        with pytest.raises(WeightsError, match="mine holds a StyleGAN2 generator whose tensors have other shapes"): generator_of({"g_ema": change(state)}, "mine")
+        with pytest.raises(WeightsError, match="mine holds a StyleGAN2 generator whose tensors have other shapes"):
+            generator_of({"g_ema": change(state)}, "mine")
     for average in ("none", torch.zeros(3)):
-        with pytest.raises(WeightsError, match="other shapes"): generator_of({"g_ema": to_numbered(generator), "latent_avg": average}, "mine")
-    with pytest.raises(WeightsError, match="holds no StyleGAN2 generator"): generator_of({1: torch.zeros(2)}, "mine")
+        with pytest.raises(WeightsError, match="other shapes"):
+            generator_of({"g_ema": to_numbered(generator), "latent_avg": average}, "mine")
+    with pytest.raises(WeightsError, match="holds no StyleGAN2 generator"):
+        generator_of({1: torch.zeros(2)}, "mine")
 
 
 def test_an_encoder_of_a_million_layers_takes_no_memory():
     for layer in ("1000000", "x"):
         with pytest.raises(WeightsError, match="mine holds no encoder e4e"):
-            e4e_of({"state_dict": {f"encoder.styles.{layer}.convs.0.weight": torch.zeros(1), "encoder.latlayer1.weight": torch.zeros(1)}}, "mine")
+            e4e_of(
+                {
+                    "state_dict": {
+                        f"encoder.styles.{layer}.convs.0.weight": torch.zeros(1),
+                        "encoder.latlayer1.weight": torch.zeros(1),
+                    }
+                },
+                "mine",
+            )

@@ -1,4 +1,5 @@
 """Jobs that are killed, resumed with other data or other networks: no dead ends, the same weights, the same meaning."""
+
 import json
 import subprocess
 import sys
@@ -9,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mmgen.training.checkpoints import CheckpointError, learned
+from mmgen.base.weights import packaged, read_config
 from mmgen.clip.model import CLIP
 from mmgen.clip.train import tokenizer_files, tokenizer_of
 from mmgen.jobs.launch import launch
 from mmgen.jobs.registry import config_for
-from mmgen.base.weights import packaged, read_config
+from mmgen.training.checkpoints import CheckpointError, learned
 
 FEW = {"device": "cpu", "mixed_precision": "no", "log_every": 1, "checkpoint_every": 100}
 
@@ -23,7 +24,8 @@ def job(name, run_id, **more):
     return config_for(name, "smoke", run_id=run_id, **{**FEW, **more})
 
 
-def folder(root, run_id): return root / "reports" / "runs" / run_id
+def folder(root, run_id):
+    return root / "reports" / "runs" / run_id
 
 
 def losses(root, run_id):
@@ -44,6 +46,7 @@ def other(name, where):
 
 # --- data that changed ---
 
+
 def test_a_tokenizer_goes_through_a_checkpoint():
     tokenizer = CLIP.load("clip-portraits", "cpu").tokenizer
     texts = ["green hair, smile", "a man's hat", "", "GRÜN 1.5 (x)", "no glasses " * 40]
@@ -58,10 +61,15 @@ def test_clip_that_is_resumed_with_one_picture_more_keeps_its_words(tmp_path, mo
     how = {"images": 16, "held_out": 8, "lr_schedule": "constant", "steps": 80, "lr": 2e-2}
     launch(job("clip", "first", **how))
     back = str(folder(tmp_path, "first"))
-    with pytest.warns(UserWarning, match="will not equal an uninterrupted one: rows 16 then, 17 now; data .* then, .* now"):
+    with pytest.warns(
+        UserWarning, match="will not equal an uninterrupted one: rows 16 then, 17 now; data .* then, .* now"
+    ):
         launch(job("clip", "second", **how | {"images": 17, "steps": 84}, resume_from=back))
     launch(job("clip", "fresh", **how | {"images": 17, "steps": 1}))  # what the new data would have taught
-    words = {name: CLIP.load(folder(tmp_path, name) / "clip-portraits", "cpu").tokenizer.get_vocab() for name in ("first", "second", "fresh")}
+    words = {
+        name: CLIP.load(folder(tmp_path, name) / "clip-portraits", "cpu").tokenizer.get_vocab()
+        for name in ("first", "second", "fresh")
+    }
     assert words["first"] == words["second"] and words["first"] != words["fresh"]
     before, after = losses(tmp_path, "first"), losses(tmp_path, "second")
     assert before[0] > 3 and max(before[-6:]) < 2 and len(after) == 4
@@ -76,7 +84,9 @@ def test_clip_without_its_tokenizer_is_not_resumed(tmp_path, monkeypatch):
     facts = json.loads(file.read_text())
     facts["files"].pop("learned.json")  # as of earlier versions
     file.write_text(json.dumps(facts))
-    with pytest.raises(CheckpointError, match="checkpoint-1 holds no tokenizer; a new one would give other ids: start a new run[.]"):
+    with pytest.raises(
+        CheckpointError, match="checkpoint-1 holds no tokenizer; a new one would give other ids: start a new run[.]"
+    ):
         launch(job("clip", "new", images=16, held_out=8, steps=2, resume_from=str(folder(tmp_path, "old"))))
 
 
@@ -109,23 +119,36 @@ def test_an_ldm_that_is_resumed_with_other_data_keeps_its_scale(ldm, scale, n, m
     assert all(first[name] == second[name] for name in ("latent_mean", "latent_std"))
     known = learned(folder(ldm, whole))
     assert known == {"mean": first["latent_mean"], "std": first["latent_std"], "tags": first["tags"]}
-    assert second["tags"][:len(first["tags"])] == first["tags"]
+    assert second["tags"][: len(first["tags"])] == first["tags"]
 
 
 # --- other networks ---
 
-@pytest.mark.parametrize("change, said", [
-    ({"text_encoder": "clip-portraits"}, "text_encoder [0-9a-f]{16} then, [0-9a-f]{16} now[.] Resume it with what it had"),
-    ({"autoencoder": "autoencoder-portraits"}, "autoencoder [0-9a-f]{16} then"), ({"prediction": "eps"}, "prediction flow then, eps now"),
-    ({"attention_heads": 4}, "attention_heads 2 then, 4 now"), ({"norm_groups": 4}, "norm_groups 8 then, 4 now"),
-    ({"latent_scale": "scalar"}, "latent_scale channel then, scalar now"), ({"masked": False}, "masked True then, False now"), ({"timesteps": 500}, "timesteps 1000 then, 500 now")])
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (
+            {"text_encoder": "clip-portraits"},
+            "text_encoder [0-9a-f]{16} then, [0-9a-f]{16} now[.] Resume it with what it had",
+        ),
+        ({"autoencoder": "autoencoder-portraits"}, "autoencoder [0-9a-f]{16} then"),
+        ({"prediction": "eps"}, "prediction flow then, eps now"),
+        ({"attention_heads": 4}, "attention_heads 2 then, 4 now"),
+        ({"norm_groups": 4}, "norm_groups 8 then, 4 now"),
+        ({"latent_scale": "scalar"}, "latent_scale channel then, scalar now"),
+        ({"masked": False}, "masked True then, False now"),
+        ({"timesteps": 500}, "timesteps 1000 then, 500 now"),
+    ],
+)
 def test_an_ldm_is_not_resumed_with_other_networks(ldm, change, said, monkeypatch):
     monkeypatch.setenv("MMGEN_ROOT", str(ldm))
     for field in {"text_encoder", "autoencoder"} & change.keys():
         change = {field: other(change[field], ldm / "other" / field)}
     record = (folder(ldm, "first") / "run.json").read_bytes()
     config = replace(job("ldm", "first", **LDM | {"steps": 3}, resume_from="reports/runs/first"), **change)
-    with pytest.raises(CheckpointError, match=f"checkpoint-2 belongs to another training: .*{said}"): launch(config)
+    with pytest.raises(CheckpointError, match=f"checkpoint-2 belongs to another training: .*{said}"):
+        launch(config)
     assert (folder(ldm, "first") / "run.json").read_bytes() == record  # it is complete still
 
 
@@ -145,9 +168,23 @@ def test_a_mapper_is_not_resumed_with_other_networks(mapper, field, name, monkey
     place = Path(other(name, mapper / "other" / field))
     if field == "clip":  # a CLIP is known by its projections
         state = load_file(place / "model.safetensors")
-        save_file(state | {"text_projection.weight": state["text_projection.weight"] * 1.1}, place / "model.safetensors", metadata={"format": "pt"})
+        save_file(
+            state | {"text_projection.weight": state["text_projection.weight"] * 1.1},
+            place / "model.safetensors",
+            metadata={"format": "pt"},
+        )
     with pytest.raises(CheckpointError, match=f"belongs to another training: {field} [0-9a-f]* then"):
-        launch(job("mapper", "second", images=24, held_out=1, steps=2, resume_from="reports/runs/first", **{field: str(place)}))
+        launch(
+            job(
+                "mapper",
+                "second",
+                images=24,
+                held_out=1,
+                steps=2,
+                resume_from="reports/runs/first",
+                **{field: str(place)},
+            )
+        )
 
 
 def test_a_mapper_keeps_its_statistics_and_adds_tags(mapper, monkeypatch):
@@ -157,16 +194,20 @@ def test_a_mapper_keeps_its_statistics_and_adds_tags(mapper, monkeypatch):
     first, third = (load_file(folder(mapper, name) / "mapper" / "model.safetensors") for name in ("first", "third"))
     assert all(torch.equal(first[k], third[k]) for k in ("mean", "std", "text_mean", "text_whitening"))
     first, third = (read_config(folder(mapper, name) / "mapper")["tags"] for name in ("first", "third"))
-    assert third[:len(first)] == first == learned(folder(mapper, "first"))["tags"]
+    assert third[: len(first)] == first == learned(folder(mapper, "first"))["tags"]
 
 
 # --- kills ---
 
+
 def kill(root, jobs, kills, seed):
-    done = subprocess.run([sys.executable, str(Path(__file__).with_name("kills.py")), str(root), jobs, str(kills), str(seed)],
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("kills.py")), str(root), jobs, str(kills), str(seed)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads(done.stdout[done.stdout.index("{"):])
+    report = json.loads(done.stdout[done.stdout.index("{") :])
     assert report.pop("kills") >= kills
     assert not any(report.values()), json.dumps(report, indent=1)
 

@@ -1,4 +1,5 @@
 """The files around the library agree with each other, and the repository stays lean and free of one machine's traces."""
+
 import configparser
 import importlib.metadata
 import json
@@ -44,6 +45,7 @@ def test_environment_yml_names_the_same_python_and_the_same_constraints():
 
 def test_the_version_is_one():
     import mmgen
+
     assert mmgen.__version__ == SETTINGS["version"] == importlib.metadata.version("mmgen")
 
 
@@ -54,11 +56,23 @@ def test_importing_mmgen_imports_no_torch():
 
 def test_an_installed_copy_edits_a_portrait(tmp_path):
     "`pip install .` brings tables and weights along: what is installed works far from the repository."
-    for file in tracked():  # from a copy: pip builds in the folder that it is given, and keeps what an earlier build left there
+    for file in (
+        tracked()
+    ):  # from a copy: pip builds in the folder that it is given, and keeps what an earlier build left there
         if file.relative_to(ROOT).parts[0] not in ("nbs", "tests", "reports", "benchmarks", "data"):
             (copy := tmp_path / "source" / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site"), str(tmp_path / "source")]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(tmp_path / "site"),
+        str(tmp_path / "source"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     if "Could not find a version" in done.stderr or "onnection" in done.stderr:
         pytest.skip("pip finds no setuptools: there is no network")
@@ -72,17 +86,27 @@ face = portraits.sample(3)
 print(edit_image(mmgen.editor("sdedit"), portraits.render(face), ", ".join(portraits.tags(face)), "green hair").shape)
 """
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
     assert done.stdout.strip() == "(64, 64, 3)", done.stderr
 
 
-def test_every_module_has_its_notebook():
-    for module in (ROOT / "mmgen").rglob("*.py"):
-        found = re.search(r"File to edit: (\S+)\.\s", module.read_text())
-        if found:
-            assert (module.parent / found.group(1)).resolve().is_file() or (ROOT / "nbs" / Path(found.group(1)).name).is_file(), module
+def test_the_path_of_a_library_notebook_is_its_modules_path():
+    for notebook in (ROOT / "nbs").rglob("*.ipynb"):
+        if ".ipynb_checkpoints" in notebook.parts:
+            continue
+        source = "\n".join("".join(c["source"]) for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"])
+        exported = re.findall(r"^#\|\s*default_exp\s+(\S+)", source, re.M)
+        path = notebook.relative_to(ROOT / "nbs").with_suffix("")
+        if len(path.parts) == 1:
+            assert not exported, f"{path}: nbs/ itself holds what a person runs"
         else:
-            assert module.name in ("__init__.py", "_modidx.py"), f"{module} comes from no notebook"
+            assert exported == [".".join(path.parts)], path
+            assert (ROOT / "mmgen" / path).with_suffix(".py").is_file()
+    for module in (ROOT / "mmgen").rglob("*.py"):
+        path = (ROOT / "nbs" / module.relative_to(ROOT / "mmgen")).with_suffix(".ipynb")
+        assert path.is_file() or module.name in ("__init__.py", "_modidx.py", "_moved.py"), f"{module}: no notebook"
 
 
 def test_the_tree_is_lean():
@@ -96,7 +120,10 @@ def test_the_tree_is_lean():
 def test_no_path_of_one_machine():
     pattern = re.compile(r"(^|[\s\"'=(])[/](home|root|work|opt|Users|tmp)[/][a-z]|[/]tmp[/]ipykernel")
     for file in tracked():
-        if file.suffix in (".py", ".ipynb", ".md", ".json", ".jsonl", ".ini", ".toml", ".yml", ".txt") and file.name != Path(__file__).name:
+        if (
+            file.suffix in (".py", ".ipynb", ".md", ".json", ".jsonl", ".ini", ".toml", ".yml", ".txt")
+            and file.name != Path(__file__).name
+        ):
             assert not pattern.search(file.read_text(encoding="utf-8")), file
 
 

@@ -1,4 +1,5 @@
 "Inversion and the StyleCLIP Editors: known answers, what belongs together, and every mistake in one sentence"
+
 import warnings
 from types import SimpleNamespace
 
@@ -7,16 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmgen.training.checkpoints import CheckpointError
-from mmgen.clip.model import CLIP
 from mmgen.base.images import seed_everything
+from mmgen.clip.model import CLIP
 from mmgen.data.batches import Batches
-from mmgen.editing.editor import EditError, Editor
-from mmgen.training.guards import TrainingDiverged
-from mmgen.training.optimizers import build
+from mmgen.editing.editor import Editor
+from mmgen.editing.registry import EditError
 from mmgen.jobs.registry import config_for
-from mmgen.styleclip.directions import Directions, GlobalDirections, flat_styles, movable, relevance, render_styles
 from mmgen.styleclip.clip_loss import CLIPLoss
+from mmgen.styleclip.directions import Directions, GlobalDirections, flat_styles, movable, relevance, render_styles
 from mmgen.styleclip.mapper import LatentMapper, Mapper
 from mmgen.styleclip.mapper_train import MapperTask, wishes_for
 from mmgen.styleclip.optimization import PENALTIES, LatentOptimization
@@ -25,7 +24,10 @@ from mmgen.stylegan.encoder import Encoder, level_slices
 from mmgen.stylegan.generator import Generator
 from mmgen.stylegan.inversion import Inverter, project, sample_w, search, w_axes
 from mmgen.stylegan.train import StyleGAN2Task, build_models, fit_mapping
+from mmgen.training.checkpoints import CheckpointError
+from mmgen.training.guards import TrainingDiverged
 from mmgen.training.loop import train
+from mmgen.training.optimizers import build
 
 SMALL = dict(size=32, z_dim=16, w_dim=16, channel_base=256, channel_max=24, mapping_layers=2)
 TEXTS, WISHES = ["brown hair, smile", "black hair", ""], ["green hair, smile", "green hair, glasses", "green hair"]
@@ -42,24 +44,29 @@ def encoder(size=32, w_dim=16):
 
 
 @pytest.fixture(scope="module")
-def clip(): return CLIP.load("clip-portraits", "cpu")
+def clip():
+    return CLIP.load("clip-portraits", "cpu")
 
 
 @pytest.fixture(scope="module")
-def images(): return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+def images():
+    return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def random_mapper(g, condition=0, **options):
     seed_everything(2)
     mapper = Mapper(g.w_dim, g.num_ws, hidden=16, condition=condition, scale=1.0, generator=g.fingerprint(), **options)
-    for p in mapper.parameters(): p.data.normal_(0, 0.3)
+    for p in mapper.parameters():
+        p.data.normal_(0, 0.3)
     return mapper.eval().requires_grad_(False)
 
 
 def random_directions(g, width=128):
     seed_everything(3)
     channels = movable(g)
-    return Directions(len(channels), width, g.fingerprint()).fill(channels, torch.randn(len(channels), width), torch.ones(len(channels)))
+    return Directions(len(channels), width, g.fingerprint()).fill(
+        channels, torch.randn(len(channels), width), torch.ones(len(channels))
+    )
 
 
 def editors(clip):
@@ -90,28 +97,45 @@ def test_every_editor_keeps_the_seam(name, clip, images):
         none = which.edit(images, TEXTS, WISHES, 0.0)
         wanted = images if decoding == "residual" else which.generator.synthesis(which.inverter(images)).clamp(-1, 1)
         assert torch.allclose(none, wanted, atol=1e-4)
-        if name != "inversion": assert not torch.allclose(made, none, atol=1e-3)
+        if name != "inversion":
+            assert not torch.allclose(made, none, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("change, said", [
-    (dict(target=WISHES[:2]), "target must be a list of 3 captions"), (dict(source="brown hair"), "source must be a list of 3"),
-    (dict(images=torch.zeros(3, 3, 64, 64)), "works on 32×32 images; got 64×64"), (dict(strength=2.0), "strength must lie in 0..1")])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (dict(target=WISHES[:2]), "target must be a list of 3 captions"),
+        (dict(source="brown hair"), "source must be a list of 3"),
+        (dict(images=torch.zeros(3, 3, 64, 64)), "works on 32×32 images; got 64×64"),
+        (dict(strength=2.0), "strength must lie in 0..1"),
+    ],
+)
 def test_every_editor_refuses_the_same_mistakes(name, change, said, clip, images):
     which = editors(clip)[name]()
-    with pytest.raises(EditError, match=said): which.edit(**dict(images=images, source=TEXTS, target=WISHES, strength=0.5) | change)
+    with pytest.raises(EditError, match=said):
+        which.edit(**dict(images=images, source=TEXTS, target=WISHES, strength=0.5) | change)
 
 
 def test_what_does_not_belong_together_is_refused(clip):
     g, e, other = generator(), encoder(), generator(seed=9)
     width = clip.model.config.projection_dim
     assert g.fingerprint() != other.fingerprint()
-    with pytest.raises(ValueError, match="64 px and w of 16; the generator has 32 px"): Inversion(g, encoder(64), None, "cpu")
-    with pytest.raises(EditError, match=f"the mapper was made for the generator {other.fingerprint()}, this generator is {g.fingerprint()}"):
+    with pytest.raises(ValueError, match="64 px and w of 16; the generator has 32 px"):
+        Inversion(g, encoder(64), None, "cpu")
+    with pytest.raises(
+        EditError,
+        match=f"the mapper was made for the generator {other.fingerprint()}, this generator is {g.fingerprint()}",
+    ):
         LatentMapper(random_mapper(other, width), g, e, clip, "cpu")
-    with pytest.raises(ValueError, match=f"encoder was trained for the generator {other.fingerprint()}, this generator is {g.fingerprint()}"):
+    with pytest.raises(
+        ValueError,
+        match=f"encoder was trained for the generator {other.fingerprint()}, this generator is {g.fingerprint()}",
+    ):
         Inversion(g, Encoder(32, 16, 128, 16, 16, 16, generator=other.fingerprint()), None, "cpu")
-    with pytest.raises(EditError, match=f"the mapper was made for the clip 0123456789abcdef, this clip is {clip.fingerprint()}"):
+    with pytest.raises(
+        EditError, match=f"the mapper was made for the clip 0123456789abcdef, this clip is {clip.fingerprint()}"
+    ):
         LatentMapper(random_mapper(g, width, clip="0123456789abcdef"), g, e, clip, "cpu")
     with pytest.raises(EditError, match="the table of directions was made for the generator"):
         GlobalDirections(random_directions(other, width), g, e, clip, "cpu")
@@ -123,9 +147,12 @@ def test_what_does_not_belong_together_is_refused(clip):
         GlobalDirections(random_directions(g, 7), g, e, clip, "cpu")
     with pytest.raises(EditError, match="every template must hold {}"):
         GlobalDirections(random_directions(g, width), g, e, clip, "cpu", templates=("a portrait",))
-    with pytest.raises(ValueError, match=r"W\+ codes of 8 layers"): g.synthesis(torch.zeros(1, 9, 16))
-    with pytest.raises(ValueError, match=r"W\+ codes of 8 layers.*got \(1, 9, 16\)"): random_mapper(g)(torch.zeros(1, 9, 16))
-    with pytest.raises(ValueError, match="must be some of coarse, medium, fine, not broad"): Mapper(16, 8, levels=("broad",))
+    with pytest.raises(ValueError, match=r"W\+ codes of 8 layers"):
+        g.synthesis(torch.zeros(1, 9, 16))
+    with pytest.raises(ValueError, match=r"W\+ codes of 8 layers.*got \(1, 9, 16\)"):
+        random_mapper(g)(torch.zeros(1, 9, 16))
+    with pytest.raises(ValueError, match="must be some of coarse, medium, fine, not broad"):
+        Mapper(16, 8, levels=("broad",))
     with pytest.raises(ValueError, match="brings no image of 32 px to the 50 px of this CLIP"):
         CLIPLoss(SimpleNamespace(size=50, images=clip.images), original=True).embed(torch.zeros(1, 3, 32, 32))
 
@@ -148,7 +175,9 @@ def test_a_mapper_learns_the_difference_of_two_kinds_of_codes(clip):
     g, random = generator(), torch.Generator().manual_seed(0)
     E = clip.model.config.projection_dim
     texts = F.normalize(torch.randn(12, E, generator=random), dim=-1)[torch.arange(240) % 12]
-    codes = (texts @ torch.randn(E, 16, generator=random))[:, None] + 0.01 * torch.randn(240, g.num_ws, 16, generator=random)
+    codes = (texts @ torch.randn(E, 16, generator=random))[:, None] + 0.01 * torch.randn(
+        240, g.num_ws, 16, generator=random
+    )
     config = config_for("mapper", "smoke", candidates=3).settled
     mapper = Mapper(16, g.num_ws, hidden=64, layers=2, condition=E, scale=1.0)
     mapper.standardise(codes, texts)
@@ -159,23 +188,32 @@ def test_a_mapper_learns_the_difference_of_two_kinds_of_codes(clip):
     seed_everything(0)
     for step in range(300):
         loss, _ = task.loss({"index": torch.randint(0, 240, (64,))}, step, "main")
-        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     now, wanted = torch.arange(60), task.partners(torch.arange(60))
-    with torch.no_grad(): error = codes[now] + mapper(codes[now], torch.stack([texts[now], texts[wanted]], 1)) - codes[wanted]
+    with torch.no_grad():
+        error = codes[now] + mapper(codes[now], torch.stack([texts[now], texts[wanted]], 1)) - codes[wanted]
     assert error.square().mean() < 0.05 * (codes[now] - codes[wanted]).square().mean()
 
 
 class Colours:
     "A CLIP that sees the mean colour"
+
     model = SimpleNamespace(config=SimpleNamespace(projection_dim=3))
-    def images(self, x): return x.mean((2, 3))
-    def fingerprint(self): return "0123456789abcdef"
+
+    def images(self, x):
+        return x.mean((2, 3))
+
+    def fingerprint(self):
+        return "0123456789abcdef"
 
 
 def test_relevance_is_what_clip_sees_when_a_channel_moves():
     g = generator()
     with torch.no_grad():
-        for block in g.synthesis.blocks(): block.torgb.weight[1:].zero_() # only red
+        for block in g.synthesis.blocks():
+            block.torgb.weight[1:].zero_()  # only red
     found = relevance(g, Colours(), images=8, reach=2.0, samples=50)
     assert found.relevance.shape == (len(movable(g)), 3)
     seen = found.relevance.norm(dim=1) > 0.5
@@ -194,10 +232,16 @@ def test_relevance_is_what_clip_sees_when_a_channel_moves():
 def test_whitening_makes_relevances_spread_alike():
     found = Directions(400, 8)
     common = torch.tensor([5.0, 0, 0, 0, 0, 0, 0, 0])
-    found.fill(torch.arange(400), F.normalize(torch.randn(400, 8, generator=torch.Generator().manual_seed(0)) + common, dim=-1), torch.ones(400))
+    found.fill(
+        torch.arange(400),
+        F.normalize(torch.randn(400, 8, generator=torch.Generator().manual_seed(0)) + common, dim=-1),
+        torch.ones(400),
+    )
     spread = lambda rows: torch.linalg.eigvalsh(rows.T @ rows / len(rows))
     white = found.relevance @ found.whitening(1e-6)
-    assert spread(found.relevance)[-1] > 20 * spread(found.relevance)[0] and torch.allclose(spread(white), torch.ones(8), atol=0.01)
+    assert spread(found.relevance)[-1] > 20 * spread(found.relevance)[0] and torch.allclose(
+        spread(white), torch.ones(8), atol=0.01
+    )
     step = found.move(found.relevance[7:8], 0.0, found.whitening(0.01))[0]
     assert step.argmax() == 7, "a channel answers its own direction best, common part or not"
 
@@ -212,7 +256,10 @@ def test_the_dials_of_global_directions():
 
 
 def test_alpha_and_strength_scale_the_step(clip, images):
-    make, move = editors(clip)["directions"], lambda w, s: w.change(w.encode(images), TEXTS, WISHES, s) - w.encode(images)
+    make, move = (
+        editors(clip)["directions"],
+        lambda w, s: w.change(w.encode(images), TEXTS, WISHES, s) - w.encode(images),
+    )
     a, b, c = move(make(alpha=4.0), 0.25), move(make(alpha=2.0), 0.5), move(make(alpha=4.0), 0.5)
     assert torch.allclose(a, b, atol=1e-5) and torch.allclose(2 * a, c, atol=1e-5) and a.abs().max() > 0
 
@@ -220,7 +267,9 @@ def test_alpha_and_strength_scale_the_step(clip, images):
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_optimisation_comes_nearer_to_the_text_and_strength_frees_it(penalty, clip, images):
     g, e = generator(), encoder()
-    which = LatentOptimization(g, e, clip, "cpu", steps=15, identity="none", penalty=penalty, weight=0.2, decoding="plain")
+    which = LatentOptimization(
+        g, e, clip, "cpu", steps=15, identity="none", penalty=penalty, weight=0.2, decoding="plain"
+    )
     codes = which.encode(images)
     goal = which.loss.goal(WISHES)
     away = lambda ws: which.loss(g.synthesis(ws), goal).mean().item()
@@ -235,7 +284,11 @@ def test_nan_in_a_search_returns_the_last_finite_code_and_says_so():
     def objective(code, step):
         loss = (code - 1).square().flatten(1).sum(1)
         return torch.cat([loss[:1], loss[1:] * (float("nan") if step > 5 else 1.0)])
-    with pytest.warns(UserWarning, match=r"loss of image 1 \(step 6 of 20\), or its gradient, stopped being a number .*best finite code is returned"):
+
+    with pytest.warns(
+        UserWarning,
+        match=r"loss of image 1 \(step 6 of 20\), or its gradient, stopped being a number .*best finite code is returned",
+    ):
         found = search(torch.zeros(2, 1, 4), objective, 20, 0.1)
     assert found.codes.isfinite().all() and found.losses.isfinite().all()
     alone = search(torch.zeros(1, 1, 4), lambda code, step: (code - 1).square().flatten(1).sum(1), 20, 0.1)
@@ -244,7 +297,9 @@ def test_nan_in_a_search_returns_the_last_finite_code_and_says_so():
 
 
 def test_a_gradient_that_is_no_number_is_said_too():
-    objective = lambda code, step: (code - code.detach()).square().flatten(1).sum(1).sqrt() # 0, with the gradient 0 / 0
+    objective = lambda code, step: (
+        (code - code.detach()).square().flatten(1).sum(1).sqrt()
+    )  # 0, with the gradient 0 / 0
     with pytest.warns(UserWarning, match=r"image 0 \(step 0 of 5\), or its gradient"):
         found = search(torch.ones(1, 1, 4), objective, 5, 0.1)
     assert torch.equal(found.codes, torch.ones(1, 1, 4))
@@ -252,15 +307,18 @@ def test_a_gradient_that_is_no_number_is_said_too():
 
 def test_a_generators_own_image_is_found_again():
     g = generator()
-    with torch.no_grad(): goal = g.synthesis(g.mapping(torch.randn(2, 16))).clamp(-1, 1)
+    with torch.no_grad():
+        goal = g.synthesis(g.mapping(torch.randn(2, 16))).clamp(-1, 1)
     error = lambda codes: (g.synthesis(codes) - goal).square().mean().item()
     spaces = {space: project(g, goal, space, 120, perceptual=0.0, noise=0.0) for space in ("w", "w+")}
     start = project(g, goal, "w", 0, perceptual=0.0)
     assert error(spaces["w"].codes) < 0.2 * error(start.codes) and error(spaces["w+"].codes) < 0.2 * error(start.codes)
     assert torch.equal(spaces["w"].codes[:, 0], spaces["w"].codes[:, -1])
     assert spaces["w"].history[-1] < spaces["w"].history[0]
-    with pytest.raises(ValueError, match="space must be w or w"): project(g, goal, "z")
-    with pytest.raises(ValueError, match=r"start must be W\+ codes \(2, 8, 16\); got \(2, 5, 16\)"): project(g, goal, start=torch.zeros(2, 5, 16))
+    with pytest.raises(ValueError, match="space must be w or w"):
+        project(g, goal, "z")
+    with pytest.raises(ValueError, match=r"start must be W\+ codes \(2, 8, 16\); got \(2, 5, 16\)"):
+        project(g, goal, start=torch.zeros(2, 5, 16))
 
 
 def test_the_axes_of_w_whiten_it():
@@ -291,7 +349,8 @@ def test_the_mapping_learns_the_gaussian_of_the_codes():
     random = torch.Generator().manual_seed(0)
     codes = torch.randn(4000, 16, generator=random) @ torch.randn(16, 16, generator=random) + 3
     assert fit_mapping(g, codes, steps=600) < 0.2
-    with torch.no_grad(): made = g.mapping(torch.randn(4000, 16, generator=random))[:, 0]
+    with torch.no_grad():
+        made = g.mapping(torch.randn(4000, 16, generator=random))[:, 0]
     assert (made.mean(0) - codes.mean(0)).norm() < 0.15 * codes.std(0).norm()
     assert torch.allclose(g.mapping.w_avg, codes.mean(0))
 
@@ -301,7 +360,11 @@ def test_a_mappers_presets_lower_its_loss(preset):
     "A learning rate that is right for other layers made the paper's diverge"
     config = config_for("mapper", preset, prompt="green hair").settled
     seed_everything(0)
-    mapper, codes, goal = Mapper(64, 10, hidden=64, layers=config.layers, scale=config.scale), torch.randn(64, 10, 64), torch.randn(1, 10, 64)
+    mapper, codes, goal = (
+        Mapper(64, 10, hidden=64, layers=config.layers, scale=config.scale),
+        torch.randn(64, 10, 64),
+        torch.randn(1, 10, 64),
+    )
     optimizer = build(config.optimizer, mapper, config.lr)["main"]
     losses = []
     for _ in range(300):
@@ -315,7 +378,9 @@ def test_a_mappers_presets_lower_its_loss(preset):
 def test_nothing_is_learned_of_a_direction_where_nothing_is_wished(clip):
     g = generator()
     mapper, codes, texts = random_mapper(g), torch.randn(4, 8, 16), F.normalize(torch.randn(4, 128), dim=-1)
-    config = config_for("mapper", "smoke", prompt="green hair", clip_loss="directional", l2_weight=0.0, identity_weight=0.0).settled
+    config = config_for(
+        "mapper", "smoke", prompt="green hair", clip_loss="directional", l2_weight=0.0, identity_weight=0.0
+    ).settled
     task = MapperTask(config, mapper.requires_grad_(True), g, clip, codes, texts, texts.clone())
     task.loss({"index": torch.arange(4)}, 0, "main")[0].backward()
     assert all(p.grad is None or not p.grad.any() for p in mapper.parameters())
@@ -327,14 +392,21 @@ def test_wishes_for_one_tag():
     assert wishes_for("a cat", 5) == []
 
 
-@pytest.mark.parametrize("given, said", [
-    (dict(prompt="green hair", pair_weight=1.0), "pair_weight is for a mapper of many prompts"),
-    (dict(clip_weight=0.0, pair_weight=0.0), "nothing to learn from"), (dict(clip_loss="local"), "must be one of global, directional")])
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (dict(prompt="green hair", pair_weight=1.0), "pair_weight is for a mapper of many prompts"),
+        (dict(clip_weight=0.0, pair_weight=0.0), "nothing to learn from"),
+        (dict(clip_loss="local"), "must be one of global, directional"),
+    ],
+)
 def test_a_mappers_configuration_is_checked(given, said):
-    with pytest.raises(ValueError, match=said): config_for("mapper", "small", **given)
+    with pytest.raises(ValueError, match=said):
+        config_for("mapper", "small", **given)
 
 
 # --- training ---
+
 
 def run_stylegan(folder, steps=8, resume_from=None, **changes):
     config = config_for("stylegan2", "smoke", augment="ada", ada_target=0.0, ada_images=200, batch_size=4, **changes)
@@ -343,7 +415,9 @@ def run_stylegan(folder, steps=8, resume_from=None, **changes):
     task.held_out = torch.zeros(2, 3, 16, 16)
     pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 16, 3), dtype=np.uint8)
     run = SimpleNamespace(path=folder, log=lambda *a, **k: None, figure=lambda *a, **k: None)
-    loop = config.loop | dict(steps=steps, resume_from=resume_from, checkpoint_every=4, sample_every=0, log_every=8, device="cpu")
+    loop = config.loop | dict(
+        steps=steps, resume_from=resume_from, checkpoint_every=4, sample_every=0, log_every=8, device="cpu"
+    )
     train(task, Batches({"image": pixels}, 4, 0), run, **loop, explode=0.0)
     return task
 
@@ -364,7 +438,7 @@ def test_a_truncated_checkpoint_of_a_gan_is_refused(tmp_path):
     folder = tmp_path / "whole" / "checkpoints" / "checkpoint-8"
     for name in ("model.safetensors", "state.pt"):
         data = (folder / name).read_bytes()
-        (folder / name).write_bytes(data[:len(data) // 2])
+        (folder / name).write_bytes(data[: len(data) // 2])
         with pytest.raises(CheckpointError, match=f"{name} is truncated.*Another checkpoint: .*checkpoint-4"):
             run_stylegan(tmp_path / "again", resume_from=folder)
         (folder / name).write_bytes(data)
@@ -373,16 +447,28 @@ def test_a_truncated_checkpoint_of_a_gan_is_refused(tmp_path):
 def test_a_gan_ends_where_its_loss_is_no_number(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(TrainingDiverged): run_stylegan(tmp_path, lr=1e30)
+        with pytest.raises(TrainingDiverged):
+            run_stylegan(tmp_path, lr=1e30)
 
 
 def test_a_run_that_would_go_on_with_another_generator_is_refused(tmp_path, clip):
     pixels = {"row": list(range(8))}
+
     def run_mapper(g, folder, resume_from=None):
-        task = MapperTask(config_for("mapper", "smoke").settled, random_mapper(g, 128).requires_grad_(True), g, clip, torch.randn(8, 8, 16), torch.randn(8, 128))
+        task = MapperTask(
+            config_for("mapper", "smoke").settled,
+            random_mapper(g, 128).requires_grad_(True),
+            g,
+            clip,
+            torch.randn(8, 8, 16),
+            torch.randn(8, 128),
+        )
         run = SimpleNamespace(path=folder, log=lambda *a, **k: None, figure=lambda *a, **k: None)
-        loop = config_for("mapper", "smoke").loop | dict(steps=4, batch_size=4, lr=1e-3, resume_from=resume_from, checkpoint_every=2, log_every=8, device="cpu")
+        loop = config_for("mapper", "smoke").loop | dict(
+            steps=4, batch_size=4, lr=1e-3, resume_from=resume_from, checkpoint_every=2, log_every=8, device="cpu"
+        )
         train(task, Batches(pixels, 4, 0), run, **loop)
+
     run_mapper(generator(), tmp_path / "whole")
     with pytest.raises(CheckpointError, match="belongs to another training: generator .* then, .* now"):
         run_mapper(generator(seed=9), tmp_path / "again", tmp_path / "whole" / "checkpoints" / "checkpoint-2")

@@ -1,4 +1,5 @@
 "StyleGAN2: the layers against definitions, the regularisers against finite differences, what training keeps and refuses"
+
 import math
 
 import pytest
@@ -25,7 +26,8 @@ def loop_modulated(x, weight, style, demodulate):
         rows = []
         for kernel in weight:
             w = kernel * s[:, None, None]
-            if demodulate: w = w / math.sqrt(float((w * w).sum()) + 1e-8)
+            if demodulate:
+                w = w / math.sqrt(float((w * w).sum()) + 1e-8)
             rows.append(F.conv2d(image[None], w[None], padding=weight.shape[-1] // 2)[0, 0])
         made.append(torch.stack(rows))
     return torch.stack(made)
@@ -35,14 +37,16 @@ def loop_modulated(x, weight, style, demodulate):
 def test_modulated_convolution_equals_the_definition_in_float64(demodulate):
     seed_everything(0)
     x, weight, style = (torch.randn(*s, dtype=torch.float64) for s in ((3, 5, 8, 8), (4, 5, 3, 3), (3, 5)))
-    assert torch.allclose(modulated_conv2d(x, weight, style, demodulate), loop_modulated(x, weight, style, demodulate), atol=1e-10)
+    assert torch.allclose(
+        modulated_conv2d(x, weight, style, demodulate), loop_modulated(x, weight, style, demodulate), atol=1e-10
+    )
 
 
 def test_upsampled_convolution_is_a_convolution_of_the_upsampled_image():
     seed_everything(0)
     x, weight, taps = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), binomial_filter()
     stuffed = torch.zeros(2, 3, 16, 16)
-    stuffed[:, :, ::2, ::2] = x # zeros between the pixels, then the kernel, then the filter
+    stuffed[:, :, ::2, ::2] = x  # zeros between the pixels, then the kernel, then the filter
     inner = F.conv2d(F.pad(stuffed, (2, 1, 2, 1)), weight.flip(2, 3))
     want = F.conv2d(F.pad(inner, (1, 1, 1, 1)), (taps * 4).expand(4, 1, 4, 4), groups=4)
     got = up_conv(x, weight, taps)
@@ -63,11 +67,11 @@ def test_equalised_learning_rate_scales_at_run_time():
     seed_everything(0)
     layer = EqualLinear(400, 300, lr=0.01)
     x = torch.randn(1000, 400)
-    assert 95 < layer.weight.std() < 105 # stored at 1 / lr
-    assert 0.95 < layer(x).std() < 1.05 # used at 1 / √ins
+    assert 95 < layer.weight.std() < 105  # stored at 1 / lr
+    assert 0.95 < layer(x).std() < 1.05  # used at 1 / √ins
     before = layer(x).detach()
     torch.optim.SGD([layer.bias], lr=1.0).step(lambda: None)
-    layer.bias.data += 1.0 # a step of one on the parameter is 0.01 on the output
+    layer.bias.data += 1.0  # a step of one on the parameter is 0.01 on the output
     assert torch.allclose(layer(x) - before, torch.tensor(0.01), atol=1e-5)
 
 
@@ -98,9 +102,11 @@ def test_r1_is_the_squared_gradient():
     critic = Discriminator(16, 64, 8).double()
     x = torch.randn(1, 3, 16, 16, dtype=torch.float64, requires_grad=True)
     score = lambda image: critic(image).squeeze()
-    gradient, = torch.autograd.grad(score(x), x)
+    (gradient,) = torch.autograd.grad(score(x), x)
     direction = torch.randn_like(x)
-    assert math.isclose(finite_difference(score, x.detach(), direction).item(), (gradient * direction).sum().item(), rel_tol=1e-5)
+    assert math.isclose(
+        finite_difference(score, x.detach(), direction).item(), (gradient * direction).sum().item(), rel_tol=1e-5
+    )
     assert math.isclose(r1_penalty(score(x)[None], x).item(), gradient.square().sum().item(), rel_tol=1e-9)
 
 
@@ -110,13 +116,17 @@ def test_the_gradient_of_r1_in_the_weights_equals_finite_differences():
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64, requires_grad=True)
     weight = critic.b16.conv0.weight
     penalty = lambda: r1_penalty(critic(x), x).mean()
-    gradient, = torch.autograd.grad(penalty(), weight)
+    (gradient,) = torch.autograd.grad(penalty(), weight)
     direction = torch.randn_like(weight)
+
     def at(value):
         weight.data.copy_(value)
         return penalty().detach()
+
     start = weight.data.clone()
-    assert math.isclose(finite_difference(at, start, direction).item(), (gradient * direction).sum().item(), rel_tol=1e-4)
+    assert math.isclose(
+        finite_difference(at, start, direction).item(), (gradient * direction).sum().item(), rel_tol=1e-4
+    )
 
 
 def test_path_length_equals_the_jacobian():
@@ -138,16 +148,25 @@ def test_path_length_equals_the_jacobian():
 def test_the_gradient_of_path_length_in_the_weights_equals_finite_differences():
     seed_everything(0)
     generator = Generator(16, 8, 8, 64, 8, 1).double()
-    ws, noise = torch.randn(2, generator.num_ws, 8, dtype=torch.float64, requires_grad=True), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    ws, noise = (
+        torch.randn(2, generator.num_ws, 8, dtype=torch.float64, requires_grad=True),
+        torch.randn(2, 3, 16, 16, dtype=torch.float64),
+    )
     weight = generator.synthesis.b8.conv1.weight
-    penalty = lambda: path_penalty(path_lengths(generator.synthesis(ws, "none"), ws, noise), torch.zeros([], dtype=torch.float64), decay=0.0)
-    gradient, = torch.autograd.grad(penalty(), weight)
+    penalty = lambda: path_penalty(
+        path_lengths(generator.synthesis(ws, "none"), ws, noise), torch.zeros([], dtype=torch.float64), decay=0.0
+    )
+    (gradient,) = torch.autograd.grad(penalty(), weight)
     direction = torch.randn_like(weight)
+
     def at(value):
         weight.data.copy_(value)
         return penalty().detach()
+
     start = weight.data.clone()
-    assert math.isclose(finite_difference(at, start, direction).item(), (gradient * direction).sum().item(), rel_tol=1e-4)
+    assert math.isclose(
+        finite_difference(at, start, direction).item(), (gradient * direction).sum().item(), rel_tol=1e-4
+    )
 
 
 def test_the_losses_fall_as_each_side_wins():
@@ -164,15 +183,18 @@ def test_minibatch_std_sees_a_collapsed_generator():
 
 def test_ada_rises_with_certainty_and_falls_without():
     ada = ADA(target=0.6, images=400, every=2)
-    for _ in range(4): ada.adapt(torch.ones(10, 1))
+    for _ in range(4):
+        ada.adapt(torch.ones(10, 1))
     assert math.isclose(ada.p.item(), 2 * 20 / 400, rel_tol=1e-5)
-    for _ in range(2): ada.adapt(-torch.ones(10, 1))
+    for _ in range(2):
+        ada.adapt(-torch.ones(10, 1))
     assert math.isclose(ada.p.item(), 20 / 400, rel_tol=1e-5)
     other = ADA(target=0.6, images=400, every=2)
-    other.load_state_dict(ada.state_dict()) # a checkpoint holds it
+    other.load_state_dict(ada.state_dict())  # a checkpoint holds it
     assert other.p == ada.p
     several = ADA(target=0.6, images=400, every=2)
-    for _ in range(4): several.adapt(torch.ones(10, 64)) # as many images, 64 logits each
+    for _ in range(4):
+        several.adapt(torch.ones(10, 64))  # as many images, 64 logits each
     assert math.isclose(several.p.item(), 2 * 20 / 400, rel_tol=1e-5)
 
 
@@ -194,7 +216,9 @@ def test_augmentations_let_gradients_through(augment):
 def test_levels_are_cut_in_proportion():
     for n in range(6, 19):
         parts = level_slices(n)
-        assert [i for part in parts.values() for i in range(n)[part]] == list(range(n)) and all(range(n)[p] for p in parts.values())
+        assert [i for part in parts.values() for i in range(n)[part]] == list(range(n)) and all(
+            range(n)[p] for p in parts.values()
+        )
     assert level_slices(18) == {"coarse": slice(0, 4), "medium": slice(4, 8), "fine": slice(8, 18)}
 
 
@@ -202,7 +226,8 @@ def test_levels_are_cut_in_proportion():
 def test_encoder_and_generator_agree_at_any_size(size):
     generator, encoder = Generator(size, 8, 8, 256, 8, 1), Encoder(size, 8, 256, 8)
     encoder.fits(generator)
-    for delta in encoder.deltas: torch.nn.init.normal_(delta.weight)
+    for delta in encoder.deltas:
+        torch.nn.init.normal_(delta.weight)
     codes = encoder(torch.ones(1, 3, size, size))
     assert (codes[:, 1:] != codes[:, :1]).any(2).all(), "every layer has an offset of its own"
     assert codes.shape == (1, generator.num_ws, 8) and generator.synthesis(codes).shape == (1, 3, size, size)
@@ -210,12 +235,18 @@ def test_encoder_and_generator_agree_at_any_size(size):
 
 def test_wrong_sizes_are_refused_in_a_sentence():
     generator = Generator(**SMALL)
-    with pytest.raises(ValueError, match="64 px and w of 16; the generator has 32 px"): Encoder(64, 16).fits(generator)
-    with pytest.raises(ValueError, match=r"W\+ codes of 8 layers"): generator.synthesis(torch.zeros(1, 7, 16))
-    with pytest.raises(ValueError, match=r"\(B, 3, 64, 64\); got \(1, 3, 32, 32\)"): Encoder(64, 16)(torch.zeros(1, 3, 32, 32))
-    with pytest.raises(ValueError, match="power of two from 16 to 1024, not 48"): Generator(48)
-    with pytest.raises(ValueError, match="noise must be random, const or none, not 'nonsense'"): generator(torch.zeros(1, 16), noise="nonsense")
-    with pytest.raises(ValueError, match="both 0"): config_for("stylegan2", "smoke", adversarial_weight=0.0)
+    with pytest.raises(ValueError, match="64 px and w of 16; the generator has 32 px"):
+        Encoder(64, 16).fits(generator)
+    with pytest.raises(ValueError, match=r"W\+ codes of 8 layers"):
+        generator.synthesis(torch.zeros(1, 7, 16))
+    with pytest.raises(ValueError, match=r"\(B, 3, 64, 64\); got \(1, 3, 32, 32\)"):
+        Encoder(64, 16)(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="power of two from 16 to 1024, not 48"):
+        Generator(48)
+    with pytest.raises(ValueError, match="noise must be random, const or none, not 'nonsense'"):
+        generator(torch.zeros(1, 16), noise="nonsense")
+    with pytest.raises(ValueError, match="both 0"):
+        config_for("stylegan2", "smoke", adversarial_weight=0.0)
 
 
 def test_every_term_reaches_the_networks_it_should():
@@ -227,9 +258,13 @@ def test_every_term_reaches_the_networks_it_should():
     trained = {name: [p for g in o.param_groups for p in g["params"]] for name, o in optimizers.items()}
     for which in optimizers:
         for name, params in trained.items():
-            for p in params: p.requires_grad_(name == which)
+            for p in params:
+                p.requires_grad_(name == which)
         loss, _ = task.loss(batch, 0, which)
         loss.backward()
-    silent = [name for name, p in task.model.named_parameters() if p.grad is None and "deltas" not in name
-              and "lateral" not in name and "features" not in name]
+    silent = [
+        name
+        for name, p in task.model.named_parameters()
+        if p.grad is None and "deltas" not in name and "lateral" not in name and "features" not in name
+    ]
     assert not silent, silent

@@ -1,10 +1,11 @@
 """mmgen.data.edited_captions: what a user's one tag says agrees with what the exact counterfactual's tags say."""
+
 import pytest
 
 from mmgen.data import portraits
 from mmgen.data.captions import caption
-from mmgen.data.edits import KINDS, edits
 from mmgen.data.edited_captions import edited_caption, face_of
+from mmgen.data.edits import KINDS, edits
 
 
 def told(text):
@@ -29,8 +30,12 @@ def test_for_every_kind_of_edit_little_but_the_revealed_differs(kind):
         source, exact = portraits.tags(edit.source), set(portraits.tags(edit.target))
         said = told(edited_caption(caption(source), edit.tag))
         assert edit.tag in said or edit.tag.startswith("no ")
-        hidden = {t for name, value in portraits.attributes(edit.source).items() if value is None
-                  for t in tags_of(edit.target, name)}
+        hidden = {
+            t
+            for name, value in portraits.attributes(edit.source).items()
+            if value is None
+            for t in tags_of(edit.target, name)
+        }
         right += said | hidden == exact | hidden
     assert right >= 190
 
@@ -61,5 +66,7 @@ def test_other_vocabularies_follow_the_plain_rule():
     assert told(edited_caption(text, "short hair")) >= {"short hair", "ponytail", "1girl"}
     assert "long hair" not in told(edited_caption(text, "short hair"))
     assert "eyewear" not in edited_caption(text, "no glasses")
-    assert edited_caption(text, "sunglasses").startswith("sunglasses") and "round" not in edited_caption(text, "sunglasses")
+    assert edited_caption(text, "sunglasses").startswith("sunglasses") and "round" not in edited_caption(
+        text, "sunglasses"
+    )
     assert edited_caption(text, "hat") == "hat, " + text and edited_caption("", "smile") == "smile"

@@ -19,9 +19,9 @@ from dataclasses import fields
 from pathlib import Path
 
 from .commands import demo, edit, export, prepare, sample, say, show, train, weights
-from ..jobs.registry import JOBS, PRESETS
-from ..editing.registry import EDITORS
 from ..base.settings import closest, field_comments, plain_type
+from ..editing.registry import EDITORS
+from ..jobs.registry import JOBS, PRESETS
 
 # %% ../../nbs/app/cli.ipynb #faf252b0
 def add_fields(
@@ -40,9 +40,15 @@ def add_fields(
         heading = headings[field.name]
         group = groups[heading] = groups.get(heading) or parser.add_argument_group(heading)
         kind, value = plain_type(field), getattr(config, field.name)
-        shown = re.sub(r"\bNone\b", "left out", comments[field.name]) + (f" (default: {value})" if value not in (None, "") else "")
+        shown = re.sub(r"\bNone\b", "left out", comments[field.name]) + (
+            f" (default: {value})" if value not in (None, "") else ""
+        )
         shown = shown.replace("%", "%%")
-        options = {"choices": tuple(presets)} if field.name == "preset" else {"type": _truth if kind is bool else kind, "metavar": kind.__name__.upper()}
+        options = (
+            {"choices": tuple(presets)}
+            if field.name == "preset"
+            else {"type": _truth if kind is bool else kind, "metavar": kind.__name__.upper()}
+        )
         group.add_argument(f"--{field.name.replace('_', '-')}", dest=field.name, default=None, help=shown, **options)
 
 
@@ -57,14 +63,26 @@ def _truth(text):
 def build_parser() -> argparse.ArgumentParser:
     "The whole command line."
     raw = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser("mmgen", formatter_class=raw, description="Change pictures by text, with latent diffusion or StyleCLIP.", epilog=(
-        "examples:\n  mmgen edit me.png \"green hair\" -o green.png\n  mmgen edit me.png \"sunglasses\" --editor styleclip-mapper --strength 0.8\n"
-        "  mmgen sample \"blue hair, smile\" -n 8 -o sheet.png\n  mmgen train ldm --preset small --data my_folder\n  mmgen weights\n  mmgen demo\n\nmmgen COMMAND --help explains each."))
+    top = argparse.ArgumentParser(
+        "mmgen",
+        formatter_class=raw,
+        description="Change pictures by text, with latent diffusion or StyleCLIP.",
+        epilog=(
+            'examples:\n  mmgen edit me.png "green hair" -o green.png\n  mmgen edit me.png "sunglasses" --editor styleclip-mapper --strength 0.8\n'
+            '  mmgen sample "blue hair, smile" -n 8 -o sheet.png\n  mmgen train ldm --preset small --data my_folder\n  mmgen weights\n  mmgen demo\n\nmmgen COMMAND --help explains each.'
+        ),
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
 
     def command(where, name, function, text, *examples, takes="", more=""):
-        parser = where.add_parser(name, help=text, description=text, formatter_class=raw, usage=f"%(prog)s [options] {takes}".rstrip(),
-                                  epilog="\n  ".join(["examples:" if examples[1:] else "example:", *examples]) + more)
+        parser = where.add_parser(
+            name,
+            help=text,
+            description=text,
+            formatter_class=raw,
+            usage=f"%(prog)s [options] {takes}".rstrip(),
+            epilog="\n  ".join(["examples:" if examples[1:] else "example:", *examples]) + more,
+        )
         parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
         parser.set_defaults(function=function, parser=parser)
         return parser
@@ -74,15 +92,34 @@ def build_parser() -> argparse.ArgumentParser:
         parser.add_argument("--tokenizer", help="of Stable Diffusion in one file: a folder or a file")
         parser.add_argument("--prediction-type", help="epsilon or v_prediction (default: what the weights say)")
 
-    one = command(commands, "edit", edit, "Edit a picture by text.", "mmgen edit me.png \"green hair\" -o green.png --strength 0.7",
-                  "mmgen edit me.png \"red eyes, smile\" --editor flowedit", "mmgen edit me.png \"sunglasses\" --editor styleclip-directions --alpha 8 --json",
-                  takes="image prompt", more=f"\n\neditors:\n  {', '.join(list(EDITORS)[:6])},\n  {', '.join(list(EDITORS)[6:])}")
+    one = command(
+        commands,
+        "edit",
+        edit,
+        "Edit a picture by text.",
+        'mmgen edit me.png "green hair" -o green.png --strength 0.7',
+        'mmgen edit me.png "red eyes, smile" --editor flowedit',
+        'mmgen edit me.png "sunglasses" --editor styleclip-directions --alpha 8 --json',
+        takes="image prompt",
+        more=f"\n\neditors:\n  {', '.join(list(EDITORS)[:6])},\n  {', '.join(list(EDITORS)[6:])}",
+    )
     one.add_argument("image", help="the picture, of any size and format that Pillow reads")
-    one.add_argument("prompt", help="a tag such as \"green hair\", or a caption of the wanted picture")
-    one.add_argument("-o", "--out", help="where the result goes; default: NAME-edited.png beside the picture, or NAME-edited-2.png and so on")
+    one.add_argument("prompt", help='a tag such as "green hair", or a caption of the wanted picture')
+    one.add_argument(
+        "-o",
+        "--out",
+        help="where the result goes; default: NAME-edited.png beside the picture, or NAME-edited-2.png and so on",
+    )
     add_fields(one, "edit", ("image", "prompt", "run_id"))
 
-    one = command(commands, "sample", sample, "New pictures for a caption.", "mmgen sample \"blue hair, smile\" -n 8 -o sheet.png", takes="caption")
+    one = command(
+        commands,
+        "sample",
+        sample,
+        "New pictures for a caption.",
+        'mmgen sample "blue hair, smile" -n 8 -o sheet.png',
+        takes="caption",
+    )
     one.add_argument("caption", help="tags separated by commas")
     one.add_argument("-o", "--out", help="one picture with all samples; default: sample.png, or sample-2.png and so on")
     one.add_argument("-n", type=int, default=8, help="how many (default: 8)")
@@ -90,36 +127,92 @@ def build_parser() -> argparse.ArgumentParser:
     opening(one)
     one.add_argument("--steps", type=int, default=12, help="denoising steps (default: 12)")
     one.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance scale; 1: off (default: 2)")
-    one.add_argument("--sampler", default="euler", help="ddpm, ddim, euler, heun, dpmsolver++ or unipc (default: euler)")
+    one.add_argument(
+        "--sampler", default="euler", help="ddpm, ddim, euler, heun, dpmsolver++ or unipc (default: euler)"
+    )
     one.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    one.add_argument("--precision", default="float32", choices=("float32", "bf16", "fp16"), help="of the networks (default: float32)")
+    one.add_argument(
+        "--precision", default="float32", choices=("float32", "bf16", "fp16"), help="of the networks (default: float32)"
+    )
     one.add_argument("--device", help="cpu, cuda, ...; default: the best one present")
 
-    jobs = commands.add_parser("train", help="Run a training job.", description="Run a training job; its fields are those of its notebook.").add_subparsers(dest="job", required=True, metavar="job")
+    jobs = commands.add_parser(
+        "train", help="Run a training job.", description="Run a training job; its fields are those of its notebook."
+    ).add_subparsers(dest="job", required=True, metavar="job")
     for job in PRESETS:
-        add_fields(command(jobs, job, train, f"Train: {job}.", f"mmgen train {job} --preset smoke", f"mmgen train {job} --preset small --run-id my-{job}"), job)
+        add_fields(
+            command(
+                jobs,
+                job,
+                train,
+                f"Train: {job}.",
+                f"mmgen train {job} --preset smoke",
+                f"mmgen train {job} --preset small --run-id my-{job}",
+            ),
+            job,
+        )
 
-    one = command(commands, "weights", weights, "List packaged weights, or show the card of one.", "mmgen weights", "mmgen weights ldm-portraits", takes="[name]")
+    one = command(
+        commands,
+        "weights",
+        weights,
+        "List packaged weights, or show the card of one.",
+        "mmgen weights",
+        "mmgen weights ldm-portraits",
+        takes="[name]",
+    )
     one.add_argument("name", nargs="?", help="packaged name, folder or hub name")
 
-    one = command(commands, "export", export, "Write a model for diffusers, or one file for ComfyUI and webui.", "mmgen export reports/runs/my-ldm -o my-ldm",
-                  "mmgen export my-ldm -o my-ldm.safetensors", takes="model")
-    one.add_argument("model", help="a run's folder, a folder of weights, a packaged name, or a file of Stable Diffusion")
-    one.add_argument("-o", "--out", required=True, help="a new folder for diffusers, or a new file that ends in .safetensors")
+    one = command(
+        commands,
+        "export",
+        export,
+        "Write a model for diffusers, or one file for ComfyUI and webui.",
+        "mmgen export reports/runs/my-ldm -o my-ldm",
+        "mmgen export my-ldm -o my-ldm.safetensors",
+        takes="model",
+    )
+    one.add_argument(
+        "model", help="a run's folder, a folder of weights, a packaged name, or a file of Stable Diffusion"
+    )
+    one.add_argument(
+        "-o", "--out", required=True, help="a new folder for diffusers, or a new file that ends in .safetensors"
+    )
     opening(one)
 
-    data = commands.add_parser("data", help="Prepare a Danbooru dump, or look at a data set.", description="Prepare a Danbooru dump, or look at a data set.").add_subparsers(dest="what", required=True, metavar="what")
-    one = command(data, "show", show, "What a data set holds.", "mmgen data show portraits", "mmgen data show my_folder --split test", takes="data")
+    data = commands.add_parser(
+        "data",
+        help="Prepare a Danbooru dump, or look at a data set.",
+        description="Prepare a Danbooru dump, or look at a data set.",
+    ).add_subparsers(dest="what", required=True, metavar="what")
+    one = command(
+        data,
+        "show",
+        show,
+        "What a data set holds.",
+        "mmgen data show portraits",
+        "mmgen data show my_folder --split test",
+        takes="data",
+    )
     one.add_argument("data", help="portraits[:style], a folder, a .parquet or a `datasets` name")
     one.add_argument("--split", default="train", choices=("train", "validation", "test"))
     one.add_argument("--images", type=int, help="at most so many")
 
-    one = command(data, "prepare", prepare, "A Danbooru dump becomes a training set.", "mmgen data prepare --preset smoke", "mmgen data prepare --source /data/danbooru2017 --out data/danbooru")
+    one = command(
+        data,
+        "prepare",
+        prepare,
+        "A Danbooru dump becomes a training set.",
+        "mmgen data prepare --preset smoke",
+        "mmgen data prepare --source /data/danbooru2017 --out data/danbooru",
+    )
     add_fields(one, "prepare_danbooru")
 
     one = command(commands, "demo", demo, "Both families side by side in the browser.", "mmgen demo --port 7861")
     one.add_argument("--port", type=int, default=7860, help="(default: 7860)")
-    one.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: 127.0.0.1, this machine only)")
+    one.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (default: 127.0.0.1, this machine only)"
+    )
     one.add_argument("--device", help="cpu, cuda, ...; default: the best one present")
     one.add_argument("--model", help="of the diffusion Editors: name, folder or file (default: the packaged ones)")
     opening(one)
@@ -130,12 +223,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     "Runs a command; the exit code."
     a, unknown = build_parser().parse_known_args(arguments)
-    if unknown: a.parser.error(_unknown(unknown[0], a.parser))
+    if unknown:
+        a.parser.error(_unknown(unknown[0], a.parser))
     heard = set()
 
     def hear(message, category, *_):
         kind = category if getattr(category, "once", False) else str(message)  # hundreds of captions may be cut
-        if kind not in heard: say(f"mmgen: {message}")
+        if kind not in heard:
+            say(f"mmgen: {message}")
         heard.add(kind)
 
     try:
@@ -148,28 +243,40 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except Exception as error:
         say(f"mmgen: {_told(error)}")
-        if os.environ.get("MMGEN_TRACEBACK"): raise
+        if os.environ.get("MMGEN_TRACEBACK"):
+            raise
         return 1
     if a.json:
         from mmgen.base.runs import to_json
+
         print(json.dumps(to_json(result)))
     return 0
 
 
 def _unknown(word, parser):
     "What is said to an argument that nothing asked for."
-    if not word.startswith("-"): return f"{word!r} is a word too many; several words that belong together stand in quotes, as in \"green hair\""
-    valid = {option[2:].replace("-", "_") for action in parser._actions for option in action.option_strings if option.startswith("--")}
+    if not word.startswith("-"):
+        return f'{word!r} is a word too many; several words that belong together stand in quotes, as in "green hair"'
+    valid = {
+        option[2:].replace("-", "_")
+        for action in parser._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    }
     return f"there is no option {word}; did you mean --{closest(word.lstrip('-').partition('=')[0].replace('-', '_'), valid).replace('_', '-')}?"
 
 
 def _told(error):
     "An error in a sentence; of one that nobody foresaw, where it came from."
-    if isinstance(error, OSError) and error.strerror and error.filename: return f"{error.filename2 or error.filename}: {error.strerror}."
-    if isinstance(error, (ValueError, OSError)): return str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename2 or error.filename}: {error.strerror}."
+    if isinstance(error, (ValueError, OSError)):
+        return str(error)
     from mmgen.training.checkpoints import CheckpointError
     from mmgen.training.guards import TrainingDiverged
-    if isinstance(error, (CheckpointError, TrainingDiverged)): return str(error)
+
+    if isinstance(error, (CheckpointError, TrainingDiverged)):
+        return str(error)
     at = traceback.extract_tb(error.__traceback__)[-1]
     return f"this was not foreseen: {type(error).__name__} ({error}) in {Path(at.filename).name}, line {at.lineno}. With MMGEN_TRACEBACK=1 the whole way there is printed."
 

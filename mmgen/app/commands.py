@@ -50,11 +50,14 @@ def free_name(path: Path) -> Path:
 def save_picture(picture, out: Path, kind: str, keep: bool = False) -> Path:
     "An array (H, W, 3) as a file, all or nothing; `keep`: under a free name, where there is a file already."
     try:
-        if keep: out = free_name(out)
+        if keep:
+            out = free_name(out)
         return atomic_write(out, lambda temporary: Image.fromarray(picture).save(temporary, kind))
     except BaseException as e:
-        if keep and out.is_file() and not out.stat().st_size: out.unlink()
-        if isinstance(e, OSError): raise ValueError(f"{out} cannot be written ({e.strerror or e}).") from e
+        if keep and out.is_file() and not out.stat().st_size:
+            out.unlink()
+        if isinstance(e, OSError):
+            raise ValueError(f"{out} cannot be written ({e.strerror or e}).") from e
         raise
 
 
@@ -62,11 +65,16 @@ def save_picture(picture, out: Path, kind: str, keep: bool = False) -> Path:
 def bar(model, steps: int):  # an Editor or a pipeline
     "Counts the evaluations of the network that takes the time, where somebody sees it."
     from mmgen.training.guards import wants_bar
-    network = getattr(getattr(model, "pipeline", model), "unet", None) or getattr(getattr(model, "generator", None), "synthesis", None)
+
+    network = getattr(getattr(model, "pipeline", model), "unet", None) or getattr(
+        getattr(model, "generator", None), "synthesis", None
+    )
     with tqdm(total=steps, unit=" steps", leave=False, disable=network is None or not wants_bar()) as shown:
         hook = network and network.register_forward_hook(lambda *_: (shown.update(), None)[1])  # None leaves the output
-        try: yield
-        finally: hook and hook.remove()
+        try:
+            yield
+        finally:
+            hook and hook.remove()
 
 # %% ../../nbs/app/commands.ipynb #262e6af7
 def config_of(
@@ -88,8 +96,10 @@ def opening_of(a: argparse.Namespace) -> dict:
 def edit(a) -> dict:
     "One picture, one wish."
     from mmgen.app.panel import build_editor, edit_image, open_source, tags_of, wanted_caption
+
     config = config_of(a, "edit")
-    if not Path(a.image).name: raise ValueError(f"The picture {a.image!r} has no name; give the path of an image.")
+    if not Path(a.image).name:
+        raise ValueError(f"The picture {a.image!r} has no name; give the path of an image.")
     out, kind = image_file(a.out or Path(a.image).with_name(f"{Path(a.image).stem}-edited.png"))
     wanted_caption("", config.prompt, [])  # says now that one is empty
     if out.resolve() == Path(a.image).resolve():
@@ -98,12 +108,23 @@ def edit(a) -> dict:
     which = build_editor(config)
     picture, source = open_source(config, which)
     ready = time.perf_counter()
-    with bar(which, round(getattr(which, "passes", 0) * getattr(which, "steps", 0)) or None): result = edit_image(which, picture, source, config.prompt, config.strength)
+    with bar(which, round(getattr(which, "passes", 0) * getattr(which, "steps", 0)) or None):
+        result = edit_image(which, picture, source, config.prompt, config.strength)
     out = save_picture(result, out, kind, keep=a.out is None)
-    about = {"file": str(out), "editor": config.editor, "strength": which.strength if config.strength is None else config.strength, "fit": config.fit, "source": source,
-             "wanted": wanted_caption(source, config.prompt, tags_of(which)), "size": list(result.shape[1::-1]),
-             "load_seconds": round(ready - start, 2), "edit_seconds": round(time.perf_counter() - ready, 2)}
-    say(f"source: {source or '(not known)'}\nwanted: {about['wanted']}\n{out}: {config.editor}, strength {about['strength']:g}, {about['edit_seconds']} s")
+    about = {
+        "file": str(out),
+        "editor": config.editor,
+        "strength": which.strength if config.strength is None else config.strength,
+        "fit": config.fit,
+        "source": source,
+        "wanted": wanted_caption(source, config.prompt, tags_of(which)),
+        "size": list(result.shape[1::-1]),
+        "load_seconds": round(ready - start, 2),
+        "edit_seconds": round(time.perf_counter() - ready, 2),
+    }
+    say(
+        f"source: {source or '(not known)'}\nwanted: {about['wanted']}\n{out}: {config.editor}, strength {about['strength']:g}, {about['edit_seconds']} s"
+    )
     return about
 
 
@@ -111,13 +132,22 @@ def sample(a) -> dict:
     "Pictures of a caption, by a diffusion model."
     from mmgen.base.images import image_grid
     from mmgen.ldm.pipeline import LatentDiffusion, sampler
-    for option, value, least, most in (("-n", a.n, 1, 1000), ("--steps", a.steps, 1, 10_000), ("--guidance", a.guidance, 0, 1000), ("--seed", a.seed, 0, 2**63 - 1)):
-        if not least <= value <= most: raise ValueError(f"{option} is {value}; it must be at least {least}, and {most} at most.")
+
+    for option, value, least, most in (
+        ("-n", a.n, 1, 1000),
+        ("--steps", a.steps, 1, 10_000),
+        ("--guidance", a.guidance, 0, 1000),
+        ("--seed", a.seed, 0, 2**63 - 1),
+    ):
+        if not least <= value <= most:
+            raise ValueError(f"{option} is {value}; it must be at least {least}, and {most} at most.")
     sampler(a.sampler)
     out, kind = image_file(a.out or Path("sample.png"))
     pipeline = LatentDiffusion.load(a.model, device=a.device, **opening_of(a)).to_precision(a.precision)
-    with bar(pipeline, a.steps): images = pipeline.sample([a.caption] * a.n, a.steps, a.guidance, a.sampler, a.seed)
-    if not images.isfinite().all(): raise ValueError(f"The samples of {a.model} left the finite numbers; a smaller --guidance may help.")
+    with bar(pipeline, a.steps):
+        images = pipeline.sample([a.caption] * a.n, a.steps, a.guidance, a.sampler, a.seed)
+    if not images.isfinite().all():
+        raise ValueError(f"The samples of {a.model} left the finite numbers; a smaller --guidance may help.")
     out = save_picture(image_grid(images), out, kind, keep=a.out is None)
     say(f"{out}: {a.n} picture{'s' if a.n > 1 else ''} of {a.caption[:100]!r} by {a.model}")
     return {"file": str(out), "n": a.n, "model": a.model, "caption": a.caption, "seed": a.seed}
@@ -125,29 +155,47 @@ def sample(a) -> dict:
 
 def train(a) -> dict:
     "A training job; its record tells the rest."
-    from mmgen.jobs.launch import launch
     from mmgen.base.run_page import numbers
     from mmgen.base.runs import load_run
+    from mmgen.jobs.launch import launch
+
     config = config_of(a, a.job)
     if config.run_id is None:
-        config = replace(config, run_id=f"{a.job}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}")
+        config = replace(
+            config, run_id=f"{a.job}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+        )
     launch(config)
     folder = repo_root() / "reports" / "runs" / config.run_id
     record = load_run(folder)
     page = folder / "index.html"
-    say("\n".join([*numbers(record), f"{folder}: {record['status']} after {record['wall_seconds']:.0f} s"] + [f"page: {page}"] * page.is_file()))
-    return {"folder": str(folder), "page": str(page), "status": record["status"], "seconds": record["wall_seconds"], "metrics": record["metrics"]}
+    say(
+        "\n".join(
+            [*numbers(record), f"{folder}: {record['status']} after {record['wall_seconds']:.0f} s"]
+            + [f"page: {page}"] * page.is_file()
+        )
+    )
+    return {
+        "folder": str(folder),
+        "page": str(page),
+        "status": record["status"],
+        "seconds": record["wall_seconds"],
+        "metrics": record["metrics"],
+    }
 
 
 def weights(a) -> dict:
     "What is packaged, or the card of one."
     from mmgen.base.weights import packaged, resolve
+
     if a.name:
         folder = resolve(a.name, weights=False)
         card = folder / "README.md"
         say(card.read_text("utf-8") if card.is_file() else f"{folder} has no card (README.md).")
         return {"name": a.name, "folder": str(folder)}
-    found = {name: {"folder": str(folder), "bytes": sum(f.stat().st_size for f in folder.iterdir())} for name, folder in packaged().items()}
+    found = {
+        name: {"folder": str(folder), "bytes": sum(f.stat().st_size for f in folder.iterdir())}
+        for name, folder in packaged().items()
+    }
     for name, about in found.items():
         say(f"{name:24} {about['bytes'] / 1e6:6.1f} MB")
     return found
@@ -157,6 +205,7 @@ def show(a) -> dict:
     "What a data set holds, as training would see it."
     from mmgen.data.captions import as_tags
     from mmgen.data.loading import load_source
+
     rows = load_source(a.data, a.split, images=a.images)
     column = "tags" if "tags" in rows.column_names else "text"
     shown = rows[column]
@@ -169,20 +218,29 @@ def show(a) -> dict:
 
 def prepare(a) -> dict:
     "A Danbooru dump becomes a training set."
-    from mmgen.danbooru.prepare import prepare as whole, record_of
+    from mmgen.danbooru.prepare import prepare as whole
+    from mmgen.danbooru.prepare import record_of
+
     config = config_of(a, "prepare_danbooru")
-    if a.out is not None: config = replace(config, out=str(Path(a.out).expanduser().absolute()))  # a notebook's is the repository's
+    if a.out is not None:
+        config = replace(config, out=str(Path(a.out).expanduser().absolute()))  # a notebook's is the repository's
     with record_of(config) as run:
         found = whole(config, run)
     for row in run.record["dropped"]:
         say(f"{row['n']:>12,}  {row['what']:22} {row['why']}")
     say(f"{found['folder']}: {sum(found['kept'].values()):,} images; train with --data {found['folder']}")
-    return {"folder": str(found["folder"]), "images": found["kept"], "dropped": {row["what"]: row["n"] for row in run.record["dropped"]}, "record": str(run.path)}
+    return {
+        "folder": str(found["folder"]),
+        "images": found["kept"],
+        "dropped": {row["what"]: row["n"] for row in run.record["dropped"]},
+        "record": str(run.path),
+    }
 
 
 def demo(a) -> dict:
     "The page, until Ctrl-C."
     from mmgen.app.demo import serve, until_stopped
+
     with tempfile.TemporaryDirectory(prefix="mmgen-demo-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         given = opening_of(a) | ({"model": a.model} if a.model else {})
@@ -196,6 +254,7 @@ def demo(a) -> dict:
 def export(a) -> dict:
     "A model for other programs: a folder for diffusers, or one file."
     from mmgen.app.export import export_model
+
     out = export_model(a.model, check_writable(Path(a.out)), **opening_of(a))
     say(f"{out}: {a.model} for {'ComfyUI, webui and diffusers' if out.is_file() else 'diffusers'}")
     return {"file": str(out), "model": a.model}

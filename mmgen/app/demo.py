@@ -16,12 +16,13 @@ import warnings
 
 import numpy as np
 
+from .panel import describe, edit_image, size_of, tags_of, wanted_caption
 from ..benchmark.counterfactuals import counterfactuals
 from ..data import portraits
 from ..data.captions import caption
-from ..data.loading import open_image, read_image
-from ..editing.editor import Editor, editor, editor_class, editors, options_of
-from .panel import describe, edit_image, size_of, tags_of, wanted_caption
+from ..data.images import open_image, read_image
+from ..editing.editor import Editor
+from ..editing.registry import editor, editor_class, editors, options_of
 
 # %% ../../nbs/app/demo.ipynb #a83e8135
 MAX_BYTES, MAX_PIXELS, WAITING = 8 * 2**20, 32e6, 16  # of an upload; edits in the queue
@@ -29,6 +30,7 @@ MAX_BYTES, MAX_PIXELS, WAITING = 8 * 2**20, 32e6, 16  # of an upload; edits in t
 
 class Workbench:
     "Editors by name, and one edit at a time."
+
     def __init__(self, device: str | None = None, **given):  # `model` of the diffusion Editors, and its options
         self.device, self.given, self.opened, self.lock, self.closed = device, given, {}, threading.Lock(), False
 
@@ -36,23 +38,27 @@ class Workbench:
     def alone(self):
         "One thread at a time; ValueError once the page is closed."
         with self.lock:
-            if self.closed: raise ValueError("The page is closed.")
+            if self.closed:
+                raise ValueError("The page is closed.")
             yield
 
     def close(self) -> None:
         "Returns when the edit that is running has ended; no other one starts."
         self.closed = True
-        with self.lock: pass
+        with self.lock:
+            pass
 
     def editor(self, name: str) -> Editor:
         "The Editor of that name, with the given weights or its packaged ones."
         with self.alone():
-            if name not in self.opened: self.opened[name] = editor(name, self.device, **self._options(name))
+            if name not in self.opened:
+                self.opened[name] = editor(name, self.device, **self._options(name))
             return self.opened[name]
 
     def _options(self, name):
         "The given model is opened once."
-        if not self.given or "prediction_type" not in options_of(name): return {}
+        if not self.given or "prediction_type" not in options_of(name):
+            return {}
         reads = editor_class(name).model_class.reads
         open_ones = [e.pipeline for e in self.opened.values() if hasattr(e, "pipeline") and e.pipeline.reads == reads]
         return {"model": open_ones[0]} if open_ones else self.given
@@ -60,15 +66,21 @@ class Workbench:
     def see(self, data: bytes, name: str) -> tuple[np.ndarray, str]:  # uint8 (size, size, 3), caption
         "An uploaded picture at an Editor's size, and what its CLIP sees."
         which, whole = self.editor(name), read_image(data, MAX_PIXELS)
-        with self.alone(): return open_image(whole, size_of(which)), describe(which, whole)  # warnings belong to one thread at a time
+        with self.alone():
+            return open_image(whole, size_of(which)), describe(which, whole)  # warnings belong to one thread at a time
 
     def edit(self, picture: np.ndarray, source: str, prompt: str, name: str, strength: float) -> tuple[np.ndarray, str]:
         "The edited picture, and the caption that was aimed at, with what was noticed about it."
         which = self.editor(name)
         with self.alone(), warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always", UserWarning)
-            result, wanted = edit_image(which, open_image(picture, size_of(which)), source, prompt, strength), wanted_caption(source, prompt, tags_of(which))
-        return result, " ".join([wanted if len(wanted) < 1000 else wanted[:1000] + " …", *dict.fromkeys(str(one.message) for one in heard)])
+            result, wanted = (
+                edit_image(which, open_image(picture, size_of(which)), source, prompt, strength),
+                wanted_caption(source, prompt, tags_of(which)),
+            )
+        return result, " ".join(
+            [wanted if len(wanted) < 1000 else wanted[:1000] + " …", *dict.fromkeys(str(one.message) for one in heard)]
+        )
 
 
 def examples(
@@ -76,7 +88,7 @@ def examples(
 ) -> list[tuple[np.ndarray, str, str, int]]:  # picture uint8 (64, 64, 3), caption, wish, seed
     "Edits of the benchmark, each of another face."
     faces = {row.seed: row for row in reversed(counterfactuals(20 * n))}
-    rows = [(portraits.sample(row.seed), row) for row in list(faces.values())[:-n - 1:-1]]
+    rows = [(portraits.sample(row.seed), row) for row in list(faces.values())[: -n - 1 : -1]]
     return [(portraits.render(face, 64), caption(portraits.tags(face)), row.tag, row.seed) for face, row in rows]
 
 
@@ -85,7 +97,8 @@ def large(
     least: int = 256,  # pixels
 ) -> np.ndarray | None:
     "For the screen: each pixel as a square, where the picture is small."
-    if picture is None: return None
+    if picture is None:
+        return None
     times = max(1, least // max(picture.shape[:2]))
     return picture.repeat(times, 0).repeat(times, 1)
 
@@ -95,8 +108,10 @@ def exact(
     prompt: str,
 ) -> np.ndarray | None:  # uint8 (64, 64, 3); None where nobody can know
     "What the renderer draws where the wish is a tag that this face can show."
-    try: return None if seed is None else portraits.render(portraits.change(portraits.sample(seed), prompt.strip()), 64)
-    except portraits.PortraitError: return None
+    try:
+        return None if seed is None else portraits.render(portraits.change(portraits.sample(seed), prompt.strip()), 64)
+    except portraits.PortraitError:
+        return None
 
 # %% ../../nbs/app/demo.ipynb #37a9ba9d
 _OWN = "A picture of your own: it is cut to its centre square. Correct what it shows, if need be; the more of it is said, the more of it stays."
@@ -110,8 +125,10 @@ def build_demo(
 ) -> "gradio.Blocks":
     "The page, not yet served; ValueError where gradio is not installed."
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # nothing is sent anywhere
-    try: import gradio as gr
-    except ImportError as e: raise ValueError("The page needs one package more: pip install 'mmgen[demo]', or pip install gradio.") from e
+    try:
+        import gradio as gr
+    except ImportError as e:
+        raise ValueError("The page needs one package more: pip install 'mmgen[demo]', or pip install gradio.") from e
     bench, pictures = Workbench(device, **given), examples()
     names = [name for name in editors() if name != "copy-input"]
 
@@ -120,46 +137,90 @@ def build_demo(
         return picture, large(picture), source, wish, seed, None, None, None, f"Portrait {seed} of the benchmark."
 
     def opened(data, name):
-        if data is None: return [gr.skip()] * 8
-        try: picture, source = bench.see(data, name)
-        except (ValueError, OSError) as e: return [gr.skip()] * 7 + [f"**{e}**"]
+        if data is None:
+            return [gr.skip()] * 8
+        try:
+            picture, source = bench.see(data, name)
+        except (ValueError, OSError) as e:
+            return [gr.skip()] * 7 + [f"**{e}**"]
         return picture, large(picture), source, None, None, None, None, _OWN
 
     def edit(picture, source, prompt, seed, left, a, right, b):
         results, said = [], []
         for name, strength in ((left, a), (right, b)):
-            try: result, wanted = bench.edit(picture, source, prompt, name, strength)
-            except (ValueError, OSError) as e: result, wanted = None, f"**{e}**"
+            try:
+                result, wanted = bench.edit(picture, source, prompt, name, strength)
+            except (ValueError, OSError) as e:
+                result, wanted = None, f"**{e}**"
             results.append(large(result))
             said.append(f"{name}: {wanted}")
         return *results, large(exact(seed, prompt)), "\n\n".join(said)
 
-    def strength_of(name): return bench.editor(name).strength
+    def strength_of(name):
+        return bench.editor(name).strength
 
-    with gr.Blocks(title="mmgen", analytics_enabled=False, delete_cache=(600, 3600)) as page:  # uploads and results go after an hour, seconds
-        gr.Markdown("# Change a picture by saying what shall change\nLatent diffusion on the left, StyleCLIP on the right; the packaged models know portraits of one drawing style, 64 pixels wide.")
+    with gr.Blocks(
+        title="mmgen", analytics_enabled=False, delete_cache=(600, 3600)
+    ) as page:  # uploads and results go after an hour, seconds
+        gr.Markdown(
+            "# Change a picture by saying what shall change\nLatent diffusion on the left, StyleCLIP on the right; the packaged models know portraits of one drawing style, 64 pixels wide."
+        )
         seed, picture = gr.State(pictures[0][3]), gr.State(pictures[0][0])
-        gallery = gr.Gallery([(large(picture), wish) for picture, _, wish, _ in pictures], label="the benchmark's portraits, each with its wish", columns=10, height=150, buttons=[], allow_preview=False,
-                             interactive=False, elem_id="gallery")
+        gallery = gr.Gallery(
+            [(large(picture), wish) for picture, _, wish, _ in pictures],
+            label="the benchmark's portraits, each with its wish",
+            columns=10,
+            height=150,
+            buttons=[],
+            allow_preview=False,
+            interactive=False,
+            elem_id="gallery",
+        )
         with gr.Row():
-            upload = gr.File(label=f"a picture of your own, at most {MAX_BYTES >> 20} MB and {MAX_PIXELS / 1e6:g} million pixels", file_types=["image"], type="binary", elem_id="upload")
+            upload = gr.File(
+                label=f"a picture of your own, at most {MAX_BYTES >> 20} MB and {MAX_PIXELS / 1e6:g} million pixels",
+                file_types=["image"],
+                type="binary",
+                elem_id="upload",
+            )
             with gr.Column():
                 source = gr.Textbox(pictures[0][1], label="it shows", elem_id="source")
-                prompt = gr.Textbox(pictures[0][2], label="wish: a tag, or a caption of the wanted picture", elem_id="prompt")
+                prompt = gr.Textbox(
+                    pictures[0][2], label="wish: a tag, or a caption of the wanted picture", elem_id="prompt"
+                )
                 button = gr.Button("edit", variant="primary", elem_id="edit")
         with gr.Row():
             first = gr.Dropdown(names, value=left, label="left", elem_id="left")
-            strength = gr.Slider(0, 1, bench.editor(left).strength, step=0.05, label="strength, left", elem_id="left-strength")
+            strength = gr.Slider(
+                0, 1, bench.editor(left).strength, step=0.05, label="strength, left", elem_id="left-strength"
+            )
             second = gr.Dropdown(names, value=right, label="right", elem_id="right")
-            other = gr.Slider(0, 1, bench.editor(right).strength, step=0.05, label="strength, right", elem_id="right-strength")
+            other = gr.Slider(
+                0, 1, bench.editor(right).strength, step=0.05, label="strength, right", elem_id="right-strength"
+            )
         with gr.Row():
-            seen, *results = [gr.Image(label=label, interactive=False, height=300, elem_id=label.split()[0] + "-result", format="png", buttons=["download"])
-                              for label in ("picture", "left", "right", "exact answer, of portraits")]
+            seen, *results = [
+                gr.Image(
+                    label=label,
+                    interactive=False,
+                    height=300,
+                    elem_id=label.split()[0] + "-result",
+                    format="png",
+                    buttons=["download"],
+                )
+                for label in ("picture", "left", "right", "exact answer, of portraits")
+            ]
         said = gr.Markdown(elem_id="said")
         gallery.select(chosen, None, [picture, seen, source, prompt, seed, *results, said])
         upload.upload(opened, [upload, first], [picture, seen, source, seed, *results, said])
         page.load(lambda: large(pictures[0][0]), None, seen)
-        one = dict(fn=edit, inputs=[picture, source, prompt, seed, first, strength, second, other], outputs=[*results, said], concurrency_id="edit", concurrency_limit=1)
+        one = dict(
+            fn=edit,
+            inputs=[picture, source, prompt, seed, first, strength, second, other],
+            outputs=[*results, said],
+            concurrency_id="edit",
+            concurrency_limit=1,
+        )
         button.click(**one)
         prompt.submit(**one)
         first.change(strength_of, first, strength)
@@ -173,10 +234,13 @@ def past_proxies():
     "Within, requests go to their host directly, whatever proxy the environment names: the page asks itself whether it is there."
     before = os.environ.get("no_proxy")
     os.environ["no_proxy"] = "*"
-    try: yield
+    try:
+        yield
     finally:
-        if before is None: del os.environ["no_proxy"]
-        else: os.environ["no_proxy"] = before
+        if before is None:
+            del os.environ["no_proxy"]
+        else:
+            os.environ["no_proxy"] = before
 
 
 def serve(
@@ -188,15 +252,31 @@ def serve(
     **given,  # of `Workbench`
 ):
     "Serve the page; ValueError where the port is in use."
-    if not 1 <= port <= 65535: raise ValueError(f"The port {port} does not exist; one from 1 to 65535 does, such as 7860.")
+    if not 1 <= port <= 65535:
+        raise ValueError(f"The port {port} does not exist; one from 1 to 65535 does, such as 7860.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try: probe.bind((host, port))
-        except OSError as e: raise ValueError(f"The port {port} on {host} cannot be used ({e.strerror}); take another one with --port.") from e
+        try:
+            probe.bind((host, port))
+        except OSError as e:
+            raise ValueError(
+                f"The port {port} on {host} cannot be used ({e.strerror}); take another one with --port."
+            ) from e
     with past_proxies():
         page = build_demo(device, **given)
-        page.launch(server_name=host, server_port=port, inbrowser=browser, max_file_size=MAX_BYTES, quiet=True, prevent_thread_lock=True, show_error=True, share=False, footer_links=[])
-    if wait: until_stopped(page)
+        page.launch(
+            server_name=host,
+            server_port=port,
+            inbrowser=browser,
+            max_file_size=MAX_BYTES,
+            quiet=True,
+            prevent_thread_lock=True,
+            show_error=True,
+            share=False,
+            footer_links=[],
+        )
+    if wait:
+        until_stopped(page)
     return page
 
 
@@ -205,7 +285,9 @@ def until_stopped(
 ) -> None:
     "Returns after Ctrl-C, when the edit that is running has ended: a process that ends in the midst of one crashes. Those that wait are refused."
     try:
-        while page.is_running: time.sleep(0.1)
-    except KeyboardInterrupt: pass
+        while page.is_running:
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        pass
     page.bench.close()
     page.close(verbose=False)

@@ -20,12 +20,12 @@ from torch import nn
 from transformers import CLIPTextConfig
 
 from ..base.files import atomic_write
+from ..base.runs import to_json, without_folders
+from ..base.weights import read_fields, resolve
 from ..ldm.autoencoder import AutoencoderKL
 from ..ldm.editors.instruct import InstructPix2Pix
 from ..ldm.pipeline import LatentDiffusion
-from ..base.runs import to_json, without_folders
 from ..styleclip.mapper import Mapper
-from ..base.weights import read_fields, resolve
 
 # %% ../../nbs/app/export.ipynb #5bc20327
 class ExportError(ValueError):
@@ -221,22 +221,33 @@ def export_model(
 # %% ../../nbs/app/export.ipynb #aa47d9b0
 class _Decoder(nn.Module):
     "Scaled latents to images"
+
     def __init__(self, pipeline):
         super().__init__()
         self.autoencoder = copy.deepcopy(pipeline.autoencoder).cpu()
         self.register_buffer("mean", pipeline.mean.cpu())
         self.register_buffer("std", pipeline.std.cpu())
 
-    def forward(self, latents): return self.autoencoder.decode(latents * self.std + self.mean)
+    def forward(self, latents):
+        return self.autoencoder.decode(latents * self.std + self.mean)
 
 
 def _save_onnx(path, network, inputs, output, about):
     "One network in one file, for any batch size."
-    try: import onnxscript  # noqa: F401
-    except ImportError as e: raise ExportError("Writing ONNX needs two packages more: pip install onnx onnxscript.") from e
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as e:
+        raise ExportError("Writing ONNX needs two packages more: pip install onnx onnxscript.") from e
     batch = torch.export.Dim("batch")
-    made = torch.onnx.export(network.eval(), tuple(inputs.values()), input_names=list(inputs), output_names=[output], dynamic_shapes=tuple({0: batch} for _ in inputs), dynamo=True,
-                             verbose=False)
+    made = torch.onnx.export(
+        network.eval(),
+        tuple(inputs.values()),
+        input_names=list(inputs),
+        output_names=[output],
+        dynamic_shapes=tuple({0: batch} for _ in inputs),
+        dynamo=True,
+        verbose=False,
+    )
     made.model.metadata_props["mmgen"] = json.dumps(to_json(about))
     return atomic_write(path, lambda temporary: made.save(str(temporary)))
 
@@ -247,7 +258,13 @@ def save_decoder_onnx(
 ) -> Path:
     "The decoder: `latents` (B, c, h, w) as the UNet makes them → `images` (B, 3, H, W), about [-1, 1]."
     side, c = pipeline.size // pipeline.autoencoder.factor, pipeline.autoencoder.config["latent_channels"]
-    return _save_onnx(path, _Decoder(pipeline), {"latents": torch.randn(2, c, side, side)}, "images", {"kind": "decoder", "size": pipeline.size, **pipeline.autoencoder.config})
+    return _save_onnx(
+        path,
+        _Decoder(pipeline),
+        {"latents": torch.randn(2, c, side, side)},
+        "images",
+        {"kind": "decoder", "size": pipeline.size, **pipeline.autoencoder.config},
+    )
 
 
 def save_mapper_onnx(
@@ -256,7 +273,8 @@ def save_mapper_onnx(
 ) -> Path:
     "A StyleCLIP mapper: `codes` (B, num_ws, w_dim) and, for one of many prompts, `texts` (B, 2, condition) → `change`, to be added times the strength."
     inputs = {"codes": torch.randn(2, mapper.num_ws, mapper.w_dim)}
-    if mapper.condition: inputs["texts"] = torch.randn(2, 2, mapper.condition)
+    if mapper.condition:
+        inputs["texts"] = torch.randn(2, 2, mapper.condition)
     return _save_onnx(path, copy.deepcopy(mapper).cpu(), inputs, "change", {"kind": "mapper", **mapper.config})
 
 # %% ../../nbs/app/export.ipynb #2fc7e8b8
@@ -267,8 +285,12 @@ def push(
 ) -> str:  # its address
     "Send a folder to the Hugging Face hub, under the account that `huggingface_hub` is logged in to."
     folder = Path(folder)
-    if not (folder/"README.md").is_file(): raise ExportError(f"The folder {folder.name} has no card (README.md); write one with mmgen.base.weights.model_card before others see the model.")
+    if not (folder / "README.md").is_file():
+        raise ExportError(
+            f"The folder {folder.name} has no card (README.md); write one with mmgen.base.weights.model_card before others see the model."
+        )
     from huggingface_hub import HfApi
+
     api = HfApi()
     api.create_repo(name, private=private, exist_ok=True)
     return str(api.upload_folder(repo_id=name, folder_path=folder, ignore_patterns=[".*", "*.tmp*"]))

@@ -16,14 +16,15 @@ import numpy as np
 from PIL import Image
 
 from ..base.images import to_float, to_uint8
-from ..data import portraits
-from ..data.captions import caption
-from ..data.folders import spaced
-from ..data.loading import open_image
-from ..data.edited_captions import edited_caption
-from ..editing.editor import EditError, Editor, editor, options_of
-from ..training.config import EditConfig
 from ..clip.zero_shot import choose_tags, describe_image
+from ..data import portraits
+from ..data.caption_text import spaced
+from ..data.captions import caption
+from ..data.edited_captions import edited_caption
+from ..data.images import open_image
+from ..editing.editor import Editor
+from ..editing.registry import EditError, editor, options_of
+from ..training.config import EditConfig
 
 # %% ../../nbs/app/panel.ipynb #4b7360af
 def tags_of(
@@ -54,7 +55,9 @@ def open_source(
     "The image to edit and its tags: those given, else what CLIP sees; without a file a held-out portrait, whose tags are known."
     size = size_of(which)
     if config.image:
-        return open_image(config.image, size, fit=config.fit), config.source or describe(which, config.image, config.fit)
+        return open_image(config.image, size, fit=config.fit), config.source or describe(
+            which, config.image, config.fit
+        )
     face = portraits.sample(portraits.SPLITS["test"][0] + 7)
     return portraits.render(face, size), config.source or caption(portraits.tags(face))
 
@@ -83,15 +86,18 @@ def wanted_caption(
         return source
     for part in strange[:5]:
         for close in difflib.get_close_matches(part, known, 1, cutoff=0.8):
-            warnings.warn(f"The model knows no tag {part!r}; did you mean {close!r}? As it stands, {prompt.strip()[:100]!r} is taken for a "
-                          "caption of the whole image.")
+            warnings.warn(
+                f"The model knows no tag {part!r}; did you mean {close!r}? As it stands, {prompt.strip()[:100]!r} is taken for a "
+                "caption of the whole image."
+            )
     return prompt.strip() if strange else ", ".join(parts)
 
 
 def _spelt(part: str, spelt: dict) -> str:
     "A tag as the model knows it where only capitals, underscores, spaces or a full stop differ; else the part as it is."
     plain = " ".join(spaced(part).split()).rstrip(".").casefold()
-    if plain in spelt: return spelt[plain]
+    if plain in spelt:
+        return spelt[plain]
     rest = plain.removeprefix("no ")
     return f"no {spelt[rest]}" if rest != plain and rest in spelt else part
 
@@ -105,7 +111,10 @@ def edit_image(
 ) -> np.ndarray:  # uint8 (H, W, 3)
     "One image through an Editor."
     result = which.edit(to_float(image).cpu(), [source], [wanted_caption(source, prompt, tags_of(which))], strength)
-    if not result.isfinite().all(): raise EditError(f"{which.name} left the finite numbers, and there is no picture; a smaller guidance or alpha may help, or other weights.")
+    if not result.isfinite().all():
+        raise EditError(
+            f"{which.name} left the finite numbers, and there is no picture; a smaller guidance or alpha may help, or other weights."
+        )
     return to_uint8(result)[0].cpu().numpy()
 
 
@@ -126,8 +135,13 @@ def side_by_side(
 ) -> Image.Image:
     "Images in a row, enlarged without smoothing where they are small."
     pictures = [Image.fromarray(image) for image in images]
-    grown = [p.resize((round(p.width * height / p.height), height), Image.Resampling.NEAREST if p.height < height
-                      else Image.Resampling.LANCZOS) for p in pictures]
+    grown = [
+        p.resize(
+            (round(p.width * height / p.height), height),
+            Image.Resampling.NEAREST if p.height < height else Image.Resampling.LANCZOS,
+        )
+        for p in pictures
+    ]
     sheet = Image.new("RGB", (sum(p.width for p in grown) + gap * (len(grown) - 1), height), "white")
     left = 0
     for picture in grown:
@@ -136,7 +150,11 @@ def side_by_side(
     return sheet
 
 # %% ../../nbs/app/panel.ipynb #e67941b4
-SLIDERS = {"guidance": (1, 5, 0.5), "alpha": (0, 20, 1), "beta": (0, 0.5, 0.02)}  # least, most, step of the dials beside strength
+SLIDERS = {
+    "guidance": (1, 5, 0.5),
+    "alpha": (0, 20, 1),
+    "beta": (0, 0.5, 0.02),
+}  # least, most, step of the dials beside strength
 
 
 def panel(
@@ -156,7 +174,9 @@ def panel(
     shows = widgets.Text(source, description="it shows", continuous_update=False, layout=wide)
     method = widgets.Dropdown(options=list(dict.fromkeys([which.name, *others])), description="editor")
     text = widgets.Text(prompt, description="prompt", continuous_update=False, layout=wide)
-    slider = lambda name, least, most, step: widgets.FloatSlider(min=least, max=most, step=step, description=name, continuous_update=False)
+    slider = lambda name, least, most, step: widgets.FloatSlider(
+        min=least, max=most, step=step, description=name, continuous_update=False
+    )
     strong, dials = slider("strength", 0, 1, 0.05), {name: slider(name, *limits) for name, limits in SLIDERS.items()}
     view, said = widgets.Image(value=_png(side_by_side(image, image)), format="png"), widgets.Label()
     button, built = widgets.Button(description="edit", button_style="primary"), {which.name: which}

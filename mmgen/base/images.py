@@ -15,7 +15,7 @@ import torch
 
 # %% ../../nbs/base/images.ipynb #c3f35310
 def seed_everything(
-    seed: int, # any integer from 0 to 2**32 - 1
+    seed: int,  # any integer from 0 to 2**32 - 1
 ) -> None:
     "Seed the global generators of python, numpy and torch (all CUDA devices too)."
     random.seed(seed)
@@ -24,13 +24,17 @@ def seed_everything(
 
 
 def pick_device(
-    device: str|torch.device|None = None, # "cpu", "cuda", "cuda:1", "mps"; None or "auto": the best one, of a launch its own
+    device: str
+    | torch.device
+    | None = None,  # "cpu", "cuda", "cuda:1", "mps"; None or "auto": the best one, of a launch its own
 ) -> torch.device:
     "The device to compute on; ValueError where the one asked for is not there."
     if device in (None, "", "auto"):
-        if torch.cuda.is_available(): return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        if torch.cuda.is_available():
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try: device = torch.device(device)
+    try:
+        device = torch.device(device)
     except RuntimeError as e:
         raise ValueError(f"{device!r} is not a device; use cpu, cuda, cuda:<n>, mps or auto.") from e
     count = torch.cuda.device_count()
@@ -45,135 +49,160 @@ def fast_bf16(
     device: torch.device,
 ) -> bool:
     "Whether products of bfloat16 matrices are faster than those of float32 there."
-    if device.type == "cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     known = getattr(torch.cpu, "_is_avx512_bf16_supported", None), getattr(torch.cpu, "_is_amx_tile_supported", None)
     return device.type == "cpu" and any(check() for check in known if check)
 
 # %% ../../nbs/base/images.ipynb #fd7bb16b
 def error_message(
-    function, # called with the other arguments
-    *args, **kwargs,
+    function,  # called with the other arguments
+    *args,
+    **kwargs,
 ) -> str:
     "What the exception says that the call raises; AssertionError where it raises none."
-    try: function(*args, **kwargs)
-    except Exception as error: return str(error)
+    try:
+        function(*args, **kwargs)
+    except Exception as error:
+        return str(error)
     raise AssertionError(f"{getattr(function, '__name__', function)} accepted what it should refuse.")
 
 # %% ../../nbs/base/images.ipynb #83269014
 def to_float(
-    images, # uint8 (B, H, W, 3) or (H, W, 3), numpy or torch
+    images,  # uint8 (B, H, W, 3) or (H, W, 3), numpy or torch
 ) -> torch.Tensor:
     "uint8 images -> float32 (B, 3, H, W) in [-1, 1], contiguous, on the device of the input."
     x = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
-    if x.ndim == 3: x = x[None]
+    if x.ndim == 3:
+        x = x[None]
     if x.dtype != torch.uint8 or x.ndim != 4 or x.shape[-1] != 3:
-        raise ValueError("to_float wants uint8 of shape (B, H, W, 3) or (H, W, 3), "
-                         f"not {x.dtype} of shape {tuple(x.shape)}.")
+        raise ValueError(
+            f"to_float wants uint8 of shape (B, H, W, 3) or (H, W, 3), not {x.dtype} of shape {tuple(x.shape)}."
+        )
     return x.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
 
 
 def to_uint8(
-    images: torch.Tensor, # float (B, 3, H, W) or (3, H, W) in [-1, 1]; values outside are clipped
+    images: torch.Tensor,  # float (B, 3, H, W) or (3, H, W) in [-1, 1]; values outside are clipped
 ) -> torch.Tensor:
     "Float images -> uint8 (B, H, W, 3), rounded to the nearest value, on the device of the input."
     x = torch.as_tensor(images)
-    if x.ndim == 3: x = x[None]
+    if x.ndim == 3:
+        x = x[None]
     if not x.is_floating_point() or x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError("to_uint8 wants floats of shape (B, 3, H, W) or (3, H, W), "
-                         f"not {x.dtype} of shape {tuple(x.shape)}.")
+        raise ValueError(
+            f"to_uint8 wants floats of shape (B, 3, H, W) or (3, H, W), not {x.dtype} of shape {tuple(x.shape)}."
+        )
     x = x.detach().float().nan_to_num(nan=-1.0)
     return x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 # %% ../../nbs/base/images.ipynb #5b5cd1fc
 def psnr(
-    x: torch.Tensor, # images (B, 3, H, W) in [-1, 1]
-    y: torch.Tensor, # what was made of them; clamped here
-) -> torch.Tensor: # (B,) in dB
+    x: torch.Tensor,  # images (B, 3, H, W) in [-1, 1]
+    y: torch.Tensor,  # what was made of them; clamped here
+) -> torch.Tensor:  # (B,) in dB
     "Peak signal-to-noise ratio of each image."
     return 10 * torch.log10(4 / (x - y.clamp(-1, 1)).square().flatten(1).mean(1).clamp(min=1e-12))
 
 # %% ../../nbs/base/images.ipynb #29418b46
 def _uint8_list(images) -> list[np.ndarray]:
     "Float NCHW, uint8 NHWC, one image or a list of either -> list of uint8 (H, W, 3) arrays."
-    if isinstance(images, (list, tuple)): return [one for image in images for one in _uint8_list(image)]
+    if isinstance(images, (list, tuple)):
+        return [one for image in images for one in _uint8_list(image)]
     x = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images))
-    if x.dtype != torch.uint8: x = to_uint8(x)
-    if x.ndim == 3: x = x[None]
+    if x.dtype != torch.uint8:
+        x = to_uint8(x)
+    if x.ndim == 3:
+        x = x[None]
     if x.ndim != 4 or x.shape[-1] != 3:
-        raise ValueError("A grid wants float (B, 3, H, W) or uint8 (B, H, W, 3) images, "
-                         f"not shape {tuple(x.shape)}.")
+        raise ValueError(f"A grid wants float (B, 3, H, W) or uint8 (B, H, W, 3) images, not shape {tuple(x.shape)}.")
     return list(x.cpu().numpy())
 
 
 def image_grid(
-    images, # float (B, 3, H, W) in [-1, 1] or uint8 (B, H, W, 3), or a list of such images
-    cols: int = 8, # images per row
-    pad: int = 2, # white pixels between images
+    images,  # float (B, 3, H, W) in [-1, 1] or uint8 (B, H, W, 3), or a list of such images
+    cols: int = 8,  # images per row
+    pad: int = 2,  # white pixels between images
 ) -> np.ndarray:
     "One uint8 (H, W, 3) picture with `images` in rows of `cols`; smaller images are padded with white."
     items = _uint8_list(images)
-    if not items: raise ValueError("image_grid got no images.")
+    if not items:
+        raise ValueError("image_grid got no images.")
     cols = max(1, min(cols, len(items)))
     rows = -(-len(items) // cols)
     h, w = max(i.shape[0] for i in items), max(i.shape[1] for i in items)
-    grid = np.full((rows*(h+pad) - pad, cols*(w+pad) - pad, 3), 255, np.uint8)
+    grid = np.full((rows * (h + pad) - pad, cols * (w + pad) - pad, 3), 255, np.uint8)
     for n, item in enumerate(items):
-        y, x = (n // cols)*(h+pad), (n % cols)*(w+pad)
-        grid[y:y+item.shape[0], x:x+item.shape[1]] = item
+        y, x = (n // cols) * (h + pad), (n % cols) * (w + pad)
+        grid[y : y + item.shape[0], x : x + item.shape[1]] = item
     return grid
 
 
 def show_grid(
-    images, # as for `image_grid`
-    cols: int = 8, # images per row
-    titles: list[str]|None = None, # one per image
-    scale: float = 1.0, # 1.0: an image is 1.2 inches wide
+    images,  # as for `image_grid`
+    cols: int = 8,  # images per row
+    titles: list[str] | None = None,  # one per image
+    scale: float = 1.0,  # 1.0: an image is 1.2 inches wide
 ):
     "A matplotlib figure of `images` in rows of `cols`; it is closed for pyplot, so a notebook shows it once."
     from matplotlib.figure import Figure
+
     items = _uint8_list(images)
-    if not items: raise ValueError("show_grid got no images.")
+    if not items:
+        raise ValueError("show_grid got no images.")
     if titles is not None and len(titles) != len(items):
         raise ValueError(f"show_grid got {len(titles)} titles for {len(items)} images.")
     cols = max(1, min(cols, len(items)))
     rows = -(-len(items) // cols)
     ratio = max(i.shape[0] / i.shape[1] for i in items)
-    height = 1.2*ratio + (0.22 if titles else 0)
-    fig = Figure(figsize=(1.2*scale*cols, height*scale*rows), layout="constrained")
+    height = 1.2 * ratio + (0.22 if titles else 0)
+    fig = Figure(figsize=(1.2 * scale * cols, height * scale * rows), layout="constrained")
     fig.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     axes = fig.subplots(rows, cols, squeeze=False).ravel()
-    for ax in axes: ax.axis("off")
+    for ax in axes:
+        ax.axis("off")
     for n, (ax, item) in enumerate(zip(axes, items)):
         ax.imshow(item, interpolation="nearest")
-        if titles: ax.set_title(titles[n], fontsize=7*scale, pad=2)
+        if titles:
+            ax.set_title(titles[n], fontsize=7 * scale, pad=2)
     return fig
 
 
 def jpeg_figures(
-    quality: int = 65, # JPEG quality, 1..95
+    quality: int = 65,  # JPEG quality, 1..95
 ) -> None:
     "Store a notebook's figures as JPEG, so that the notebook stays small; does nothing outside IPython."
     from IPython import get_ipython
-    if get_ipython() is None: return
+
+    if get_ipython() is None:
+        return
     from matplotlib_inline.backend_inline import set_matplotlib_formats
+
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": quality})
 
 # %% ../../nbs/base/images.ipynb #8912b530
 def sheet(
-    rows: dict, # label → images, float (N, 3, H, W) in [-1, 1] or uint8 (N, H, W, 3); a label may have two lines
-    columns: list[str] | tuple = (), # labels above the columns, of one or two lines
-    cell: int = 80, # pixels of an image
-) -> np.ndarray: # uint8 (H, W, 3)
+    rows: dict,  # label → images, float (N, 3, H, W) in [-1, 1] or uint8 (N, H, W, 3); a label may have two lines
+    columns: list[str] | tuple = (),  # labels above the columns, of one or two lines
+    cell: int = 80,  # pixels of an image
+) -> np.ndarray:  # uint8 (H, W, 3)
     "Rows of images under and beside what they are; a row may be shorter than the others."
     from PIL import Image, ImageDraw, ImageFont
+
     shown = {label: _uint8_list(images) for label, images in rows.items()}
     font, top = ImageFont.load_default(12), 34 if columns else 0
     margin = 12 + int(max(font.getlength(line) for label in shown for line in label.split("\n")))
-    page = Image.new("RGB", (margin + cell*max(len(columns), *map(len, shown.values())), top + cell*len(shown)), "white")
+    page = Image.new(
+        "RGB", (margin + cell * max(len(columns), *map(len, shown.values())), top + cell * len(shown)), "white"
+    )
     pen = ImageDraw.Draw(page)
-    for x, text in enumerate(columns): pen.multiline_text((margin + (x + 0.5)*cell, top/2), text, "black", font, "mm", 2, "center")
+    for x, text in enumerate(columns):
+        pen.multiline_text((margin + (x + 0.5) * cell, top / 2), text, "black", font, "mm", 2, "center")
     for y, (label, images) in enumerate(shown.items()):
-        pen.multiline_text((margin - 6, top + (y + 0.5)*cell), label, "black", font, "rm", 2, "right")
+        pen.multiline_text((margin - 6, top + (y + 0.5) * cell), label, "black", font, "rm", 2, "right")
         for x, image in enumerate(images):
-            page.paste(Image.fromarray(image).resize((cell, cell), Image.Resampling.LANCZOS), (margin + x*cell, top + y*cell))
+            page.paste(
+                Image.fromarray(image).resize((cell, cell), Image.Resampling.LANCZOS),
+                (margin + x * cell, top + y * cell),
+            )
     return np.asarray(page)

@@ -18,6 +18,7 @@ from .pickle_opcodes import PickleError, shown
 # %% ../../nbs/base/pickle_arrays.ipynb #dc73da05
 class Plain:
     "An object of another program's class as data; the class is not needed."
+
     def __init__(
         self,
         kind: str = "",  # its class: module.name
@@ -26,12 +27,22 @@ class Plain:
     ):
         self.kind, self.args, self.state = kind, args, state
 
-    def __repr__(self): return f"<{shown(self.kind)}>"
+    def __repr__(self):
+        return f"<{shown(self.kind)}>"
 
 # %% ../../nbs/base/pickle_arrays.ipynb #ea3a5a32
-DTYPES = {"Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
-           "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
-           "Bool": torch.bool}
+DTYPES = {
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+}
 
 
 def numbers(
@@ -45,13 +56,18 @@ def numbers(
 
 def whole(values):
     "A short tuple of integers that are not negative"
-    return (isinstance(values, tuple) and len(values) <= 64
-            and all(type(value) is int and 0 <= value < 2**62 for value in values))
+    return (
+        isinstance(values, tuple)
+        and len(values) <= 64
+        and all(type(value) is int and 0 <= value < 2**62 for value in values)
+    )
 
 
 def as_bytes(data):
-    if isinstance(data, str): data = data.encode("latin1")  # bytes of Python 2
-    if not isinstance(data, bytes): raise PickleError("numbers are written in an unknown way")
+    if isinstance(data, str):
+        data = data.encode("latin1")  # bytes of Python 2
+    if not isinstance(data, bytes):
+        raise PickleError("numbers are written in an unknown way")
     return data
 
 
@@ -61,7 +77,8 @@ def make_tensor(parts, storage, offset, size, stride, requires_grad=False, hooks
     if not known or metadata or id(storage) not in parts.flat:
         raise PickleError("a tensor is described in a way that torch does not write")
     parts.spend(math.prod(max(n, 1) for n in size) * storage.itemsize)
-    if 0 in size: return torch.empty(size, dtype=storage.dtype)
+    if 0 in size:
+        return torch.empty(size, dtype=storage.dtype)
     if offset + sum((n - 1) * step for n, step in zip(size, stride)) >= len(storage):
         raise PickleError(f"a tensor of shape {size} is larger than its storage of {len(storage)} numbers")
     return torch.as_strided(storage, size, stride, offset)
@@ -75,8 +92,9 @@ def make_typed(parts, make, kind, args, state=None):
 
 
 def other_numbers(*_):
-    raise PickleError("it holds numbers of a kind that is not opened, as 8-bit floats; "
-                      "take the float16 or float32 ones")
+    raise PickleError(
+        "it holds numbers of a kind that is not opened, as 8-bit floats; take the float16 or float32 ones"
+    )
 
 # %% ../../nbs/base/pickle_arrays.ipynb #6553c87b
 def make_dtype(parts, state, code, *_):
@@ -89,29 +107,35 @@ def make_dtype(parts, state, code, *_):
 
 def make_buffer(parts, data, dtype, shape, order="C", axes=None):
     "numpy's numeric._frombuffer, by which protocol 5 writes arrays"
-    if isinstance(dtype, Plain): return Plain("numpy.ndarray", (shape, dtype), data)
+    if isinstance(dtype, Plain):
+        return Plain("numpy.ndarray", (shape, dtype), data)
     if not (isinstance(dtype, np.dtype) and whole(shape) and len(shape) <= 32 and axes is None):
         raise PickleError("an array holds other things than numbers")
-    if not isinstance(data, bytes | str): raise PickleError("an array has no bytes")
+    if not isinstance(data, bytes | str):
+        raise PickleError("an array has no bytes")
     data = as_bytes(data)
     if math.prod(shape) * dtype.itemsize != len(data):
         raise PickleError(f"an array of shape {shape} and type {dtype} has {len(data)} bytes")
     parts.spend(math.prod(max(n, 1) for n in shape) * dtype.itemsize)
-    if dtype == bool: array = np.frombuffer(data, np.uint8) != 0
-    else: array = np.frombuffer(bytearray(data), dtype).astype(dtype.newbyteorder("="), copy=False)
+    if dtype == bool:
+        array = np.frombuffer(data, np.uint8) != 0
+    else:
+        array = np.frombuffer(bytearray(data), dtype).astype(dtype.newbyteorder("="), copy=False)
     return array.reshape(shape, order="F" if order == "F" else "C")
 
 
 def make_array(parts, state, *_):
     "numpy's multiarray._reconstruct, by which the other protocols write arrays"
-    if not (isinstance(state, tuple) and len(state) in (4, 5)): raise PickleError("an array has no numbers")
+    if not (isinstance(state, tuple) and len(state) in (4, 5)):
+        raise PickleError("an array has no numbers")
     shape, dtype, fortran, data = state[-4:]
     return make_buffer(parts, data, dtype, shape, "F" if fortran is True else "C")
 
 
 def make_scalar(parts, dtype, data):
     "numpy's multiarray.scalar"
-    if isinstance(dtype, Plain): return Plain("numpy.generic", (dtype,), data)
+    if isinstance(dtype, Plain):
+        return Plain("numpy.generic", (dtype,), data)
     if not isinstance(dtype, np.dtype) or len(data := as_bytes(data)) != dtype.itemsize:
         raise PickleError("a number has the wrong length")
     return np.frombuffer(data, dtype)[0].item()

@@ -32,6 +32,7 @@ def _extended(entries, more):
 
 class Node:
     "The mention of a name (`args` is None), or a call of it and what the file adds to the result afterwards."
+
     __slots__ = "kind", "args", "items", "pairs", "state"
 
     def __init__(
@@ -45,13 +46,18 @@ class Node:
 
     def add(self, items=(), pairs=()):
         "Adds entries; PickleError where the name is only mentioned"
-        if self.args is None: raise PickleError(f"it changes {shown(self.kind)} itself")
-        if len(pairs) % 2: raise PickleError(DAMAGED)
-        if items: self.items = _extended(self.items, items)
-        if pairs: self.pairs = _extended(self.pairs, pairs)
+        if self.args is None:
+            raise PickleError(f"it changes {shown(self.kind)} itself")
+        if len(pairs) % 2:
+            raise PickleError(DAMAGED)
+        if items:
+            self.items = _extended(self.items, items)
+        if pairs:
+            self.pairs = _extended(self.pairs, pairs)
         return self
 
-    def __repr__(self): return self.kind if self.args is None else f"{self.kind}{self.args}"
+    def __repr__(self):
+        return self.kind if self.args is None else f"{self.kind}{self.args}"
 
 # %% ../../nbs/base/pickle_opcodes.ipynb #9c17ed9c
 _EMPTY = object()  # a place of the memo that holds nothing
@@ -59,14 +65,18 @@ _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # old names of m
 
 
 def _mention(module, name):
-    if not (isinstance(module, str) and isinstance(name, str)): raise PickleError("it asks for a name that is no text")
-    if len(module) + len(name) > 1000: raise PickleError("it asks for a name of more than 1,000 characters")
+    if not (isinstance(module, str) and isinstance(name, str)):
+        raise PickleError("it asks for a name that is no text")
+    if len(module) + len(name) > 1000:
+        raise PickleError("it asks for a name of more than 1,000 characters")
     return Node(f"{_PYTHON_2.get(module, module)}.{name}".replace("numpy._core.", "numpy.core.", 1))
 
 
 def _call(named, args):
-    if not (isinstance(named, Node) and named.args is None): raise PickleError("it calls what is no name")
-    if not isinstance(args, tuple): raise PickleError(f"it calls {shown(named.kind)} without a tuple of arguments")
+    if not (isinstance(named, Node) and named.args is None):
+        raise PickleError("it calls what is no name")
+    if not isinstance(args, tuple):
+        raise PickleError(f"it calls {shown(named.kind)} without a tuple of arguments")
     if named.kind == "copyreg._reconstructor" and args and isinstance(args[0], Node):  # protocols 0 and 1
         return Node(args[0].kind, ())
     return Node(named.kind, args)
@@ -77,24 +87,30 @@ class _Machine:
         self.stack, self.outer, self.memo = [], [], []  # outer: the stacks below each mark
         self.count = 0  # opcodes so far
 
-    def push(self, value): self.stack.append(value)
+    def push(self, value):
+        self.stack.append(value)
 
     INT = BININT = BININT1 = BININT2 = LONG = LONG1 = LONG4 = FLOAT = BINFLOAT = push
     STRING = BINSTRING = SHORT_BINSTRING = UNICODE = SHORT_BINUNICODE = BINUNICODE = BINUNICODE8 = push
     BINBYTES = SHORT_BINBYTES = BINBYTES8 = push
 
-    def BYTEARRAY8(self, value): self.push(bytes(value))
+    def BYTEARRAY8(self, value):
+        self.push(bytes(value))
 
-    def NONE(self, _): self.push(None)
+    def NONE(self, _):
+        self.push(None)
 
-    def NEWTRUE(self, _): self.push(True)
+    def NEWTRUE(self, _):
+        self.push(True)
 
-    def NEWFALSE(self, _): self.push(False)
+    def NEWFALSE(self, _):
+        self.push(False)
 
     def top(self, count):
         "Takes the last values"
         values = self.stack[-count:]
-        if len(values) < count: raise PickleError(DAMAGED)
+        if len(values) < count:
+            raise PickleError(DAMAGED)
         del self.stack[-count:]
         return values
 
@@ -107,54 +123,72 @@ class _Machine:
         self.outer.append(self.stack)
         self.stack = []
 
-    def POP_MARK(self, _): self.since_mark()
+    def POP_MARK(self, _):
+        self.since_mark()
 
-    def POP(self, _): self.stack.pop() if self.stack else self.since_mark()
+    def POP(self, _):
+        self.stack.pop() if self.stack else self.since_mark()
 
-    def DUP(self, _): self.push(self.stack[-1])
+    def DUP(self, _):
+        self.push(self.stack[-1])
 
     # the memo
     def PUT(self, place):
-        if not 0 <= place <= self.count: raise PickleError("it numbers its parts in a way that only takes memory")
+        if not 0 <= place <= self.count:
+            raise PickleError("it numbers its parts in a way that only takes memory")
         self.memo.extend([_EMPTY] * (place + 1 - len(self.memo)))
         self.memo[place] = self.stack[-1]
 
     BINPUT = LONG_BINPUT = PUT
 
-    def MEMOIZE(self, _): self.memo.append(self.stack[-1])
+    def MEMOIZE(self, _):
+        self.memo.append(self.stack[-1])
 
     def GET(self, place):
-        if not 0 <= place < len(self.memo) or self.memo[place] is _EMPTY: raise PickleError(DAMAGED)
+        if not 0 <= place < len(self.memo) or self.memo[place] is _EMPTY:
+            raise PickleError(DAMAGED)
         self.push(self.memo[place])
 
     BINGET = LONG_BINGET = GET
 
     # tuples, and containers to which entries are added
-    def EMPTY_TUPLE(self, _): self.push(())
+    def EMPTY_TUPLE(self, _):
+        self.push(())
 
-    def TUPLE1(self, _): self.push(tuple(self.top(1)))
+    def TUPLE1(self, _):
+        self.push(tuple(self.top(1)))
 
-    def TUPLE2(self, _): self.push(tuple(self.top(2)))
+    def TUPLE2(self, _):
+        self.push(tuple(self.top(2)))
 
-    def TUPLE3(self, _): self.push(tuple(self.top(3)))
+    def TUPLE3(self, _):
+        self.push(tuple(self.top(3)))
 
-    def TUPLE(self, _): self.push(tuple(self.since_mark()))
+    def TUPLE(self, _):
+        self.push(tuple(self.since_mark()))
 
-    def EMPTY_LIST(self, _): self.push(Node("builtins.list", ()))
+    def EMPTY_LIST(self, _):
+        self.push(Node("builtins.list", ()))
 
-    def EMPTY_DICT(self, _): self.push(Node("builtins.dict", ()))
+    def EMPTY_DICT(self, _):
+        self.push(Node("builtins.dict", ()))
 
-    def EMPTY_SET(self, _): self.push(Node("builtins.set", ()))
+    def EMPTY_SET(self, _):
+        self.push(Node("builtins.set", ()))
 
-    def LIST(self, _): self.push(Node("builtins.list", ()).add(self.since_mark()))
+    def LIST(self, _):
+        self.push(Node("builtins.list", ()).add(self.since_mark()))
 
-    def DICT(self, _): self.push(Node("builtins.dict", ()).add(pairs=self.since_mark()))
+    def DICT(self, _):
+        self.push(Node("builtins.dict", ()).add(pairs=self.since_mark()))
 
-    def FROZENSET(self, _): self.push(Node("builtins.frozenset", ()).add(self.since_mark()))
+    def FROZENSET(self, _):
+        self.push(Node("builtins.frozenset", ()).add(self.since_mark()))
 
     def object(self):
         "The last value, which is added to"
-        if not isinstance(self.stack[-1], Node): raise PickleError("it adds to what is no object")
+        if not isinstance(self.stack[-1], Node):
+            raise PickleError("it adds to what is no object")
         return self.stack[-1]
 
     def APPEND(self, _):
@@ -176,11 +210,14 @@ class _Machine:
         self.object().add(pairs=values)
 
     # names, and what would call them
-    def GLOBAL(self, value): self.push(_mention(*value.split(" ", 1)))
+    def GLOBAL(self, value):
+        self.push(_mention(*value.split(" ", 1)))
 
-    def STACK_GLOBAL(self, _): self.push(_mention(*self.top(2)))
+    def STACK_GLOBAL(self, _):
+        self.push(_mention(*self.top(2)))
 
-    def REDUCE(self, _): self.push(_call(*self.top(2)))
+    def REDUCE(self, _):
+        self.push(_call(*self.top(2)))
 
     NEWOBJ = REDUCE
 
@@ -193,26 +230,31 @@ class _Machine:
         named, *args = self.since_mark()
         self.push(_call(named, tuple(args)))
 
-    def INST(self, value): self.push(_call(_mention(*value.split(" ", 1)), tuple(self.since_mark())))
+    def INST(self, value):
+        self.push(_call(_mention(*value.split(" ", 1)), tuple(self.since_mark())))
 
     def BUILD(self, _):
         (state,) = self.top(1)
         self.object().add().state = state
 
-    def BINPERSID(self, _): self.push(Node("persistent id", tuple(self.top(1))))
+    def BINPERSID(self, _):
+        self.push(Node("persistent id", tuple(self.top(1))))
 
-    def PERSID(self, value): self.push(Node("persistent id", (value,)))
+    def PERSID(self, value):
+        self.push(Node("persistent id", (value,)))
 
     # no content, or content from elsewhere
     def PROTO(self, _): ...
 
     FRAME = STOP = PROTO
 
-    def EXT1(self, _): raise PickleError("it uses the registry of extensions")
+    def EXT1(self, _):
+        raise PickleError("it uses the registry of extensions")
 
     EXT2 = EXT4 = EXT1
 
-    def NEXT_BUFFER(self, _): raise PickleError("it refers to numbers outside of itself")
+    def NEXT_BUFFER(self, _):
+        raise PickleError("it refers to numbers outside of itself")
 
     READONLY_BUFFER = NEXT_BUFFER
 
@@ -227,7 +269,10 @@ def describe(
         for opcode, value, _ in pickletools.genops(file):
             getattr(machine, opcode.name)(value)
             machine.count += 1
-            if machine.count > limit: raise PickleError(f"it has more than {limit:,} opcodes, as no weights need")
+            if machine.count > limit:
+                raise PickleError(f"it has more than {limit:,} opcodes, as no weights need")
         return machine.stack.pop()
-    except PickleError: raise
-    except (ValueError, IndexError) as e: raise PickleError(DAMAGED) from e  # of pickletools; of an empty stack
+    except PickleError:
+        raise
+    except (ValueError, IndexError) as e:
+        raise PickleError(DAMAGED) from e  # of pickletools; of an empty stack

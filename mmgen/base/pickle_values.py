@@ -12,14 +12,26 @@ from collections.abc import Callable
 
 import torch
 
-from .pickle_arrays import (DTYPES, Plain, as_bytes, make_array, make_buffer, make_dtype, make_scalar, make_tensor,
-                                 make_typed, other_numbers, whole)
+from mmgen.base.pickle_arrays import (
+    DTYPES,
+    Plain,
+    as_bytes,
+    make_array,
+    make_buffer,
+    make_dtype,
+    make_scalar,
+    make_tensor,
+    make_typed,
+    other_numbers,
+    whole,
+)
 from .pickle_opcodes import Node, PickleError, shown
 
 # %% ../../nbs/base/pickle_values.ipynb #a547bc09
 def _encoded(parts, text=b"", encoding="latin1"):
     "_codecs.encode and bytes, by which protocols 0 to 2 write bytes"
-    if encoding not in ("latin1", "latin-1"): raise PickleError("bytes are written in an unknown way")
+    if encoding not in ("latin1", "latin-1"):
+        raise PickleError("bytes are written in an unknown way")
     return as_bytes(text)
 
 
@@ -28,40 +40,68 @@ def _same(parts, tensor, *_):
     return tensor
 
 
-def _device(parts, *where): return ":".join(str(each) for each in where if isinstance(each, str | int))
+def _device(parts, *where):
+    return ":".join(str(each) for each in where if isinstance(each, str | int))
 
 
 def _within(parts, data):
     "torch.storage._load_from_bytes: a storage in a file within the file"
-    if parts.within is None: raise PickleError("it holds a file within a file within the file")
-    if id(data) not in parts.storages: parts.storages[id(data)] = parts.keep(parts.within(as_bytes(data)))
+    if parts.within is None:
+        raise PickleError("it holds a file within a file within the file")
+    if id(data) not in parts.storages:
+        parts.storages[id(data)] = parts.keep(parts.within(as_bytes(data)))
     return parts.storages[id(data)]
 
 
 def _persistent(parts, meta, *_):
     "torch_utils.persistence of stylegan2-ada-pytorch: an object's state; the source code beside it stays text"
-    if not isinstance(meta, dict) or "state" not in meta: raise PickleError("a persistent object has no state")
+    if not isinstance(meta, dict) or "state" not in meta:
+        raise PickleError("a persistent object has no state")
     name = meta.get("class_name")
     return Plain(name if isinstance(name, str) else "", (), meta["state"])
 
 
 _MENTIONS = {f"torch.{name}Storage": dtype for name, dtype in DTYPES.items()}
 _MENTIONS |= {str(dtype): dtype for dtype in DTYPES.values()}
-_CALLS = {"torch._utils._rebuild_tensor": make_tensor, "torch._utils._rebuild_tensor_v2": make_tensor,
-          "torch._utils._rebuild_tensor_v3": other_numbers,
-          "torch._tensor._rebuild_from_type_v2": make_typed, "torch._utils._rebuild_parameter": _same,
-          "torch._utils._rebuild_parameter_with_state": _same, "torch.device": _device,
-          "torch.storage._load_from_bytes": _within, "numpy.core.multiarray.scalar": make_scalar,
-          "numpy.core.numeric._frombuffer": make_buffer, "_codecs.encode": _encoded, "builtins.bytes": _encoded,
-          "builtins.bytearray": _encoded, "torch_utils.persistence._reconstruct_persistent_obj": _persistent}
+_CALLS = {
+    "torch._utils._rebuild_tensor": make_tensor,
+    "torch._utils._rebuild_tensor_v2": make_tensor,
+    "torch._utils._rebuild_tensor_v3": other_numbers,
+    "torch._tensor._rebuild_from_type_v2": make_typed,
+    "torch._utils._rebuild_parameter": _same,
+    "torch._utils._rebuild_parameter_with_state": _same,
+    "torch.device": _device,
+    "torch.storage._load_from_bytes": _within,
+    "numpy.core.multiarray.scalar": make_scalar,
+    "numpy.core.numeric._frombuffer": make_buffer,
+    "_codecs.encode": _encoded,
+    "builtins.bytes": _encoded,
+    "builtins.bytearray": _encoded,
+    "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
+}
 _RESTORED = {"numpy.core.multiarray._reconstruct": make_array, "numpy.dtype": make_dtype}  # these take the state, too
-_MAPPINGS = {"builtins.dict", "collections.OrderedDict", "collections.defaultdict", "collections.Counter",
-             "argparse.Namespace", "dnnlib.util.EasyDict"}
-_SEQUENCES = {"builtins.list": list, "collections.deque": list, "builtins.tuple": tuple, "torch.Size": tuple,
-              "builtins.set": set, "builtins.frozenset": frozenset}
-_DATA_OF_PYTHON = re.compile(r"(argparse|collections|copyreg|datetime|decimal|enum|fractions|pathlib|typing|uuid)\..*|"
-                             r"functools\.partial|types\.SimpleNamespace|"
-                             r"builtins\.(object|complex|range|slice|int|float|str|bool)", re.DOTALL)
+_MAPPINGS = {
+    "builtins.dict",
+    "collections.OrderedDict",
+    "collections.defaultdict",
+    "collections.Counter",
+    "argparse.Namespace",
+    "dnnlib.util.EasyDict",
+}
+_SEQUENCES = {
+    "builtins.list": list,
+    "collections.deque": list,
+    "builtins.tuple": tuple,
+    "torch.Size": tuple,
+    "builtins.set": set,
+    "builtins.frozenset": frozenset,
+}
+_DATA_OF_PYTHON = re.compile(
+    r"(argparse|collections|copyreg|datetime|decimal|enum|fractions|pathlib|typing|uuid)\..*|"
+    r"functools\.partial|types\.SimpleNamespace|"
+    r"builtins\.(object|complex|range|slice|int|float|str|bool)",
+    re.DOTALL,
+)
 
 # %% ../../nbs/base/pickle_values.ipynb #822d191a
 _LEVELS, _KEYS = 100, 10_000
@@ -70,12 +110,14 @@ _UNFINISHED = object()
 
 def _size(value):
     "What a copy of a text or a container takes at least, in bytes"
-    if isinstance(value, str | bytes): return len(value)
+    if isinstance(value, str | bytes):
+        return len(value)
     return 32 * len(value) if isinstance(value, tuple | list | dict | set | frozenset) else 0
 
 
 def _simple(key):
-    if isinstance(key, int): return key.bit_length() <= 64
+    if isinstance(key, int):
+        return key.bit_length() <= 64
     return key is None or isinstance(key, str | bytes | float | Plain | torch.dtype)
 
 
@@ -85,12 +127,14 @@ def _keys(values):
     for each in others:
         if not (len(each) <= 16 and all(map(_simple, each)) if isinstance(each, tuple) else _simple(each)):
             raise PickleError("a mapping or a set has keys that are neither texts nor numbers")
-    if len(others) > _KEYS: raise PickleError(f"a mapping or a set has more than {_KEYS:,} keys that are no texts")
+    if len(others) > _KEYS:
+        raise PickleError(f"a mapping or a set has more than {_KEYS:,} keys that are no texts")
     return values
 
 
 class Builder:
     "Makes the value of a description, and of all that it is made of."
+
     def __init__(
         self,
         size: int,  # bytes of the file
@@ -104,7 +148,8 @@ class Builder:
 
     def spend(self, count):
         self.left -= count
-        if self.left < 0: raise PickleError("it describes far more than it holds")
+        if self.left < 0:
+            raise PickleError("it describes far more than it holds")
 
     def keep(self, tensor):
         "A tensor that others may be views of"
@@ -117,35 +162,50 @@ class Builder:
         depth: int = 0,  # levels above it
     ):
         "Numbers, texts, bytes, containers, tensors, arrays, and `Plain` for all else; PickleError"
-        if not isinstance(part, tuple | Node): return part
+        if not isinstance(part, tuple | Node):
+            return part
         key = id(part)
-        if key in self.made: self.spend(getattr(self.made[key], "nbytes", 0))  # whoever reads it may copy it each time
+        if key in self.made:
+            self.spend(getattr(self.made[key], "nbytes", 0))  # whoever reads it may copy it each time
         else:
-            if depth > _LEVELS: raise PickleError("its parts lie too deep in one another")
+            if depth > _LEVELS:
+                raise PickleError("its parts lie too deep in one another")
             self.made[key] = _UNFINISHED
-            if isinstance(part, tuple): self.made[key], inner = tuple(self.values(part, depth + 1)), part
-            else: self.made[key], inner = self.node(part, depth + 1), (part.args, part.state, *part.items, *part.pairs)
+            if isinstance(part, tuple):
+                self.made[key], inner = tuple(self.values(part, depth + 1)), part
+            else:
+                self.made[key], inner = self.node(part, depth + 1), (part.args, part.state, *part.items, *part.pairs)
             self.levels[key] = 1 + max([self.levels.get(id(each), 0) for each in inner], default=0)
-        if self.made[key] is _UNFINISHED: raise PickleError("a part of it contains itself")
-        if depth + self.levels.get(key, 0) > _LEVELS: raise PickleError("its parts lie too deep in one another")
+        if self.made[key] is _UNFINISHED:
+            raise PickleError("a part of it contains itself")
+        if depth + self.levels.get(key, 0) > _LEVELS:
+            raise PickleError("its parts lie too deep in one another")
         return self.made[key]
 
-    def values(self, parts, depth): return [self.value(each, depth) for each in parts]
+    def values(self, parts, depth):
+        return [self.value(each, depth) for each in parts]
 
     def node(self, node, depth):
         kind, args = node.kind, node.args
-        if args is None: return self.mentions.setdefault(kind, _MENTIONS.get(kind) or Plain(kind))
-        if kind == "persistent id": return self.storage(*args)
+        if args is None:
+            return self.mentions.setdefault(kind, _MENTIONS.get(kind) or Plain(kind))
+        if kind == "persistent id":
+            return self.storage(*args)
         args = self.value(args, depth)
         self.spend(8 * len(args))
         self.spend(sum(map(_size, args)))
-        if kind in _CALLS or kind in _RESTORED: return self.call(node, args, depth)
-        if kind in _MAPPINGS: return self.mapping(node, args, depth)
-        if kind in _SEQUENCES: return self.sequence(node, args, depth)
+        if kind in _CALLS or kind in _RESTORED:
+            return self.call(node, args, depth)
+        if kind in _MAPPINGS:
+            return self.mapping(node, args, depth)
+        if kind in _SEQUENCES:
+            return self.sequence(node, args, depth)
         if kind.partition(".")[0] in sys.stdlib_module_names and not _DATA_OF_PYTHON.fullmatch(kind):
             raise PickleError(f"it asks for {shown(kind)}, which is no data")
-        if node.pairs: return self.mapping(node, (), depth)
-        if node.items: return self.sequence(node, (), depth)
+        if node.pairs:
+            return self.mapping(node, (), depth)
+        if node.items:
+            return self.sequence(node, (), depth)
         plain = self.made[id(node)] = Plain(kind, args)
         plain.state = self.value(node.state, depth)
         return plain
@@ -158,10 +218,12 @@ class Builder:
         if what != "storage" or view not in ([], [None]):
             raise PickleError("it holds a module's source, or views of storages, as torch wrote before 2017")
         dtype = _MENTIONS.get(kind.kind) if isinstance(kind, Node) and kind.args is None else None
-        if dtype is None: other_numbers()
+        if dtype is None:
+            other_numbers()
         if not (isinstance(key, str) and whole((count,))):
             raise PickleError("the numbers of a tensor are described in an unknown way")
-        if key not in self.storages: self.storages[key] = self.keep(self.stored(dtype, key, count))
+        if key not in self.storages:
+            self.storages[key] = self.keep(self.stored(dtype, key, count))
         tensor = self.storages[key]
         if (tensor.dtype, len(tensor)) != (dtype, count):
             raise PickleError("the numbers of a tensor are described in two ways")
@@ -171,9 +233,11 @@ class Builder:
         restored = (self.value(node.state, depth),) if node.kind in _RESTORED else ()
         if node.items or node.pairs or (node.state is not None and not restored):
             raise PickleError(f"it changes what {shown(node.kind)} made")
-        try: return (_RESTORED.get(node.kind) or _CALLS[node.kind])(self, *restored, *args)
+        try:
+            return (_RESTORED.get(node.kind) or _CALLS[node.kind])(self, *restored, *args)
         except (TypeError, ValueError) as e:  # a PickleError is a ValueError
-            if isinstance(e, PickleError): raise
+            if isinstance(e, PickleError):
+                raise
             raise PickleError(f"it calls {shown(node.kind)} with other arguments than those that are known") from e
 
     def mapping(self, node, args, depth):
@@ -182,8 +246,10 @@ class Builder:
         given = state if node.kind == "argparse.Namespace" else args[0] if args else ()
         if isinstance(given, dict | list | tuple) and given:  # what a defaultdict makes its values by is neither
             self.spend(_size(given))
-            try: keys, values = zip(*(given.items() if isinstance(given, dict) else given))
-            except (TypeError, ValueError) as e: raise PickleError("a mapping has entries that are no pairs") from e
+            try:
+                keys, values = zip(*(given.items() if isinstance(given, dict) else given))
+            except (TypeError, ValueError) as e:
+                raise PickleError("a mapping has entries that are no pairs") from e
             made.update(zip(_keys(keys), values))
         if node.pairs:
             entries = self.values(node.pairs, depth)
@@ -195,6 +261,7 @@ class Builder:
         if not isinstance(given, list | tuple | set | frozenset):
             raise PickleError(f"a {kind.__name__} is made of something else than a list")
         made = [*given]
-        if kind is list: self.made[id(node)] = made
+        if kind is list:
+            self.made[id(node)] = made
         made += self.values(node.items, depth)
         return made if kind is list else kind(made if kind is tuple else _keys(made))

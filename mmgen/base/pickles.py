@@ -21,24 +21,31 @@ from .pickle_opcodes import DAMAGED, Node, PickleError, describe, shown
 from .pickle_values import Builder
 
 # %% ../../nbs/base/pickles.ipynb #1fa3754b
-_BEGINNINGS = {"version https://git-lfs": "a pointer of git-lfs, which `git lfs pull` replaces by the file",
-               "GGUF": "GGUF, which has rounded weights; take the float16 or float32 ones",
-               "\x1f\x8b": "packed by gzip; unpack it", "7z\xbc\xaf": "packed by 7z; unpack it", "\x89PNG": "a picture",
-               "\xff\xd8\xff": "a picture", "\x89HDF": "HDF5, as Keras writes"}
+_BEGINNINGS = {
+    "version https://git-lfs": "a pointer of git-lfs, which `git lfs pull` replaces by the file",
+    "GGUF": "GGUF, which has rounded weights; take the float16 or float32 ones",
+    "\x1f\x8b": "packed by gzip; unpack it",
+    "7z\xbc\xaf": "packed by 7z; unpack it",
+    "\x89PNG": "a picture",
+    "\xff\xd8\xff": "a picture",
+    "\x89HDF": "HDF5, as Keras writes",
+}
 
 
 def disguise(
     path: str | Path,  # a file that should be weights
 ) -> str | None:  # None: not known
     "What a file is by its first bytes where it is neither a pickle nor a zip: a web page, safetensors, ..."
-    with open(path, "rb") as file: head = file.read(512).decode("latin1")
+    with open(path, "rb") as file:
+        head = file.read(512).decode("latin1")
     if re.match(r"\s*<(!doctype|html|\?xml)", head, re.I):
         return "a web page, as comes where a download wants to be confirmed; download it again"
-    if head[8:10] in ('{"', "{}", "{ "): return "safetensors; its name must end in .safetensors"
+    if head[8:10] in ('{"', "{}", "{ "):
+        return "safetensors; its name must end in .safetensors"
     return next((what for start, what in _BEGINNINGS.items() if head.startswith(start)), None)
 
 # %% ../../nbs/base/pickles.ipynb #c1163bfe
-_MAGIC = 0x1950a86a20f9469cfc6c
+_MAGIC = 0x1950A86A20F9469CFC6C
 _BIG_ENDIAN = "its numbers are big-endian, as of other processors"
 
 
@@ -47,7 +54,8 @@ def _legacy(file, size, inner=False):
     limit = {"limit": 1000} if inner else {}
     first = describe(file, **limit)
     if type(first) is not int or first != _MAGIC:
-        if inner: raise PickleError("a storage is written in an unknown way")
+        if inner:
+            raise PickleError("a storage is written in an unknown way")
         return Builder(size, within=_storage).value(first)
     _, facts, content, keys = [describe(file, **limit) for _ in range(4)]
     if inner and not (isinstance(content, Node) and content.kind == "persistent id"):
@@ -57,27 +65,34 @@ def _legacy(file, size, inner=False):
     def stored(dtype, key, count):
         nonlocal room
         room -= count * dtype.itemsize
-        if room < 0: raise PickleError(f"a storage of {count} numbers is larger than the file")
+        if room < 0:
+            raise PickleError(f"a storage of {count} numbers is larger than the file")
         empty[key] = torch.zeros(count, dtype=dtype)
         return empty[key]
 
     builder = Builder(size, stored, None if inner else _storage)
     facts, content, keys = map(builder.value, (facts, content, keys))
-    if not (isinstance(facts, dict) and isinstance(keys, list)): raise PickleError(DAMAGED)
-    if facts.get("little_endian") is False: raise PickleError(_BIG_ENDIAN)
+    if not (isinstance(facts, dict) and isinstance(keys, list)):
+        raise PickleError(DAMAGED)
+    if facts.get("little_endian") is False:
+        raise PickleError(_BIG_ENDIAN)
     for key in keys:
         tensor = empty.pop(key, None) if isinstance(key, str) else None
-        if tensor is None: raise PickleError("it has numbers that belong to nothing")
+        if tensor is None:
+            raise PickleError("it has numbers that belong to nothing")
         if int.from_bytes(file.read(8), "little") != len(tensor):
             raise PickleError("the numbers of a tensor have another length than it says")
         data = file.read(tensor.nbytes)
-        if len(data) != tensor.nbytes: raise PickleError("it ends within the numbers of a tensor")
+        if len(data) != tensor.nbytes:
+            raise PickleError("it ends within the numbers of a tensor")
         tensor.copy_(numbers(data, tensor.dtype))
-    if empty: raise PickleError("the numbers of a tensor are missing")
+    if empty:
+        raise PickleError("the numbers of a tensor are missing")
     return content
 
 
-def _storage(data): return _legacy(io.BytesIO(data), len(data), inner=True)
+def _storage(data):
+    return _legacy(io.BytesIO(data), len(data), inner=True)
 
 # %% ../../nbs/base/pickles.ipynb #fa59a6f3
 def _zipped(file, size):
@@ -92,21 +107,26 @@ def _zipped(file, size):
             raise PickleError("it is TorchScript, a program with its weights; take the weights alone")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
             raise PickleError("it is compressed, as torch never does")
-        if any(entry.flag_bits & 1 for entry in entries.values()): raise PickleError("it is encrypted")
+        if any(entry.flag_bits & 1 for entry in entries.values()):
+            raise PickleError("it is encrypted")
 
         def read(name):
             nonlocal room
-            if (entry := entries.get(name)) is None: raise PickleError("the numbers of a tensor are missing")
+            if (entry := entries.get(name)) is None:
+                raise PickleError("the numbers of a tensor are missing")
             room -= max(entry.file_size, entry.compress_size)
-            if room < 0: raise PickleError("its entries are larger than itself")
+            if room < 0:
+                raise PickleError("its entries are larger than itself")
             return archive.read(entry)
 
         def stored(dtype, key, count):
             data, wanted = memoryview(read(f"{root}data/{key}")), count * dtype.itemsize
-            if len(data) < wanted: raise PickleError(f"a storage of {count} numbers has only {len(data)} bytes")
+            if len(data) < wanted:
+                raise PickleError(f"a storage of {count} numbers has only {len(data)} bytes")
             return numbers(data[:wanted], dtype)
 
-        if f"{root}byteorder" in entries and read(f"{root}byteorder") != b"little": raise PickleError(_BIG_ENDIAN)
+        if f"{root}byteorder" in entries and read(f"{root}byteorder") != b"little":
+            raise PickleError(_BIG_ENDIAN)
         return Builder(size, stored, _storage).value(describe(io.BytesIO(read(main[0]))))
 
 # %% ../../nbs/base/pickles.ipynb #5e7d1552
@@ -116,13 +136,19 @@ def read_pickle(
     "Numbers, texts, containers, arrays, tensors, and `Plain` for all else; PickleError where that is not possible."
     path = Path(path)
     try:
-        if path.exists() and not path.is_file(): raise PickleError("it is no file")
-        if what := disguise(path): raise PickleError(f"it is {what}")
+        if path.exists() and not path.is_file():
+            raise PickleError("it is no file")
+        if what := disguise(path):
+            raise PickleError(f"it is {what}")
         with open(path, "rb") as file:
-            if not (size := path.stat().st_size): raise PickleError("it is empty")
-            if file.read(4) == b"PK\x03\x04": return _zipped(file, size)
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data: return _legacy(data, size)
-    except PickleError as e: raise PickleError(f"{path.name} was not opened: {e}.") from e.__cause__
+            if not (size := path.stat().st_size):
+                raise PickleError("it is empty")
+            if file.read(4) == b"PK\x03\x04":
+                return _zipped(file, size)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _legacy(data, size)
+    except PickleError as e:
+        raise PickleError(f"{path.name} was not opened: {e}.") from e.__cause__
     except MemoryError as e:
         raise PickleError(f"{path.name} was not opened: it takes more memory than there is.") from e
     except Exception as e:  # EINVAL, BadZipFile and others: a zip whose entries are not where it says
@@ -137,12 +163,19 @@ def _parts_of(network):
     entries = lambda name: state[name].items() if isinstance(state.get(name), dict) else ()
     if isinstance(variables := state.get("variables"), list | tuple):  # TensorFlow
         pairs = [pair for pair in variables if isinstance(pair, list | tuple) and len(pair) == 2]
-        tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in pairs
-                   if isinstance(name, str) and isinstance(value, np.ndarray | float)}
+        tensors = {
+            name: torch.from_numpy(np.asarray(value))
+            for name, value in pairs
+            if isinstance(name, str) and isinstance(value, np.ndarray | float)
+        }
         return tensors, {f"{name}/": part for name, part in entries("components")}
     left_out = state.get("_non_persistent_buffers_set")
-    tensors = {name: value for group in ("_parameters", "_buffers") for name, value in entries(group)
-               if torch.is_tensor(value) and not (isinstance(left_out, set) and name in left_out)}
+    tensors = {
+        name: value
+        for group in ("_parameters", "_buffers")
+        for name, value in entries(group)
+        if torch.is_tensor(value) and not (isinstance(left_out, set) and name in left_out)
+    }
     return tensors, {f"{name}.": part for name, part in entries("_modules") if part is not None}
 
 
@@ -150,7 +183,8 @@ def state_of(
     found,  # a network or a dict, of `read_pickle`
 ) -> dict[str, torch.Tensor]:
     "The named tensors in it; PickleError where it is no network."
-    if isinstance(found, dict): return {key: value for key, value in found.items() if torch.is_tensor(value)}
+    if isinstance(found, dict):
+        return {key: value for key, value in found.items() if torch.is_tensor(value)}
     held = found.state if isinstance(found, Plain) and isinstance(found.state, dict) else {}
     if not held.keys() & {"variables", "_parameters"}:
         what = shown(found.kind) if isinstance(found, Plain) else type(found).__name__

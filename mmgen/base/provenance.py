@@ -16,16 +16,31 @@ import psutil
 import torch
 
 # %% ../../nbs/base/provenance.ipynb #aeea7518
-LIBRARIES = ("mmgen", "torch", "torchvision", "numpy", "transformers", "diffusers", "accelerate", "datasets",
-             "safetensors", "pillow", "resvg-py", "dicebear-core", "dicebear-styles")
+LIBRARIES = (
+    "mmgen",
+    "torch",
+    "torchvision",
+    "numpy",
+    "transformers",
+    "diffusers",
+    "accelerate",
+    "datasets",
+    "safetensors",
+    "pillow",
+    "resvg-py",
+    "dicebear-core",
+    "dicebear-styles",
+)
 
 
 def versions() -> dict:
     "Versions of python and of the libraries that results depend on; those not installed are left out."
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
-        try: found[name] = version(name)
-        except PackageNotFoundError: pass
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            pass
     return found
 
 
@@ -34,7 +49,8 @@ def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"): return line.split(":", 1)[1].strip()
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
 
 
@@ -42,19 +58,36 @@ def hardware() -> dict:
     "Processor, cores this process may use, threads of torch, memory and graphics cards."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    return {"system": platform.system(), "cpu": _cpu_name(), "cores": cores,
-            "threads": torch.get_num_threads(), "memory_mib": psutil.virtual_memory().total // 2**20,
-            "gpu": [{"name": g.name, "memory_mib": g.total_memory // 2**20} for g in gpus]}
+    return {
+        "system": platform.system(),
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "threads": torch.get_num_threads(),
+        "memory_mib": psutil.virtual_memory().total // 2**20,
+        "gpu": [{"name": g.name, "memory_mib": g.total_memory // 2**20} for g in gpus],
+    }
 
 
 def git_state(
-    root: str|Path, # a folder
+    root: str | Path,  # a folder
 ) -> dict:
     "The commit that `root` is at and whether tracked or new files differ from it; None outside git."
+
     def git(*args):
-        command = ["git", "--no-optional-locks", "-C", str(root), *args] # or the user's own git, at the same moment, finds the index locked
+        command = [
+            "git",
+            "--no-optional-locks",
+            "-C",
+            str(root),
+            *args,
+        ]  # or the user's own git, at the same moment, finds the index locked
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-    try: dirty = bool(git("status", "--porcelain").strip())
-    except (OSError, subprocess.SubprocessError): return {"sha": None, "dirty": None}
-    try: return {"sha": git("rev-parse", "HEAD").strip(), "dirty": dirty}
-    except subprocess.SubprocessError: return {"sha": None, "dirty": dirty} # a repository without a commit
+
+    try:
+        dirty = bool(git("status", "--porcelain").strip())
+    except (OSError, subprocess.SubprocessError):
+        return {"sha": None, "dirty": None}
+    try:
+        return {"sha": git("rev-parse", "HEAD").strip(), "dirty": dirty}
+    except subprocess.SubprocessError:
+        return {"sha": None, "dirty": dirty}  # a repository without a commit

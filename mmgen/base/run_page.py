@@ -18,104 +18,132 @@ from .files import atomic_write
 
 # %% ../../nbs/base/run_page.ipynb #9ec039e9
 def read_log(
-    folder: str | Path, # of a run
-) -> dict[str, list[tuple[int, float]]]: # name → (step, value), in the order of the steps; values that are not finite are left out
+    folder: str | Path,  # of a run
+) -> dict[
+    str, list[tuple[int, float]]
+]:  # name → (step, value), in the order of the steps; values that are not finite are left out
     "What a run logged while it trained; {} for a run without a training loop."
-    file, found = Path(folder)/"metrics.jsonl", {}
-    if not file.is_file(): return found
+    file, found = Path(folder) / "metrics.jsonl", {}
+    if not file.is_file():
+        return found
     for line in file.read_text(encoding="utf-8").splitlines():
-        try: row = json.loads(line)
-        except ValueError: continue # cut short by a kill
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # cut short by a kill
         for name, value in row.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if name not in ("step", "seconds") and number: found.setdefault(name, []).append((row["step"], value))
+            if name not in ("step", "seconds") and number:
+                found.setdefault(name, []).append((row["step"], value))
     return found
 
 
 def thinned(
-    points: list[tuple[int, float]], # (step, value)
-    most: int = 200, # points that are left
+    points: list[tuple[int, float]],  # (step, value)
+    most: int = 200,  # points that are left
 ) -> list[tuple[float, float]]:
     "The means of neighbouring points."
     size = -(-len(points) // most)
-    parts = [points[at:at + size] for at in range(0, len(points), size)] if size else []
-    return [(sum(x for x, _ in part)/len(part), sum(y for _, y in part)/len(part)) for part in parts]
+    parts = [points[at : at + size] for at in range(0, len(points), size)] if size else []
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 # %% ../../nbs/base/run_page.ipynb #4e502ff6
-COLORS, LAST = ("#2563a8", "#c2571a"), ("lr", "images_per_second") # of the lines of a chart; charts that come last
+COLORS, LAST = ("#2563a8", "#c2571a"), ("lr", "images_per_second")  # of the lines of a chart; charts that come last
 
 
 def _ticks(low: float, high: float) -> list[float]:
     "About five round numbers from `low` to `high`."
-    raw = (high - low)/5 or 1.0
-    size = 10.0**math.floor(math.log10(raw))
-    step = next(size*k for k in (1, 2, 5, 10) if size*k >= raw)
-    return [round(k*step, 12) for k in range(math.ceil(low/step - 1e-9), math.floor(high/step + 1e-9) + 1)]
+    raw = (high - low) / 5 or 1.0
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(size * k for k in (1, 2, 5, 10) if size * k >= raw)
+    return [round(k * step, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def chart(
     title: str,
-    lines: dict[str, list[tuple[float, float]]], # name → (step, value)
-    width: int = 340, # pixels
+    lines: dict[str, list[tuple[float, float]]],  # name → (step, value)
+    width: int = 340,  # pixels
     height: int = 190,
-) -> str: # an SVG element
+) -> str:  # an SVG element
     "One or two lines over the steps; logarithmic where all values are positive and the largest is more than 30 times the smallest."
     lines = {name: thinned(points) for name, points in lines.items()}
     steps, values = zip(*[point for points in lines.values() for point in points])
-    log = min(values) > 0 and max(values) > 30*min(values)
+    log = min(values) > 0 and max(values) > 30 * min(values)
     scale = math.log10 if log else float
     low, high, first, last = scale(min(values)), scale(max(values)), min(steps), max(steps)
-    if high - low < 1e-9*max(1.0, abs(high)): low, high = (end + side*max(0.5, abs(high)*1e-3) for end, side in ((low, -1), (high, 1)))
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        low, high = (end + side * max(0.5, abs(high) * 1e-3) for end, side in ((low, -1), (high, 1)))
     left, right, top, bottom = 58, width - 12, 26, height - 26
-    x = lambda step: left + (right - left)*((step - first)/(last - first) if last > first else 0.5)
-    y = lambda value: bottom - (bottom - top)*(scale(value) - low)/(high - low)
+    x = lambda step: left + (right - left) * ((step - first) / (last - first) if last > first else 0.5)
+    y = lambda value: bottom - (bottom - top) * (scale(value) - low) / (high - low)
     ticks = [10**tick for tick in _ticks(low, high)] if log else _ticks(low, high)
     name = html.escape(title) + (" (logarithmic)" if log else "")
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img" font-family="sans-serif" font-size="11">',
-             f'<text x="{left}" y="15" font-weight="bold" fill="#222">{name}</text>']
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img" font-family="sans-serif" font-size="11">',
+        f'<text x="{left}" y="15" font-weight="bold" fill="#222">{name}</text>',
+    ]
     for tick in ticks:
-        parts.append(f'<path d="M{left} {y(tick):.1f}H{right}" stroke="#ddd"/>'
-                     f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end" fill="#555">{tick:.4g}</text>')
+        parts.append(
+            f'<path d="M{left} {y(tick):.1f}H{right}" stroke="#ddd"/>'
+            f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end" fill="#555">{tick:.4g}</text>'
+        )
     for tick in [t for t in _ticks(first, last) if t == int(t)]:
         parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle" fill="#555">{int(tick):,}</text>')
     for (label, points), color in zip(lines.items(), COLORS):
         path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"/>')
-        if len(points) < 30: parts += [f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="2.2" fill="{color}"/>' for s, v in points]
+        if len(points) < 30:
+            parts += [f'<circle cx="{x(s):.1f}" cy="{y(v):.1f}" r="2.2" fill="{color}"/>' for s, v in points]
     for at, (label, color) in enumerate(zip(lines, COLORS) if len(lines) > 1 else ()):
-        parts.append(f'<text x="{right}" y="{top + 12 + 14*at}" text-anchor="end" fill="{color}">{html.escape(label)}</text>')
+        parts.append(
+            f'<text x="{right}" y="{top + 12 + 14 * at}" text-anchor="end" fill="{color}">{html.escape(label)}</text>'
+        )
     return "".join(parts) + "</svg>"
 
 
 def curves(
-    folder: str | Path, # of a run
-) -> str: # HTML; empty for a run without a training loop
+    folder: str | Path,  # of a run
+) -> str:  # HTML; empty for a run without a training loop
     "A chart of each value that was logged; the held-out loss beside the loss."
     log = read_log(folder)
     shown = {name: [(step, value) for step, value in points if abs(value) < 1e300] for name, points in log.items()}
     charts = {name: {name: points} for name, points in shown.items() if points}
-    if "loss" in charts and "held-out loss" in charts: charts["loss"] |= charts.pop("held-out loss")
+    if "loss" in charts and "held-out loss" in charts:
+        charts["loss"] |= charts.pop("held-out loss")
     order = sorted(charts, key=lambda name: (name in LAST, "loss" not in name))
     return "\n".join(chart(name, charts[name]) for name in order)
 
 # %% ../../nbs/base/run_page.ipynb #6740c9d0
 def numbers(
-    record: dict, # of a run
-) -> list[str]: # a line of text for each metric
+    record: dict,  # of a run
+) -> list[str]:  # a line of text for each metric
     "The results of a run, each with its 95 % interval and the number of samples, where they are known."
     lines = []
-    for name, value, rest in _rows(record): lines.append(f"{name:44} {value:>12}" + (f"  {rest}" if rest else ""))
+    for name, value, rest in _rows(record):
+        lines.append(f"{name:44} {value:>12}" + (f"  {rest}" if rest else ""))
     return lines
 
 
 def _rows(record):
     "Name, value and the rest of each metric, as text."
     for m in record["metrics"]:
-        about = {k: v for k, v in m.items() if k not in ("name", "value", "n", "unit", "low", "high", "sha256", "extractor", "rows")}
-        number = lambda v: f"{v:,.4g}" if isinstance(v, (int, float)) and not abs(v) >= 1e4 else f"{v:,.0f}" if isinstance(v, float) else str(v)
+        about = {
+            k: v
+            for k, v in m.items()
+            if k not in ("name", "value", "n", "unit", "low", "high", "sha256", "extractor", "rows")
+        }
+        number = lambda v: (
+            f"{v:,.4g}"
+            if isinstance(v, (int, float)) and not abs(v) >= 1e4
+            else f"{v:,.0f}"
+            if isinstance(v, float)
+            else str(v)
+        )
         rest = [f"[{number(m['low'])}, {number(m['high'])}]"] if isinstance(m.get("low"), (int, float)) else []
         rest += [f"n {m['n']:,}"] if isinstance(m.get("n"), int) else []
-        rest += [f"{k} {number(v)}" for k, v in about.items() if isinstance(v, (int, float, str)) and not isinstance(v, bool)]
+        rest += [
+            f"{k} {number(v)}" for k, v in about.items() if isinstance(v, (int, float, str)) and not isinstance(v, bool)
+        ]
         yield m["name"], number(m["value"]) + (f" {m['unit']}" if m.get("unit") else ""), " · ".join(rest)
 
 # %% ../../nbs/base/run_page.ipynb #28a694e2
@@ -129,77 +157,104 @@ summary { cursor: pointer; margin-top: 1em }"""
 
 def _table(rows, number=None):
     "An HTML table of texts; the column `number` stands to the right."
-    cells = lambda row: "".join(f"<td{' class=n' if i == number else ''}>{html.escape(str(text))}</td>" for i, text in enumerate(row))
+    cells = lambda row: "".join(
+        f"<td{' class=n' if i == number else ''}>{html.escape(str(text))}</td>" for i, text in enumerate(row)
+    )
     return "<table>" + "".join(f"<tr>{cells(row)}</tr>" for row in rows) + "</table>"
 
 
 def _flat(facts, start=""):
     "Name and value of everything in nested dicts."
     for key, value in facts.items():
-        if isinstance(value, dict): yield from _flat(value, f"{start}{key} ")
-        elif value not in (None, "", [], {}): yield start + key, value
+        if isinstance(value, dict):
+            yield from _flat(value, f"{start}{key} ")
+        elif value not in (None, "", [], {}):
+            yield start + key, value
 
 
 def _shown(folder, record, most=6):
     "The figures that are there: those of the end, then at most six of the way, whose names end in their step."
-    there = [figure for figure in record["figures"] if (folder/figure["file"]).is_file()]
+    there = [figure for figure in record["figures"] if (folder / figure["file"]).is_file()]
     way = [figure for figure in there if re.search(r"-\d+\.", figure["file"])]
-    some = [way[round(i*(len(way) - 1)/(most - 1))] for i in range(most)] if len(way) > most else way
+    some = [way[round(i * (len(way) - 1) / (most - 1))] for i in range(most)] if len(way) > most else way
     return [figure for figure in there if figure not in way] + some
 
 
 def worth_a_page(
-    folder: str | Path, # of a run
-    record: dict, # of the run
+    folder: str | Path,  # of a run
+    record: dict,  # of the run
 ) -> bool:
     "Whether a run left anything to look at."
-    return bool(record["metrics"] or record["figures"] or (Path(folder)/"metrics.jsonl").is_file())
+    return bool(record["metrics"] or record["figures"] or (Path(folder) / "metrics.jsonl").is_file())
 
 
 def page(
-    folder: str | Path, # of a run
-) -> str: # HTML with everything in it
+    folder: str | Path,  # of a run
+) -> str:  # HTML with everything in it
     "A run on one page."
     folder = Path(folder)
-    record = json.loads((folder/"run.json").read_text(encoding="utf-8"))
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     known = [record["status"], f"{record['wall_seconds']:,.0f} s", f"seed {record['seed']}", f"{record['start']}"]
     known += [f"{n:,} parameters in {name}" for name, n in record.get("parameters", {}).items() if isinstance(n, int)]
     parts = [f"<h1>{html.escape(record['run_id'])}</h1>", f"<p class=about>{html.escape(' · '.join(known))}</p>"]
-    if record.get("error"): parts.append(f"<p class=failed>{html.escape(record['error'])}</p>")
-    if record["metrics"]: parts += ["<h2>Numbers</h2>", _table(_rows(record), 1)]
-    if drawn := curves(folder): parts += ["<h2>Curves</h2>", drawn]
+    if record.get("error"):
+        parts.append(f"<p class=failed>{html.escape(record['error'])}</p>")
+    if record["metrics"]:
+        parts += ["<h2>Numbers</h2>", _table(_rows(record), 1)]
+    if drawn := curves(folder):
+        parts += ["<h2>Curves</h2>", drawn]
     shown = _shown(folder, record)
-    if shown: parts.append("<h2>Pictures</h2>")
+    if shown:
+        parts.append("<h2>Pictures</h2>")
     for figure in shown:
-        data = base64.b64encode((folder/figure["file"]).read_bytes()).decode()
+        data = base64.b64encode((folder / figure["file"]).read_bytes()).decode()
         about = html.escape(figure["file"] + (f": {figure['about']}" if figure.get("about") else ""))
-        parts.append(f'<figure><img src="data:image/jpeg;base64,{data}" alt="{about}"><figcaption>{about}</figcaption></figure>')
-    kept = [(entry["file"], f"{entry['bytes']:,} bytes", f"SHA-256 {entry['sha256'][:16]}…") for entry in record["artifacts"]]
-    if kept: parts += ["<h2>Files</h2>", _table(kept, 1)]
-    for title, facts in (("Configuration", record["config"]), ("Record", {k: v for k, v in record.items() if k not in (
-            "config", "metrics", "figures", "artifacts", "error", "notes")})):
+        parts.append(
+            f'<figure><img src="data:image/jpeg;base64,{data}" alt="{about}"><figcaption>{about}</figcaption></figure>'
+        )
+    kept = [
+        (entry["file"], f"{entry['bytes']:,} bytes", f"SHA-256 {entry['sha256'][:16]}…")
+        for entry in record["artifacts"]
+    ]
+    if kept:
+        parts += ["<h2>Files</h2>", _table(kept, 1)]
+    for title, facts in (
+        ("Configuration", record["config"]),
+        (
+            "Record",
+            {
+                k: v
+                for k, v in record.items()
+                if k not in ("config", "metrics", "figures", "artifacts", "error", "notes")
+            },
+        ),
+    ):
         parts.append(f"<details><summary>{title}</summary>{_table(_flat(facts))}</details>")
-    return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(record["run_id"])}</title>'
-            f"<style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n")
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(record["run_id"])}</title>'
+        f"<style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
 
 
 def write_page(
-    folder: str | Path, # of a run
+    folder: str | Path,  # of a run
 ) -> Path:
     "`index.html` in the run's folder, made of what lies there."
-    return atomic_write(Path(folder)/"index.html", page(folder))
+    return atomic_write(Path(folder) / "index.html", page(folder))
 
 # %% ../../nbs/base/run_page.ipynb #f40bb1ba
 def show_run(
-    folder: str | Path, # of a run
+    folder: str | Path,  # of a run
 ) -> None:
     "Displays a run's numbers, curves and figures, and says where they are."
     from IPython.display import HTML, Image, display
+
     folder = Path(folder)
-    record = json.loads((folder/"run.json").read_text(encoding="utf-8"))
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     print(*numbers(record), sep="\n")
-    if drawn := curves(folder): display(HTML(drawn))
+    if drawn := curves(folder):
+        display(HTML(drawn))
     for figure in _shown(folder, record):
         print(figure["file"] + (f": {figure['about']}" if figure.get("about") else ""))
-        display(Image(filename=str(folder/figure["file"])))
-    print(f"Results: {folder}" + (f"\nPage: {folder/'index.html'}" if (folder/"index.html").is_file() else ""))
+        display(Image(filename=str(folder / figure["file"])))
+    print(f"Results: {folder}" + (f"\nPage: {folder / 'index.html'}" if (folder / "index.html").is_file() else ""))

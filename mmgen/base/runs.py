@@ -35,38 +35,51 @@ from .run_page import worth_a_page, write_page
 # %% ../../nbs/base/runs.ipynb #620eaf1e
 def to_json(value):
     "`value` in JSON's types: non-finite floats become 'nan', 'inf', '-inf', tensors lists, paths file names."
-    if dataclasses.is_dataclass(value) and not isinstance(value, type): value = dataclasses.asdict(value)
-    if isinstance(value, dict): return {str(k): to_json(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)): return [to_json(v) for v in value]
-    if isinstance(value, (np.ndarray, torch.Tensor, np.generic)): return to_json(value.tolist())
-    if isinstance(value, float): return value if math.isfinite(value) else str(value)
-    if value is None or isinstance(value, (bool, int, str)): return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [to_json(v) for v in value]
+    if isinstance(value, (np.ndarray, torch.Tensor, np.generic)):
+        return to_json(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
     return value.name if isinstance(value, Path) else str(value)
 
 
 def seal_of(
-    record: dict, # of a run, as JSON gives it
+    record: dict,  # of a run, as JSON gives it
 ) -> str:
     "The SHA-256 of a record's canonical JSON, the seal itself left out."
     rest = {k: v for k, v in record.items() if k != "seal"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    ).hexdigest()
 
 
 def record_text(
-    record: dict, # as JSON gives it
+    record: dict,  # as JSON gives it
 ) -> str:
     "A record's JSON, a line for each field and for each entry of its lists: short, and two of them can be compared line by line."
     one = lambda value: json.dumps(value, ensure_ascii=False)
-    entries = lambda value: "[\n  " + ",\n  ".join(map(one, value)) + "]" if isinstance(value, list) and value and isinstance(value[0], dict) else one(value)
+    entries = lambda value: (
+        "[\n  " + ",\n  ".join(map(one, value)) + "]"
+        if isinstance(value, list) and value and isinstance(value[0], dict)
+        else one(value)
+    )
     return "{\n" + ",\n".join(f" {one(key)}: {entries(value)}" for key, value in record.items()) + "\n}\n"
 
 
 def without_folders(
-    text: str, # e.g. a record or an error
+    text: str,  # e.g. a record or an error
 ) -> str:
     "`text` with . for the repository's folder and ~ for the user's home."
     for folder, short in ((repo_root(), "."), (Path.home(), "~")):
-        if folder != Path(folder.anchor): text = re.sub(re.escape(str(folder)) + r"(?![\w.-])", short, text)
+        if folder != Path(folder.anchor):
+            text = re.sub(re.escape(str(folder)) + r"(?![\w.-])", short, text)
     return text
 
 # %% ../../nbs/base/runs.ipynb #5599cd1a
@@ -76,17 +89,18 @@ class RunError(ValueError):
 
 class Run:
     "A context manager that records a run in `reports/runs`; the record is complete whatever ends the run."
+
     def __init__(
         self,
-        name: str, # what is run, e.g. "ldm"
-        config=None, # a dataclass or a dict
-        root: str|Path|None = None, # folder of the runs; None: reports/runs in the repository
-        run_id: str|None = None, # name of the folder; None: name, time and 4 hex digits
-        seed: int|None = None, # None: the config's
-        resume: bool = False, # go on in the folder `run_id` instead of refusing it
+        name: str,  # what is run, e.g. "ldm"
+        config=None,  # a dataclass or a dict
+        root: str | Path | None = None,  # folder of the runs; None: reports/runs in the repository
+        run_id: str | None = None,  # name of the folder; None: name, time and 4 hex digits
+        seed: int | None = None,  # None: the config's
+        resume: bool = False,  # go on in the folder `run_id` instead of refusing it
     ):
         self.name, self.resume = name, resume
-        self.root = Path(root) if root is not None else repo_root()/"reports"/"runs"
+        self.root = Path(root) if root is not None else repo_root() / "reports" / "runs"
         self.config = to_json(config) if config is not None else {}
         if not isinstance(self.config, dict):
             raise RunError(f"Run: config must be a dataclass or a dict, not {config!r}.")
@@ -95,17 +109,22 @@ class Run:
                 raise RunError(f"Run: {part!r} cannot name a folder; use letters, digits, - and _.")
         self.start = datetime.now(timezone.utc)
         self.run_id = run_id or f"{name}-{self.start:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        self.path = self.root/self.run_id
+        self.path = self.root / self.run_id
         self.seed = seed if seed is not None else self.config.get("seed")
         self.record, self._earlier, self._stop = {}, 0.0, threading.Event()
         self._first_log = True
-        self._completed = None # the record of a completed run that is resumed, until something new is done
+        self._completed = None  # the record of a completed run that is resumed, until something new is done
 
     def __enter__(self) -> "Run":
         self._held = ExitStack()
-        try: self._held.enter_context(locked(self.path))
-        except FolderInUse as e: raise RunError(f"Run {self.run_id!r} is going on in another process; wait until it ends, or choose another run_id.") from e
-        try: return self._begin()
+        try:
+            self._held.enter_context(locked(self.path))
+        except FolderInUse as e:
+            raise RunError(
+                f"Run {self.run_id!r} is going on in another process; wait until it ends, or choose another run_id."
+            ) from e
+        try:
+            return self._begin()
         except BaseException:
             self._held.close()
             raise
@@ -114,20 +133,40 @@ class Run:
         remove_leftovers(self.path)
         earlier = self._earlier_record()
         self.clock, self.peak = time.perf_counter(), psutil.Process().memory_info().rss
-        if torch.cuda.is_initialized(): torch.cuda.reset_peak_memory_stats()
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
         self.record = {
-            "schema": 1, "name": self.name, "run_id": self.run_id, "start": _utc(self.start), "end": None,
-            "git": git_state(repo_root()), "argv": [Path(a).name for a in sys.argv], "config": self.config,
-            "seed": self.seed, "versions": versions(), "hardware": hardware(), "parameters": {},
-            "wall_seconds": None, "peak_memory_mib": None, "data": {}, "checkpoint": None, "metrics": [],
-            "figures": [], "artifacts": [], "status": "running", "error": None}
+            "schema": 1,
+            "name": self.name,
+            "run_id": self.run_id,
+            "start": _utc(self.start),
+            "end": None,
+            "git": git_state(repo_root()),
+            "argv": [Path(a).name for a in sys.argv],
+            "config": self.config,
+            "seed": self.seed,
+            "versions": versions(),
+            "hardware": hardware(),
+            "parameters": {},
+            "wall_seconds": None,
+            "peak_memory_mib": None,
+            "data": {},
+            "checkpoint": None,
+            "metrics": [],
+            "figures": [],
+            "artifacts": [],
+            "status": "running",
+            "error": None,
+        }
         if earlier:
-            if earlier["status"] == "completed": self._completed = (self.path/"run.json").read_bytes()
+            if earlier["status"] == "completed":
+                self._completed = (self.path / "run.json").read_bytes()
             self._earlier = max(earlier.get("wall_seconds") or 0.0, self._repair_log())
             keep = ("start", "parameters", "data", "checkpoint", "metrics", "figures", "artifacts")
             self.record |= {k: earlier[k] for k in keep if k in earlier}
             self.record["resumed"] = earlier.get("resumed", []) + [
-                {"at": _utc(self.start), "status": earlier["status"], "wall_seconds": self._earlier}]
+                {"at": _utc(self.start), "status": earlier["status"], "wall_seconds": self._earlier}
+            ]
         self._save()
         self._stop.clear()
         threading.Thread(target=self._watch_memory, daemon=True).start()
@@ -135,105 +174,138 @@ class Run:
 
     def __exit__(self, kind, error, traceback) -> bool:
         self._stop.set()
-        if kind is None: status, text = "completed", None
-        elif issubclass(kind, KeyboardInterrupt): status, text = "interrupted", "stopped by the user"
-        else: status, text = "failed", f"{kind.__name__}: {error}"
+        if kind is None:
+            status, text = "completed", None
+        elif issubclass(kind, KeyboardInterrupt):
+            status, text = "interrupted", "stopped by the user"
+        else:
+            status, text = "failed", f"{kind.__name__}: {error}"
         self.record |= {"status": status, "error": text}
         try:
-            if kind and self._completed: atomic_write(self.path/"run.json", self._completed) # nothing was done
-            else: self._save()
+            if kind and self._completed:
+                atomic_write(self.path / "run.json", self._completed)  # nothing was done
+            else:
+                self._save()
             try:
-                if worth_a_page(self.path, self.record): write_page(self.path)
-            except Exception as e: # the record counts, and what ended the run
+                if worth_a_page(self.path, self.record):
+                    write_page(self.path)
+            except Exception as e:  # the record counts, and what ended the run
                 warnings.warn(f"The page of run {self.run_id} was not written ({e}).")
         except OSError:
-            if kind is None: raise # a full disk must not hide the error that ended the run
-        finally: self._held.close()
+            if kind is None:
+                raise  # a full disk must not hide the error that ended the run
+        finally:
+            self._held.close()
         return False
 
     def _earlier_record(self) -> dict:
         "The record in this run's folder, or {}; RunError where it is taken and `resume` was not asked for."
-        file = self.path/"run.json"
-        if not file.exists(): return {}
+        file = self.path / "run.json"
+        if not file.exists():
+            return {}
         earlier = load_run(file)
         if self.resume and earlier["name"] != self.name:
             raise RunError(f"Run {self.run_id!r} is of {earlier['name']}, not {self.name}; choose another run_id.")
         if self._nothing_done(earlier):
             for path in self.path.iterdir():
-                if path.name in (".lock", "run.json"): continue
-                if path.is_dir(): shutil.rmtree(path)
-                else: path.unlink()
+                if path.name in (".lock", "run.json"):
+                    continue
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
             return {}
-        if self.resume: return earlier
+        if self.resume:
+            return earlier
         said = f"Run {self.run_id!r} exists already; choose another run_id"
         if "resume_from" in self.config:
             raise RunError(f"{said}, or resume it: resume_from={without_folders(str(self.path)).removeprefix('./')}.")
-        if "run_id" not in self.config: raise RunError(f"{said}, or resume it.") # by the argument `resume`
-        if earlier["status"] == "completed": raise RunError(f"{said}.")
-        return {} # a job that cannot be resumed
+        if "run_id" not in self.config:
+            raise RunError(f"{said}, or resume it.")  # by the argument `resume`
+        if earlier["status"] == "completed":
+            raise RunError(f"{said}.")
+        return {}  # a job that cannot be resumed
 
     def _nothing_done(self, earlier: dict) -> bool:
         "True where the run ended before its first checkpoint or result, so that nothing is lost if it starts anew."
-        if earlier["status"] == "completed": return False
-        if any(earlier.get(key) for key in ("metrics", "artifacts", "checkpoint")): return False
-        if any((self.path/"checkpoints").glob("checkpoint-*")): return False
-        early = {".lock", "run.json", "index.html", "metrics.jsonl", "tensorboard", "checkpoints"} # and pictures of samples
+        if earlier["status"] == "completed":
+            return False
+        if any(earlier.get(key) for key in ("metrics", "artifacts", "checkpoint")):
+            return False
+        if any((self.path / "checkpoints").glob("checkpoint-*")):
+            return False
+        early = {
+            ".lock",
+            "run.json",
+            "index.html",
+            "metrics.jsonl",
+            "tensorboard",
+            "checkpoints",
+        }  # and pictures of samples
         return all(path.name in early or path.suffix == ".jpg" for path in self.path.iterdir())
 
     def _repair_log(self) -> float:
         "Drop a last line of metrics.jsonl that a kill cut short; the seconds of the last whole one."
-        file = self.path/"metrics.jsonl"
-        if not file.exists(): return 0.0
+        file = self.path / "metrics.jsonl"
+        if not file.exists():
+            return 0.0
         whole, _, cut = file.read_text(encoding="utf-8").rpartition("\n")
-        if cut: atomic_write(file, whole + "\n" if whole else "")
+        if cut:
+            atomic_write(file, whole + "\n" if whole else "")
         return json.loads(whole.rsplit("\n", 1)[-1])["seconds"] if whole else 0.0
 
     def _drop_lines(self, step: int):
         "Drop the lines of metrics.jsonl from `step` on: a resumed run does these steps again."
-        self._first_log, file = False, self.path/"metrics.jsonl"
+        self._first_log, file = False, self.path / "metrics.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
         kept = [line for line in lines if json.loads(line)["step"] < step]
-        if len(kept) < len(lines): atomic_write(file, "".join(kept))
+        if len(kept) < len(lines):
+            atomic_write(file, "".join(kept))
 
     def _watch_memory(self):
         "Follow this process's memory, children included, until the run ends."
         me = psutil.Process()
-        while not self._stop.wait(0.5): self.peak = max(self.peak, _memory(me))
+        while not self._stop.wait(0.5):
+            self.peak = max(self.peak, _memory(me))
 
     def _save(self):
         "Write run.json with the end, the wall time and the peak memory as of now."
         running = self.record["status"] == "running"
         cuda = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_initialized() else None
         self.peak = max(self.peak, _memory(psutil.Process()))
-        self.record |= {"end": None if running else _utc(datetime.now(timezone.utc)),
-                        "wall_seconds": round(self._earlier + time.perf_counter() - self.clock, 3),
-                        "peak_memory_mib": {"rss": round(self.peak / 2**20), "cuda": cuda and round(cuda)}}
+        self.record |= {
+            "end": None if running else _utc(datetime.now(timezone.utc)),
+            "wall_seconds": round(self._earlier + time.perf_counter() - self.clock, 3),
+            "peak_memory_mib": {"rss": round(self.peak / 2**20), "cuda": cuda and round(cuda)},
+        }
         text = without_folders(json.dumps(to_json(self.record), allow_nan=False, ensure_ascii=False))
         sealed = json.loads(text)
         text = record_text(sealed | {"seal": seal_of(sealed)})
-        atomic_write(self.path/"run.json", text)
-        if not running: # weights that were saved on the way have a copy, which ends as the run does
-            for copy in self.path.glob("*/run.json"): atomic_write(copy, text)
+        atomic_write(self.path / "run.json", text)
+        if not running:  # weights that were saved on the way have a copy, which ends as the run does
+            for copy in self.path.glob("*/run.json"):
+                atomic_write(copy, text)
 
     def log(
         self,
-        step: int, # optimiser step
-        **values, # floats
+        step: int,  # optimiser step
+        **values,  # floats
     ) -> None:
         "Append a line to metrics.jsonl: step, seconds since the start, values (non-finite ones as strings)."
         self._completed = None
-        if self._first_log: self._drop_lines(step)
+        if self._first_log:
+            self._drop_lines(step)
         seconds = round(self._earlier + time.perf_counter() - self.clock, 3)
         line = {"step": int(step), "seconds": seconds} | {k: to_json(v) for k, v in values.items()}
-        with open(self.path/"metrics.jsonl", "a", encoding="utf-8") as f:
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps(line, allow_nan=False) + "\n")
 
     def metric(
         self,
-        name: str, # e.g. "PSNR", with the extractor where there is one: "FD (EfficientNet-Lite0)"
-        value: float, # the result
-        n: int|None = None, # how many samples it was measured on
-        **extra, # anything a reader needs: unit, strength, sha256 of the extractor
+        name: str,  # e.g. "PSNR", with the extractor where there is one: "FD (EfficientNet-Lite0)"
+        value: float,  # the result
+        n: int | None = None,  # how many samples it was measured on
+        **extra,  # anything a reader needs: unit, strength, sha256 of the extractor
     ) -> None:
         "Record a result; the same name with the same extras replaces the earlier one."
         self._completed = None
@@ -244,8 +316,8 @@ class Run:
 
     def artifact(
         self,
-        path: str|Path, # a file; outside the run's folder only its name is recorded
-        kind: str = "artifacts", # list of the record that it goes to
+        path: str | Path,  # a file; outside the run's folder only its name is recorded
+        kind: str = "artifacts",  # list of the record that it goes to
     ) -> dict:
         "Record a file: name relative to the run's folder, sha256 and size in bytes."
         self._completed, path = None, Path(path)
@@ -258,35 +330,38 @@ class Run:
 
     def figure(
         self,
-        name: str, # file name without its ending
-        picture, # a matplotlib figure, a PIL image or a uint8 (H, W, 3) array
-        about: str = "", # what is on it, for the run's page
+        name: str,  # file name without its ending
+        picture,  # a matplotlib figure, a PIL image or a uint8 (H, W, 3) array
+        about: str = "",  # what is on it, for the run's page
     ) -> Path:
         "Save a picture as JPEG in the run's folder and record it; with `tensorboard` in the configuration TensorBoard gets it too."
-        path, buffer = self.path/f"{name}.jpg", BytesIO()
+        path, buffer = self.path / f"{name}.jpg", BytesIO()
         if hasattr(picture, "savefig"):
             picture.savefig(buffer, format="jpeg", dpi=110, pil_kwargs={"quality": 75})
         else:
-            if not isinstance(picture, Image.Image): picture = Image.fromarray(np.asarray(picture))
+            if not isinstance(picture, Image.Image):
+                picture = Image.fromarray(np.asarray(picture))
             picture.convert("RGB").save(buffer, "JPEG", quality=80)
         atomic_write(path, buffer.getvalue())
         self.artifact(path, "figures")
         if about:
             self.record["figures"][-1]["about"] = about
             self._save()
-        if self.config.get("tensorboard"): self._to_tensorboard(name, path)
+        if self.config.get("tensorboard"):
+            self._to_tensorboard(name, path)
         return path
 
     def _to_tensorboard(self, name, path):
         "A figure for TensorBoard; `sample-500` is the picture `sample` of step 500."
         from torch.utils.tensorboard import SummaryWriter
+
         tag, step = re.fullmatch(r"(.+?)(?:-(\d+))?", name).groups()
-        with SummaryWriter(self.path/"tensorboard") as writer:
+        with SummaryWriter(self.path / "tensorboard") as writer:
             writer.add_image(tag, np.asarray(Image.open(path)), int(step or 0), dataformats="HWC")
 
     def note(
         self,
-        **facts, # parameters={"unet": 3_300_000}, data={"manifest_sha256": ...}, or any other key
+        **facts,  # parameters={"unet": 3_300_000}, data={"manifest_sha256": ...}, or any other key
     ) -> None:
         "Record facts; a dict is merged into the one that is there."
         for key, value in facts.items():
@@ -298,16 +373,20 @@ class Run:
 
     def checkpoint(
         self,
-        path: str|Path|None, # a checkpoint: a file, or a folder of files; None, in a process that writes none: nothing is recorded
+        path: str
+        | Path
+        | None,  # a checkpoint: a file, or a folder of files; None, in a process that writes none: nothing is recorded
     ) -> None:
         "Record the run's checkpoint: name and sha256 (of a folder: of the names and hashes of its files)."
-        if path is None: return
+        if path is None:
+            return
         self._completed, path = None, Path(path)
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.is_file())
             text = "".join(f"{sha256(p)}  {p.relative_to(path).as_posix()}\n" for p in files)
             digest, size = hashlib.sha256(text.encode()).hexdigest(), sum(p.stat().st_size for p in files)
-        else: digest, size = sha256(path), path.stat().st_size
+        else:
+            digest, size = sha256(path), path.stat().st_size
         self.record["checkpoint"] = {"file": path.name, "sha256": digest, "bytes": size}
         self._save()
 
@@ -322,9 +401,12 @@ def _memory(process: psutil.Process) -> int:
     total = 0
     try:
         for p in [process, *process.children(recursive=True)]:
-            try: total += p.memory_info().rss
-            except psutil.Error: pass
-    except psutil.Error: pass
+            try:
+                total += p.memory_info().rss
+            except psutil.Error:
+                pass
+    except psutil.Error:
+        pass
     return total
 
 # %% ../../nbs/base/runs.ipynb #b96fe97f
@@ -332,55 +414,63 @@ REQUIRED = {"name": str, "run_id": str, "start": str, "status": str, "config": d
 
 
 def load_run(
-    path: str|Path, # a run's folder or its run.json
+    path: str | Path,  # a run's folder or its run.json
 ) -> dict:
     "The record of a run; RunError says what is wrong with a malformed one."
     path = Path(path)
-    file = path/"run.json" if path.is_dir() or path.suffix != ".json" else path
+    file = path / "run.json" if path.is_dir() or path.suffix != ".json" else path
     where = f"{file.parent.name}/{file.name}"
-    try: record = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as e: raise RunError(f"{where} cannot be read: {e.strerror}.") from e
-    except ValueError as e: raise RunError(f"{where} is not a run record: {e}.") from e
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise RunError(f"{where} cannot be read: {e.strerror}.") from e
+    except ValueError as e:
+        raise RunError(f"{where} is not a run record: {e}.") from e
     if not isinstance(record, dict):
         raise RunError(f"{where} is not a run record: it holds a {type(record).__name__}.")
     if record.get("schema") != 1:
         raise RunError(f"{where} has schema {record.get('schema')!r}; this version of mmgen reads schema 1.")
     for key, kind in REQUIRED.items():
         if not isinstance(record.get(key), kind):
-            raise RunError(f"{where} is not a run record: {key!r} must be a {kind.__name__}, "
-                           f"not {record.get(key)!r}.")
+            raise RunError(f"{where} is not a run record: {key!r} must be a {kind.__name__}, not {record.get(key)!r}.")
     return record
 
 
 def load_runs(
-    root: str|Path|None = None, # folder of the runs; None: reports/runs in the repository
-    name: str|None = None, # only runs of this name
-    status: str|None = None, # only runs with this status
+    root: str | Path | None = None,  # folder of the runs; None: reports/runs in the repository
+    name: str | None = None,  # only runs of this name
+    status: str | None = None,  # only runs with this status
 ) -> list[dict]:
     "The records below `root`, sorted by start; folders without a run.json are passed over."
-    root = Path(root) if root is not None else repo_root()/"reports"/"runs"
+    root = Path(root) if root is not None else repo_root() / "reports" / "runs"
     records = [load_run(file) for file in sorted(root.glob("*/run.json"))]
     wanted = [r for r in records if name in (None, r["name"]) and status in (None, r["status"])]
     return sorted(wanted, key=lambda r: (r["start"], r["run_id"]))
 
 # %% ../../nbs/base/runs.ipynb #5ea1ed02
 def verify_run(
-    folder: str|Path, # of a run
-    needs: tuple = (), # files that must be there and in the record
-) -> dict: # its record
+    folder: str | Path,  # of a run
+    needs: tuple = (),  # files that must be there and in the record
+) -> dict:  # its record
     "The record of a run; RunError where it, or a file that it names, is not what the run wrote."
     folder, record = Path(folder), load_run(folder)
     again = f"restore it from version control, or run {record['name']} again"
     if "seal" in record and record["seal"] != seal_of(record):
         raise RunError(f"Run {record['run_id']}: run.json was changed after the run wrote it; {again}.")
     if record["run_id"] != folder.name:
-        raise RunError(f"Run {record['run_id']}: its record lies in the folder {folder.name}; give the folder its own record.")
+        raise RunError(
+            f"Run {record['run_id']}: its record lies in the folder {folder.name}; give the folder its own record."
+        )
     named = {entry["file"]: entry["sha256"] for entry in (*record.get("artifacts", []), *record.get("figures", []))}
     for name in needs:
-        if name not in named: raise RunError(f"Run {record['run_id']}: its record names no {name}; run {record['name']} again.")
-        if not (folder/name).is_file(): raise RunError(f"Run {record['run_id']}: {name} is missing; {again}.")
+        if name not in named:
+            raise RunError(f"Run {record['run_id']}: its record names no {name}; run {record['name']} again.")
+        if not (folder / name).is_file():
+            raise RunError(f"Run {record['run_id']}: {name} is missing; {again}.")
     for name, wanted in named.items():
-        if (folder/name).is_file() and (found := sha256(folder/name)) != wanted:
-            raise RunError(f"Run {record['run_id']}: {name} has the SHA-256 {found[:8]}…, its record says {wanted[:8]}…: "
-                           f"one of them was changed by hand; {again}.")
+        if (folder / name).is_file() and (found := sha256(folder / name)) != wanted:
+            raise RunError(
+                f"Run {record['run_id']}: {name} has the SHA-256 {found[:8]}…, its record says {wanted[:8]}…: "
+                f"one of them was changed by hand; {again}."
+            )
     return record

@@ -374,5 +374,7 @@ def read_tokenizer(
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:200].rstrip(".")
         raise WeightsError(f"{where} was not opened ({reason}).") from e
     if words is not None and last >= words:
-        raise WeightsError(f"{where} has {last + 1:,} ids and its text encoder knows {words:,}: they do not belong together.")
+        raise WeightsError(
+            f"{where} has {last + 1:,} ids and its text encoder knows {words:,}: they do not belong together."
+        )
     return tokenizer

@@ -18,33 +18,46 @@ from types import NoneType
 from typing import ClassVar, get_args
 
 # %% ../../nbs/base/settings.ipynb #d69afffd
-ALIASES = { # names used elsewhere, whose spelling is far from ours
-    "learning_rate": "lr", "batch": "batch_size", "bs": "batch_size", "resolution": "size",
-    "image_size": "size", "dataset": "data", "epochs": "steps", "max_steps": "steps", "num_images": "images",
-    "gpu": "device", "warmup_steps": "warmup", "cfg": "guidance", "guidance_scale": "guidance",
-    "checkpoint": "resume_from"}
+ALIASES = {  # names used elsewhere, whose spelling is far from ours
+    "learning_rate": "lr",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "resolution": "size",
+    "image_size": "size",
+    "dataset": "data",
+    "epochs": "steps",
+    "max_steps": "steps",
+    "num_images": "images",
+    "gpu": "device",
+    "warmup_steps": "warmup",
+    "cfg": "guidance",
+    "guidance_scale": "guidance",
+    "checkpoint": "resume_from",
+}
 
 
 def closest(
-    name: str, # what was written
-    valid, # the names that exist
+    name: str,  # what was written
+    valid,  # the names that exist
 ) -> str:
     "The valid name that is nearest to `name`."
     valid = sorted(valid)
-    if ALIASES.get(name.lower()) in valid: return ALIASES[name.lower()]
+    if ALIASES.get(name.lower()) in valid:
+        return ALIASES[name.lower()]
     return difflib.get_close_matches(name.lower(), valid, n=1, cutoff=0.0)[0]
 
 
 def split_list(
-    text: str, # "96,192"
-    kind: type = int, # type of the items
+    text: str,  # "96,192"
+    kind: type = int,  # type of the items
 ) -> tuple:
     "The items of a list that is written as a string, separated by commas."
     return tuple(kind(item.strip()) for item in text.split(",") if item.strip())
 
+
 def plain_type(
-    field, # of a dataclass
-) -> type: # bool, int, float or str
+    field,  # of a dataclass
+) -> type:  # bool, int, float or str
     "The type that a field is annotated with, without its `| None`."
     return next(kind for kind in get_args(field.type) or (field.type,) if kind is not NoneType)
 
@@ -53,54 +66,80 @@ class Settings:
     "Fields that are flat literals, checked when they are set; the comment beside a field is its help."
 
     job: ClassVar[str] = "settings"
-    origin: ClassVar[str] = sys._getframe().f_code.co_filename # where the comments are
-    choices: ClassVar[dict] = {} # fields that take one of a few names
-    zero_ok: ClassVar[tuple] = ( # integers that may be 0; the others start at 1
-        "seed", "held_out", "workers", "lr_batch", "warmup", "sample_every", "sample_images", "edit_images",
-        "disc_start")
-    fractions: ClassVar[tuple] = ( # numbers from 0 to 1; the others end nowhere
-        "ema_decay", "caption_dropout", "tag_dropout", "strength", "edit_strength", "beta_start", "beta_end")
-    lists: ClassVar[dict] = {} # fields that hold a list, and the type of its items
-    widths_in: ClassVar[tuple] = ("unet_channels", "block_out_channels") # lists of at least one width
+    origin: ClassVar[str] = sys._getframe().f_code.co_filename  # where the comments are
+    choices: ClassVar[dict] = {}  # fields that take one of a few names
+    zero_ok: ClassVar[tuple] = (  # integers that may be 0; the others start at 1
+        "seed",
+        "held_out",
+        "workers",
+        "lr_batch",
+        "warmup",
+        "sample_every",
+        "sample_images",
+        "edit_images",
+        "disc_start",
+    )
+    fractions: ClassVar[tuple] = (  # numbers from 0 to 1; the others end nowhere
+        "ema_decay",
+        "caption_dropout",
+        "tag_dropout",
+        "strength",
+        "edit_strength",
+        "beta_start",
+        "beta_end",
+    )
+    lists: ClassVar[dict] = {}  # fields that hold a list, and the type of its items
+    widths_in: ClassVar[tuple] = ("unet_channels", "block_out_channels")  # lists of at least one width
 
     def __init_subclass__(cls):
         cls.origin = sys._getframe(1).f_code.co_filename
 
     def __post_init__(self):
-        for f in fields(self): object.__setattr__(self, f.name, self._checked(f, getattr(self, f.name)))
+        for f in fields(self):
+            object.__setattr__(self, f.name, self._checked(f, getattr(self, f.name)))
 
     def _checked(self, field, value):
         "`value` in the type of `field`; ValueError where it cannot be meant."
         name, where = field.name, f"{self.job}: {field.name}"
-        if value is None and NoneType in get_args(field.type): return None
+        if value is None and NoneType in get_args(field.type):
+            return None
         kind = plain_type(field)
-        if kind is float and type(value) is int: value = float(value)
+        if kind is float and type(value) is int:
+            value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             hint = {str: f" (papermill keeps strings with -r {name} {value})", bool: " (write True or False)"}
             hint = hint.get(kind, "") if isinstance(value, (int, float, str)) else ""
             raise ValueError(f"{where} must be {kind.__name__}, not {type(value).__name__} {value!r}{hint}.")
         if name in self.choices and value not in self.choices[name]:
-            raise ValueError(f"{where} must be one of {', '.join(self.choices[name])}, not {value!r}; "
-                             f"did you mean {closest(value, self.choices[name])!r}?")
+            raise ValueError(
+                f"{where} must be one of {', '.join(self.choices[name])}, not {value!r}; "
+                f"did you mean {closest(value, self.choices[name])!r}?"
+            )
         if kind in (int, float):
             low = 1 if kind is int and name not in self.zero_ok else 0
-            high = 1 if name in self.fractions else math.inf if kind is float else 2**63 - 1 # what torch and numpy take
+            high = (
+                1 if name in self.fractions else math.inf if kind is float else 2**63 - 1
+            )  # what torch and numpy take
             if not low <= value <= high or (value == math.inf and name != "max_seconds"):
-                limits = "finite, 0 or more" if kind is float else f"{low} or more" if value < low else "less than 2**63"
-                if high == 1: limits = "from 0 to 1"
+                limits = (
+                    "finite, 0 or more" if kind is float else f"{low} or more" if value < low else "less than 2**63"
+                )
+                if high == 1:
+                    limits = "from 0 to 1"
                 raise ValueError(f"{where} must be {limits}, not {value}.")
         if name in self.lists:
             item = self.lists[name]
-            try: items = split_list(value, item)
-            except ValueError: items = None
+            try:
+                items = split_list(value, item)
+            except ValueError:
+                items = None
             if items is None or (name in self.widths_in and (not items or min(items) < 1)):
-                raise ValueError(f"{where} must be a list of {item.__name__} like {field.default!r}, "
-                                 f"not {value!r}.")
+                raise ValueError(f"{where} must be a list of {item.__name__} like {field.default!r}, not {value!r}.")
         return value
 
 # %% ../../nbs/base/settings.ipynb #ae68a238
 def field_comments(
-    cls: type, # a subclass of `Settings`
+    cls: type,  # a subclass of `Settings`
 ) -> tuple[dict, dict]:
     "The comment beside each field, and the heading above the fields that have one; read from the source."
     comments, headings, names = {}, {}, {f.name for f in fields(cls)}
@@ -108,14 +147,16 @@ def field_comments(
         text = "".join(linecache.getlines(one.origin))
         classes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ClassDef)]
         node = next((n for n in classes if n.name == one.__name__), None)
-        if node is None: raise OSError(f"The source of {one.__name__}, with its comments, is not here.")
-        beside, above = {}, {} # line -> comment after code, line -> comment alone on it
+        if node is None:
+            raise OSError(f"The source of {one.__name__}, with its comments, is not here.")
+        beside, above = {}, {}  # line -> comment after code, line -> comment alone on it
         for t in tokenize.generate_tokens(io.StringIO(text).readline):
             if t.type == tokenize.COMMENT:
-                (beside if t.line[:t.start[1]].strip() else above)[t.start[0]] = t.string.lstrip("# ")
+                (beside if t.line[: t.start[1]].strip() else above)[t.start[0]] = t.string.lstrip("# ")
         heading = None
         for item in node.body:
-            if not isinstance(item, ast.AnnAssign) or item.target.id not in names: continue
+            if not isinstance(item, ast.AnnAssign) or item.target.id not in names:
+                continue
             heading = above.get(item.lineno - 1, heading)
             comments[item.target.id] = beside.get(item.lineno, "")
             headings.setdefault(item.target.id, heading)

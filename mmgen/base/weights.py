@@ -25,188 +25,261 @@ from torch import nn
 
 import mmgen
 from .files import atomic_write, found_path, replace_folder, repo_root
-from .pickles import PickleError, disguise, read_pickle
+from .pickle_opcodes import PickleError
+from .pickles import disguise, read_pickle
 from .runs import to_json, without_folders
 from .schema import SCHEMAS, WeightsError, checked, read_json
 
 # %% ../../nbs/base/weights.ipynb #c9ae96fd
-FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors") # ours and transformers', diffusers'
-OLD_FILES = ("pytorch_model.bin", "diffusion_pytorch_model.bin") # theirs until 2023, pickles
-SHARDS = tuple(file.replace(".", "-*-of-*.") for file in FILES) # one network in several files
-VARIANTS = tuple(file.replace(".", ".*.") for file in (*FILES, *OLD_FILES)) # fp16, non_ema (not averaged), ...
-TORCH_FILES = (".pt", ".pth", ".bin", ".ckpt") # pickles
+FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # ours and transformers', diffusers'
+OLD_FILES = ("pytorch_model.bin", "diffusion_pytorch_model.bin")  # theirs until 2023, pickles
+SHARDS = tuple(file.replace(".", "-*-of-*.") for file in FILES)  # one network in several files
+VARIANTS = tuple(file.replace(".", ".*.") for file in (*FILES, *OLD_FILES))  # fp16, non_ema (not averaged), ...
+TORCH_FILES = (".pt", ".pth", ".bin", ".ckpt")  # pickles
 
 
 def packaged(
-    root: str|Path|None = None, # None: the weights installed with mmgen
+    root: str | Path | None = None,  # None: the weights installed with mmgen
 ) -> dict[str, Path]:
     "The packaged weights: name -> folder with config.json and model.safetensors."
-    root = Path(root) if root is not None else Path(mmgen.__file__).resolve().parent/"packaged"
+    root = Path(root) if root is not None else Path(mmgen.__file__).resolve().parent / "packaged"
     folders = sorted(file.parent for file in root.glob("[!.]*/model.safetensors"))
-    return {folder.name: folder for folder in folders if (folder/"config.json").exists()}
+    return {folder.name: folder for folder in folders if (folder / "config.json").exists()}
 
 
 def at_hand(
-    name_or_path: str|Path, # a folder or file, or a packaged name
-) -> Path|None:
+    name_or_path: str | Path,  # a folder or file, or a packaged name
+) -> Path | None:
     "The folder (or file) of weights on this machine, the hub's cache left out; None where there is none."
     path, name = Path(os.path.expanduser(name_or_path)), str(name_or_path)
-    for place in (path, repo_root()/path) if name else ():
-        if place.exists(): return place
+    for place in (path, repo_root() / path) if name else ():
+        if place.exists():
+            return place
     return packaged().get(name)
 
 
 def resolve(
-    name_or_path: str|Path, # a folder or file, a packaged name, or owner/model on the hub
-    download: bool = True, # False: of the hub, only what its cache has already
-    weights: bool = True, # False: of the hub, only what lies beside them, such as a tokenizer
+    name_or_path: str | Path,  # a folder or file, a packaged name, or owner/model on the hub
+    download: bool = True,  # False: of the hub, only what its cache has already
+    weights: bool = True,  # False: of the hub, only what lies beside them, such as a tokenizer
 ) -> Path:
     "The folder (or file) of weights; WeightsError names what there is where nothing is found."
-    if (place := at_hand(name_or_path)) is not None: return _within_run(place)
+    if (place := at_hand(name_or_path)) is not None:
+        return _within_run(place)
     name, known = str(name_or_path), packaged()
     there = f"Packaged weights: {', '.join(known) or 'none'}; a folder or a hub name (owner/model) also do."
     if (path := Path(os.path.expanduser(name))).is_absolute() and path.parent.is_dir():
-        cached = next((part.removeprefix("models--").replace("--", "/") for part in path.parts if part.startswith("models--")), None)
-        raise WeightsError(f"The hub's cache holds {cached} without {path.name}; with a network, what is missing is fetched." if cached else f"There is no {path.name} in the folder {path.parent}.")
+        cached = next(
+            (part.removeprefix("models--").replace("--", "/") for part in path.parts if part.startswith("models--")),
+            None,
+        )
+        raise WeightsError(
+            f"The hub's cache holds {cached} without {path.name}; with a network, what is missing is fetched."
+            if cached
+            else f"There is no {path.name} in the folder {path.parent}."
+        )
     hub_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name)
     if not hub_name or Path(name).suffix in (".safetensors", ".pkl", *TORCH_FILES):
         raise WeightsError(f"There are no weights {name!r}. {there}")
     from huggingface_hub import constants, snapshot_download
 
     def fetched(files):
-        read = ["*.json", "*.txt", "*.md", *(form for file in files for form in (file, f"*/{file}"))] # no second copies in other forms, which are gigabytes
-        return Path(snapshot_download(name, allow_patterns=read, ignore_patterns=["safety_checker/*"], local_files_only=not download))
+        read = [
+            "*.json",
+            "*.txt",
+            "*.md",
+            *(form for file in files for form in (file, f"*/{file}")),
+        ]  # no second copies in other forms, which are gigabytes
+        return Path(
+            snapshot_download(
+                name, allow_patterns=read, ignore_patterns=["safety_checker/*"], local_files_only=not download
+            )
+        )
+
     try:
         for files in ((*FILES, *SHARDS), (*FILES, *OLD_FILES), VARIANTS) if weights else ((),):
             folder = fetched(files)
-            if any(next(folder.rglob(file), None) for file in files): break
+            if any(next(folder.rglob(file), None) for file in files):
+                break
         return folder
-    except Exception as e: # the hub raises many kinds: no network, no such name, no permission
+    except Exception as e:  # the hub raises many kinds: no network, no such name, no permission
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        cached = ", ".join(sorted(each.name[8:].replace("--", "/") for each in Path(constants.HF_HUB_CACHE).glob("models--*")))
+        cached = ", ".join(
+            sorted(each.name[8:].replace("--", "/") for each in Path(constants.HF_HUB_CACHE).glob("models--*"))
+        )
         text = f"{name!r} is not a folder here and the hub did not give it ({reason.rstrip('.')}). The hub's cache holds {cached or 'nothing'}. {there}"
         raise WeightsError(text) from e
 
 
 def _within_run(place: Path) -> Path:
     "A run's only folder of weights in place of the run's folder; WeightsError names them where there are several."
-    if not (place/"run.json").is_file() or (place/"config.json").is_file(): return place
+    if not (place / "run.json").is_file() or (place / "config.json").is_file():
+        return place
     inside = sorted(file.parent for file in place.glob("*/config.json"))
     if len(inside) > 1:
-        raise WeightsError(f"{place.name} is a run with {', '.join(each.name for each in inside)}; name one of these folders.")
+        raise WeightsError(
+            f"{place.name} is a run with {', '.join(each.name for each in inside)}; name one of these folders."
+        )
     return inside[0] if inside else place
 
 # %% ../../nbs/base/weights.ipynb #eb7aefb0
 def _unpickle(path: Path) -> dict:
     "The state dict in a torch file; nothing in it is executed."
-    try: state = read_pickle(path)
+    try:
+        state = read_pickle(path)
     except PickleError as e:
         hint = " Convert it to .safetensors where you trust its source." if "asks for" in str(e) else ""
         raise WeightsError(f"{e}{hint}") from e
-    for _ in range(4): # a pickle can hold itself
-        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict): state = state["state_dict"]
+    for _ in range(4):  # a pickle can hold itself
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]
     return state
 
 
-_ROUNDED = re.compile(r".*\.(qweight|qzeros|SCB|absmax|quant_map|weight_scale)") # beside weights of 8 bits and fewer
+_ROUNDED = re.compile(r".*\.(qweight|qzeros|SCB|absmax|quant_map|weight_scale)")  # beside weights of 8 bits and fewer
 
 
 def as_floats(
-    state: dict[str, torch.Tensor], # name -> tensor
-    where: str, # what the weights are called, for the message
-    half: bool = False, # True: those of 16 bits stay as they are
+    state: dict[str, torch.Tensor],  # name -> tensor
+    where: str,  # what the weights are called, for the message
+    half: bool = False,  # True: those of 16 bits stay as they are
 ) -> dict[str, torch.Tensor]:
     "Floats as float32; WeightsError for weights of 8 bits and fewer, which want a scale."
-    small = [k for k, v in state.items() if _ROUNDED.fullmatch(k) or v.dtype.itemsize == 1 and (v.is_floating_point() or k.endswith(("weight", "bias")))]
+    small = [
+        k
+        for k, v in state.items()
+        if _ROUNDED.fullmatch(k) or v.dtype.itemsize == 1 and (v.is_floating_point() or k.endswith(("weight", "bias")))
+    ]
     if small:
-        raise WeightsError(f"{where} holds 8-bit weights, or smaller ones ({small[0]}, for example); take the float16 or float32 ones.")
-    return {k: v.float() if v.is_floating_point() and not (half and v.dtype.itemsize == 2) else v for k, v in state.items()}
+        raise WeightsError(
+            f"{where} holds 8-bit weights, or smaller ones ({small[0]}, for example); take the float16 or float32 ones."
+        )
+    return {
+        k: v.float() if v.is_floating_point() and not (half and v.dtype.itemsize == 2) else v for k, v in state.items()
+    }
 
 
 def weight_files(
     folder: Path,
-) -> list[Path]: # one, or the shards of one network
+) -> list[Path]:  # one, or the shards of one network
     "The weights in a folder: the whole file, else the shards that an index names, else a variant; averaged ones first."
-    if whole := [folder/f for f in (*FILES, *OLD_FILES) if (folder/f).is_file()]: return whole[:1]
+    if whole := [folder / f for f in (*FILES, *OLD_FILES) if (folder / f).is_file()]:
+        return whole[:1]
+
     def matching(patterns):
         found = (file for pattern in patterns for file in folder.glob(pattern))
         return sorted(found, key=lambda file: ("non_ema" in file.name, file.suffix == ".bin", file.name))
+
     for index in matching(f"{file}.index*.json" for file in (*FILES, *OLD_FILES)):
         shards = read_fields(index).get("weight_map")
         plain = isinstance(shards, dict) and all(isinstance(s, str) and Path(s).name == s for s in shards.values())
         if not shards or not plain:
             raise WeightsError(f"{folder.name}/{index.name} does not name the files of its weights (weight_map).")
-        files = [folder/name for name in sorted(set(shards.values()))]
+        files = [folder / name for name in sorted(set(shards.values()))]
         if lacking := [file.name for file in files if not file.is_file()]:
             told = f"one of the {len(files)} files that {index.name} names"
             raise WeightsError(f"The folder {folder.name} lacks {lacking[0]}, {told}.")
         return files
-    if found := [file for file in matching(VARIANTS) if "-of-" not in file.name]: return found[:1]
+    if found := [file for file in matching(VARIANTS) if "-of-" not in file.name]:
+        return found[:1]
     raise WeightsError(f"The folder {folder.name} holds no weights; {' or '.join(FILES)} was expected.")
 
 
 def header(
-    path: Path, # of weights
-) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]: # name -> shape, and the notes of whoever made it
+    path: Path,  # of weights
+) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:  # name -> shape, and the notes of whoever made it
     "What a .safetensors file says of itself, its numbers unread; nothing for files of other kinds."
     try:
         with safe_open(path, "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.metadata() or {}
-    except (SafetensorError, OSError, ValueError): return {}, {}
+    except (SafetensorError, OSError, ValueError):
+        return {}, {}
 
 
 def load_state(
-    path: str|Path, # .safetensors, or .pt, .pth, .bin, .ckpt; or a folder of weights
-    half: bool = False, # True: floats of 16 bits stay as they are, for `load_into`, which copies one tensor at a time
+    path: str | Path,  # .safetensors, or .pt, .pth, .bin, .ckpt; or a folder of weights
+    half: bool = False,  # True: floats of 16 bits stay as they are, for `load_into`, which copies one tensor at a time
 ) -> dict[str, torch.Tensor]:
     "The state dict in a file, on the CPU, floats as float32; WeightsError where it cannot be read safely."
     path = Path(path)
     if path.is_dir():
         path, *more = weight_files(path)
-        if more: return load_state(path, half) | {name: value for shard in more for name, value in load_state(shard, half).items()}
+        if more:
+            return load_state(path, half) | {
+                name: value for shard in more for name, value in load_state(shard, half).items()
+            }
     if not path.is_file():
         raise WeightsError(f"There is no file {path.name} in the folder {path.parent.name or '.'}.")
     name = f"{path.resolve().parent.name}/{path.name}" if path.name in (*FILES, *OLD_FILES) else path.name
     if path.suffix == ".safetensors":
-        try: state = load_file(path)
+        try:
+            state = load_file(path)
         except (SafetensorError, OSError, ValueError) as e:
-            with open(path, "rb") as file: start = file.read(2)
-            what = disguise(path) or ("a zip or a pickle, as torch writes; its name must end in .pt" if start in (b"PK", b"\x80\x02") else None)
-            raise WeightsError(f"{name} was not opened: it is {what}." if what and "safetensors" not in what else
-                               f"{name} is damaged, cut short or not a safetensors file ({e}).") from e
-    elif path.suffix in TORCH_FILES: state = _unpickle(path)
+            with open(path, "rb") as file:
+                start = file.read(2)
+            what = disguise(path) or (
+                "a zip or a pickle, as torch writes; its name must end in .pt"
+                if start in (b"PK", b"\x80\x02")
+                else None
+            )
+            raise WeightsError(
+                f"{name} was not opened: it is {what}."
+                if what and "safetensors" not in what
+                else f"{name} is damaged, cut short or not a safetensors file ({e})."
+            ) from e
+    elif path.suffix in TORCH_FILES:
+        state = _unpickle(path)
     else:
         endings = ", ".join((".safetensors", *TORCH_FILES))
-        raise WeightsError(f"{path.name} was not opened: it is {what}." if (what := disguise(path)) else
-                           f"{path.name} is not weights: the name must end in one of {endings}.")
+        raise WeightsError(
+            f"{path.name} was not opened: it is {what}."
+            if (what := disguise(path))
+            else f"{path.name} is not weights: the name must end in one of {endings}."
+        )
     if isinstance(state, dict) and "string_to_param" in state:
         raise WeightsError(f"{path.name} is a textual inversion, a new word for a text encoder and no model.")
-    if not (isinstance(state, dict) and state and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())):
+    if not (
+        isinstance(state, dict)
+        and state
+        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
+    ):
         raise WeightsError(f"{path.name} is not a state dict: names and tensors were expected.")
     return as_floats(state, name, half)
 
 
 def load_into(
-    module: nn.Module, # what the weights go into; untouched where they do not fit
-    state: dict[str, torch.Tensor], # name -> tensor
-    where: str, # what the weights are called, for the message
+    module: nn.Module,  # what the weights go into; untouched where they do not fit
+    state: dict[str, torch.Tensor],  # name -> tensor
+    where: str,  # what the weights are called, for the message
 ) -> nn.Module:
     "Copy `state` into `module`, which may be on the device meta; every name and shape must agree, else WeightsError says which do not."
     own = module.state_dict()
-    finite = lambda v: v.sum(dtype=torch.float32 if v.dtype.itemsize == 2 else None).isfinite() # float16 ends at 65504
-    wrong = {"missing": [k for k in own if k not in state], "unexpected": [k for k in state if k not in own],
-             "of another shape": [f"{k}: {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in own
-                                  if k in state and state[k].shape != own[k].shape],
-             "no floating-point numbers, as of 8-bit weights": [k for k in own if k in state and own[k].is_floating_point() and not state[k].is_floating_point()],
-             "with numbers that are not finite": [k for k in own if k in state and not finite(state[k])]}
+    finite = lambda v: v.sum(dtype=torch.float32 if v.dtype.itemsize == 2 else None).isfinite()  # float16 ends at 65504
+    wrong = {
+        "missing": [k for k in own if k not in state],
+        "unexpected": [k for k in state if k not in own],
+        "of another shape": [
+            f"{k}: {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+            for k in own
+            if k in state and state[k].shape != own[k].shape
+        ],
+        "no floating-point numbers, as of 8-bit weights": [
+            k for k in own if k in state and own[k].is_floating_point() and not state[k].is_floating_point()
+        ],
+        "with numbers that are not finite": [k for k in own if k in state and not finite(state[k])],
+    }
     if any(wrong.values()):
-        lists = [f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-                 for what, names in wrong.items() if names]
+        lists = [
+            f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            for what, names in wrong.items()
+            if names
+        ]
         other = ", it is of another architecture" if any(list(wrong.values())[:3]) else ""
         raise WeightsError(f"{where} does not fit {type(module).__name__}{other}: {'; '.join(lists)}.")
-    if any(v.is_meta for v in own.values()): # without numbers of its own, that would be replaced
+    if any(v.is_meta for v in own.values()):  # without numbers of its own, that would be replaced
         module.load_state_dict({k: state[k].to(v.dtype, copy=True) for k, v in own.items()}, assign=True)
-    else: module.load_state_dict(state)
+    else:
+        module.load_state_dict(state)
     return module
 
 
@@ -222,57 +295,65 @@ def fingerprint(
 
 
 def read_fields(
-    file: Path, # JSON
+    file: Path,  # JSON
 ) -> dict:
     "What a file of JSON holds; WeightsError where it holds no fields."
     return read_json(file)
 
 
 def read_config(
-    folder: Path, # of weights
-    cls: type|None = None, # a module that the fields shall build
+    folder: Path,  # of weights
+    cls: type | None = None,  # a module that the fields shall build
 ) -> dict:
     "Its config.json; WeightsError where that holds no fields, or those of another module. Names like _this are left out."
-    config, known = {k: v for k, v in read_fields(folder/"config.json").items() if not k.startswith("_")}, list(inspect.signature(cls).parameters) if cls else []
+    config, known = (
+        {k: v for k, v in read_fields(folder / "config.json").items() if not k.startswith("_")},
+        list(inspect.signature(cls).parameters) if cls else [],
+    )
     if cls and (strange := [k for k in config if k not in known]):
-        raise WeightsError(f"{cls.__name__}.load: {folder.name} holds another model: its config.json has {', '.join(strange[:3])}{', …' if strange[3:] else ''}, "
-                           f"and a {cls.__name__} has {', '.join(known[:3])}, ….")
-    if cls and cls.__name__ in SCHEMAS: checked(cls.__name__, config, f"{folder.name}/config.json")
+        raise WeightsError(
+            f"{cls.__name__}.load: {folder.name} holds another model: its config.json has {', '.join(strange[:3])}{', …' if strange[3:] else ''}, "
+            f"and a {cls.__name__} has {', '.join(known[:3])}, …."
+        )
+    if cls and cls.__name__ in SCHEMAS:
+        checked(cls.__name__, config, f"{folder.name}/config.json")
     return config
 
 
 def build_model(
-    make: Callable[[], nn.Module], # builds the module from a configuration
-    state: dict[str, torch.Tensor], # its weights
-    where: str, # what the weights are called, for the message
+    make: Callable[[], nn.Module],  # builds the module from a configuration
+    state: dict[str, torch.Tensor],  # its weights
+    where: str,  # what the weights are called, for the message
 ) -> nn.Module:
     "The module with its weights. It is built without memory first, so no configuration can ask for more than the file holds."
     try:
-        with torch.device("meta"): plan = make()
-    except WeightsError: raise
+        with torch.device("meta"):
+            plan = make()
+    except WeightsError:
+        raise
     except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as e:
         reason = str(e).splitlines()[0].rstrip(".")
         raise WeightsError(f"{where} holds another model: nothing can be built of its config.json ({reason}).") from e
     own = plan.state_dict()
     fits = own.keys() == state.keys() and all(own[k].shape == v.shape for k, v in state.items())
-    if not fits: load_into(plan, state, where) # says what differs
-    whole = own.keys() >= {name for name, _ in plan.named_buffers()} # no numbers beside those in the file
+    if not fits:
+        load_into(plan, state, where)  # says what differs
+    whole = own.keys() >= {name for name, _ in plan.named_buffers()}  # no numbers beside those in the file
     return load_into(plan if whole else make(), state, where)
 
 
 def load_model(
-    cls: type, # a module that the fields of a config.json build
-    name_or_path: str|Path, # folder or packaged name
-    device=None, # torch device; None: the CPU
+    cls: type,  # a module that the fields of a config.json build
+    name_or_path: str | Path,  # folder or packaged name
+    device=None,  # torch device; None: the CPU
 ) -> nn.Module:
     "A module with its weights, frozen, in evaluation mode; WeightsError where the folder holds another model."
     folder = resolve(name_or_path)
-    if not (folder/"config.json").is_file():
+    if not (folder / "config.json").is_file():
         raise WeightsError(f"{cls.__name__}.load: {name_or_path} must be a folder with a config.json.")
     config = read_config(folder, cls)
     model = build_model(lambda: cls(**config), load_state(folder, half=True), str(name_or_path))
     return model.to(device).eval().requires_grad_(False)
-
 
 # %% ../../nbs/base/weights.ipynb #bbcdd1ab
 def _half(x: torch.Tensor) -> torch.Tensor:
@@ -282,21 +363,23 @@ def _half(x: torch.Tensor) -> torch.Tensor:
 
 
 def save_weights(
-    folder: str|Path, # made where missing; other files in it stay
-    state: dict[str, torch.Tensor], # name -> tensor
-    config: dict, # what builds the module
-    card: str, # the model card, from `model_card`
-    run: dict|None = None, # the record of the run that made them
-    half: bool = True, # floats as float16
+    folder: str | Path,  # made where missing; other files in it stay
+    state: dict[str, torch.Tensor],  # name -> tensor
+    config: dict,  # what builds the module
+    card: str,  # the model card, from `model_card`
+    run: dict | None = None,  # the record of the run that made them
+    half: bool = True,  # floats as float16
 ) -> Path:
     "Write config.json, README.md, run.json and model.safetensors, each completely or not at all."
     folder = Path(folder)
     cast = lambda v: _half(v) if half and v.is_floating_point() else v
     tensors = {k: cast(v.detach().cpu()).contiguous().clone() for k, v in state.items()}
     text = {"config.json": json.dumps(to_json(config), indent=2) + "\n", "README.md": card.rstrip() + "\n"}
-    if run is not None: text["run.json"] = without_folders(json.dumps(to_json(run), indent=1)) + "\n"
-    for name, content in text.items(): atomic_write(folder/name, content)
-    atomic_write(folder/FILES[0], lambda temp: save_file(tensors, temp, metadata={"format": "pt"}))
+    if run is not None:
+        text["run.json"] = without_folders(json.dumps(to_json(run), indent=1)) + "\n"
+    for name, content in text.items():
+        atomic_write(folder / name, content)
+    atomic_write(folder / FILES[0], lambda temp: save_file(tensors, temp, metadata={"format": "pt"}))
     return folder
 
 
@@ -307,79 +390,98 @@ def _table(head: tuple, rows: list[tuple]) -> str:
 
 
 def model_card(
-    title: str, # name of the weights
-    config: dict, # what builds the module
-    run: dict|None = None, # the record of the run that made them
-    description: str = "", # what the model does, in a sentence or two
-    data: str = "", # what it was trained on
-    limits: str = "", # what it cannot do
-    license: str = "apache-2.0", # of the weights
+    title: str,  # name of the weights
+    config: dict,  # what builds the module
+    run: dict | None = None,  # the record of the run that made them
+    description: str = "",  # what the model does, in a sentence or two
+    data: str = "",  # what it was trained on
+    limits: str = "",  # what it cannot do
+    license: str = "apache-2.0",  # of the weights
 ) -> str:
     "The text of a model card: what the model is, how it was made, what was measured, what it cannot do."
     parts = [f"---\nlicense: {license}\nlibrary_name: mmgen\n---\n\n# {title}"]
-    if description: parts.append(description)
+    if description:
+        parts.append(description)
     if run:
         machine, sizes = run.get("hardware") or {}, run.get("parameters") or {}
-        made = [("run", run.get("run_id")), ("date", run.get("start")),
-                ("commit", (run.get("git") or {}).get("sha")), ("seed", run.get("seed")),
-                ("seconds", run.get("wall_seconds")),
-                ("cpu", machine.get("cpu")), ("cores", machine.get("cores")),
-                *[("gpu", gpu.get("name")) for gpu in machine.get("gpu") or []],
-                *[(f"parameters, {k}", f"{v:,}" if isinstance(v, int) else v) for k, v in sizes.items()]]
+        made = [
+            ("run", run.get("run_id")),
+            ("date", run.get("start")),
+            ("commit", (run.get("git") or {}).get("sha")),
+            ("seed", run.get("seed")),
+            ("seconds", run.get("wall_seconds")),
+            ("cpu", machine.get("cpu")),
+            ("cores", machine.get("cores")),
+            *[("gpu", gpu.get("name")) for gpu in machine.get("gpu") or []],
+            *[(f"parameters, {k}", f"{v:,}" if isinstance(v, int) else v) for k, v in sizes.items()],
+        ]
         parts.append("## How it was made\n\n" + _table(("", ""), [row for row in made if row[1] is not None]))
         if run.get("metrics"):
             number = lambda v: f"{v:.4g}" if isinstance(v, float) else v
             extras = lambda m: [f"{k} {number(v)}" for k, v in m.items() if k not in ("name", "value", "n")]
-            rows = [(", ".join([m["name"], *extras(m)]), number(m["value"]),
-                     "–" if m.get("n") is None else m["n"]) for m in run["metrics"]]
+            rows = [
+                (", ".join([m["name"], *extras(m)]), number(m["value"]), "–" if m.get("n") is None else m["n"])
+                for m in run["metrics"]
+            ]
             parts.append("## What was measured\n\n" + _table(("measure", "value", "samples"), rows))
-    if data: parts.append(f"## Data\n\n{data}")
-    if limits: parts.append(f"## Limits\n\n{limits}")
+    if data:
+        parts.append(f"## Data\n\n{data}")
+    if limits:
+        parts.append(f"## Limits\n\n{limits}")
     rows = [(k, to_json(v)) for k, v in config.items()]
     parts.append("## Configuration\n\n" + _table(("field", "value"), rows))
     return "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/base/weights.ipynb #3e7d628e
 def package(
-    run: str|Path, # a completed run's folder
-    folder: str, # the folder of weights in it
-    name: str, # what `resolve` will call them
-    root: str|Path|None = None, # None: the weights installed with mmgen
-    earlier: Sequence[str|Path] = (), # folders of the runs that it went on from by `init_from`, first one first
-    replace: bool = False, # weights of this name, where there are such
+    run: str | Path,  # a completed run's folder
+    folder: str,  # the folder of weights in it
+    name: str,  # what `resolve` will call them
+    root: str | Path | None = None,  # None: the weights installed with mmgen
+    earlier: Sequence[str | Path] = (),  # folders of the runs that it went on from by `init_from`, first one first
+    replace: bool = False,  # weights of this name, where there are such
 ) -> Path:
     "Copy weights and records of a run to where `packaged` finds them; WeightsError where a run is not complete, or the name is taken."
     from mmgen.base.runs import load_run
-    if Path(name).name != name or name.startswith(".") or "\\" in name: raise WeightsError(f"{name!r} cannot name weights; use letters, digits, - and _.")
-    run, root = found_path(run), Path(root) if root is not None else Path(mmgen.__file__).resolve().parent/"packaged"
+
+    if Path(name).name != name or name.startswith(".") or "\\" in name:
+        raise WeightsError(f"{name!r} cannot name weights; use letters, digits, - and _.")
+    run, root = found_path(run), Path(root) if root is not None else Path(mmgen.__file__).resolve().parent / "packaged"
     records = [load_run(each) for each in (*earlier, run)]
     for record in records:
         if record["status"] != "completed":
-            raise WeightsError(f"The run {record['run_id']} is {record['status']}; weights are packaged from completed runs.")
-    if not (run/folder/"model.safetensors").is_file():
+            raise WeightsError(
+                f"The run {record['run_id']} is {record['status']}; weights are packaged from completed runs."
+            )
+    if not (run / folder / "model.safetensors").is_file():
         raise WeightsError(f"The run {record['run_id']} has no weights in {folder}/model.safetensors.")
-    if (root/name).exists() and not replace:
-        raise WeightsError(f"There are weights called {name} already; choose another name, or replace them: package(..., replace=True).")
-    new = root/f".{name}-{uuid.uuid4().hex[:8]}.tmp"
+    if (root / name).exists() and not replace:
+        raise WeightsError(
+            f"There are weights called {name} already; choose another name, or replace them: package(..., replace=True)."
+        )
+    new = root / f".{name}-{uuid.uuid4().hex[:8]}.tmp"
     try:
-        shutil.copytree(run/folder, new, copy_function=shutil.copyfile)
+        shutil.copytree(run / folder, new, copy_function=shutil.copyfile)
         _add_records(new, records, (*earlier, run))
         _add_frozen(new)
-        replace_folder(new, root/name)
-    finally: shutil.rmtree(new, ignore_errors=True)
-    return root/name
+        replace_folder(new, root / name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    return root / name
 
 
 def _add_frozen(folder: Path) -> None:
     "The networks that a diffusion model reads and that are not packaged themselves come along, in folders of it."
-    file = folder/"config.json"
+    file = folder / "config.json"
     config = read_fields(file) if file.is_file() else {}
     for key in ("autoencoder", "text_encoder"):
         named = config.get(key)
-        if not isinstance(named, str) or named in packaged() or named == key: continue # found by that name already
+        if not isinstance(named, str) or named in packaged() or named == key:
+            continue  # found by that name already
         place = at_hand(named)
-        if place is None or not place.is_dir(): continue
-        shutil.copytree(place, folder/key, copy_function=shutil.copyfile)
+        if place is None or not place.is_dir():
+            continue
+        shutil.copytree(place, folder / key, copy_function=shutil.copyfile)
         config[key] = key
         atomic_write(file, json.dumps(config, indent=1) + "\n")
 
@@ -388,12 +490,14 @@ def _add_records(folder: Path, records: list[dict], runs: tuple) -> None:
     "The records beside copied weights, and the rounds of several in their card."
     for number, each in enumerate(runs, 1):
         file = "run.json" if number == len(runs) else f"run-{number}.json"
-        atomic_write(folder/file, (Path(each)/"run.json").read_text("utf-8"))
+        atomic_write(folder / file, (Path(each) / "run.json").read_text("utf-8"))
     if len(runs) > 1:
         configs = [{k: v for k, v in record["config"].items() if k != "run_id"} for record in records]
         differ = [k for k in configs[-1] if any(config.get(k) != configs[-1][k] for config in configs)]
-        rows = [f"| {record['run_id']} | {record['wall_seconds']:.0f} | {', '.join(f'{k} {config[k]}' for k in differ if k in config)} |"
-                for record, config in zip(records, configs)]
+        rows = [
+            f"| {record['run_id']} | {record['wall_seconds']:.0f} | {', '.join(f'{k} {config[k]}' for k in differ if k in config)} |"
+            for record, config in zip(records, configs)
+        ]
         text = "Each run began with the weights of the one before.\n\n| run | seconds | parameters that differ |\n| --- | --- | --- |\n"
-        card = (folder/"README.md").read_text("utf-8").rstrip()
-        atomic_write(folder/"README.md", f"{card}\n\n## Rounds\n\n{text}" + "\n".join(rows) + "\n")
+        card = (folder / "README.md").read_text("utf-8").rstrip()
+        atomic_write(folder / "README.md", f"{card}\n\n## Rounds\n\n{text}" + "\n".join(rows) + "\n")

@@ -16,25 +16,26 @@ from ..base.settings import Settings
 @dataclass(frozen=True)
 class EvaluateConfig(Settings):
     "evaluate: Editors on the counterfactual benchmark; sections 4.1 and 4.4."
+
     # the run
-    preset: str = "small" # smoke or small
-    seed: int = 0 # of the intervals
-    device: str | None = None # cpu, cuda, ...; None: the best one present
-    run_id: str | None = None # folder below reports/runs; None: made of time and four hex digits
-    resume_from: str | None = None # run folder to go on in; None: start anew
+    preset: str = "small"  # smoke or small
+    seed: int = 0  # of the intervals
+    device: str | None = None  # cpu, cuda, ...; None: the best one present
+    run_id: str | None = None  # folder below reports/runs; None: made of time and four hex digits
+    resume_from: str | None = None  # run folder to go on in; None: start anew
     # what is compared
-    editors: str = "copy-input,reconstruction,inversion,sdedit,sdedit:decoding=plain,ddim-inversion,edit-friendly-ddpm,prompt-to-prompt,flowedit,flowedit:decoding=plain,instruct-pix2pix,styleclip-mapper,styleclip-mapper:decoding=plain,styleclip-directions,styleclip-optimization" # names, separated by commas; options of an Editor follow it, each behind a colon
-    strengths: str = "0.25,0.5,0.75,1" # beside each Editor's own
-    rows: int = 500 # of the benchmark, the first ones
-    sweep_rows: int = 200 # so many at the strengths beside each Editor's own
-    slow: str = "styleclip-optimization" # Editors that get fewer
-    slow_rows: int = 50 # so many
-    loops: int = 100 # rows for an edit to nothing, and for there and back; 0: none
-    prompts: str = "tags" # or english: captions as sentences
-    clip: str = "reports/runs/clip-judge/clip-portraits" # a CLIP that no Editor optimised, for the CLIP scores: a packaged name, a folder or a hub name; none: no such scores
+    editors: str = "copy-input,reconstruction,inversion,sdedit,sdedit:decoding=plain,ddim-inversion,edit-friendly-ddpm,prompt-to-prompt,flowedit,flowedit:decoding=plain,instruct-pix2pix,styleclip-mapper,styleclip-mapper:decoding=plain,styleclip-directions,styleclip-optimization"  # names by commas; options of an Editor follow it, each after a colon
+    strengths: str = "0.25,0.5,0.75,1"  # beside each Editor's own
+    rows: int = 500  # of the benchmark, the first ones
+    sweep_rows: int = 200  # so many at the strengths beside each Editor's own
+    slow: str = "styleclip-optimization"  # Editors that get fewer
+    slow_rows: int = 50  # so many
+    loops: int = 100  # rows for an edit to nothing, and for there and back; 0: none
+    prompts: str = "tags"  # or english: captions as sentences
+    clip: str = "reports/runs/clip-judge/clip-portraits"  # a CLIP that no Editor optimises, for CLIP scores; none: no such scores
     # how it is run
-    workers: int = 2 # Editors at a time
-    chunk: int = 50 # rows between saves
+    workers: int = 2  # Editors at a time
+    chunk: int = 50  # rows between saves
 
     job: ClassVar[str] = "evaluate"
     choices: ClassVar[dict] = {"prompts": ("tags", "english")}
@@ -43,4 +44,5 @@ class EvaluateConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.resume_from: object.__setattr__(self, "run_id", Path(self.resume_from).name)
+        if self.resume_from:
+            object.__setattr__(self, "run_id", Path(self.resume_from).name)

@@ -41,11 +41,31 @@ def change_mask(
 
 
 PHRASES = {
-    "hair color": ("make the hair {0}", "dye the hair {0}", "change the colour of the hair to {0}", "what if the hair were {0}?"),
-    "eye color": ("make the eyes {0}", "change the colour of the eyes to {0}", "this person should have {1}", "what if the eyes were {0}?"),
+    "hair color": (
+        "make the hair {0}",
+        "dye the hair {0}",
+        "change the colour of the hair to {0}",
+        "what if the hair were {0}?",
+    ),
+    "eye color": (
+        "make the eyes {0}",
+        "change the colour of the eyes to {0}",
+        "this person should have {1}",
+        "what if the eyes were {0}?",
+    ),
     "glasses on": ("put {1} on this face", "add {1}", "let this person wear {1}", "this person should have {1}"),
-    "glasses off": ("take the eyewear off", "remove what this person wears over the eyes", "no glasses on this face, please", "show the face without any eyewear"),
-    "hair length": ("give this person {1}", "make the hair {0}", "this person should have {1}", "what if the hair were {0}?"),
+    "glasses off": (
+        "take the eyewear off",
+        "remove what this person wears over the eyes",
+        "no glasses on this face, please",
+        "show the face without any eyewear",
+    ),
+    "hair length": (
+        "give this person {1}",
+        "make the hair {0}",
+        "this person should have {1}",
+        "what if the hair were {0}?",
+    ),
 }
 
 
@@ -53,7 +73,11 @@ def instruction(
     row: Edit,
 ) -> str:
     "The wish in plain English, one of four phrasings."
-    return random.Random(f"instruction {row.kind} {row.seed}").choice(PHRASES[row.kind]).format(row.tag.rsplit(" ", 1)[0], row.tag)
+    return (
+        random.Random(f"instruction {row.kind} {row.seed}")
+        .choice(PHRASES[row.kind])
+        .format(row.tag.rsplit(" ", 1)[0], row.tag)
+    )
 
 
 def sentence(
@@ -69,7 +93,9 @@ def from_to(
 ) -> tuple[str, str]:
     "What the attribute was and what it becomes, as tags."
     known = [tag for attribute, wishes in KINDS.values() if attribute == row.attribute for tag in wishes]
-    shown = lambda face: next((tag for tag in tags(face) if tag in known), "bald" if row.kind == "hair length" else "no eyewear")
+    shown = lambda face: next(
+        (tag for tag in tags(face) if tag in known), "bald" if row.kind == "hair length" else "no eyewear"
+    )
     return shown(row.source), shown(row.target)
 
 # %% ../../nbs/benchmark/counterfactuals.ipynb #ac68ddf3
@@ -80,21 +106,55 @@ def to_dataset(
     "Rows with their images, captions, instructions and masks."
     from datasets import Dataset, Features, Image, Value
     from PIL import Image as Picture
-    texts = ("edit_prompt", "edit_tag", "source_caption", "target_caption", "source_sentence", "target_sentence", "kind", "attribute", "from", "to")
-    features = {name: Image() for name in ("input_image", "edited_image", "mask")} | {name: Value("string") for name in texts}
+
+    texts = (
+        "edit_prompt",
+        "edit_tag",
+        "source_caption",
+        "target_caption",
+        "source_sentence",
+        "target_sentence",
+        "kind",
+        "attribute",
+        "from",
+        "to",
+    )
+    features = {name: Image() for name in ("input_image", "edited_image", "mask")} | {
+        name: Value("string") for name in texts
+    }
 
     found = []
     for at in range(0, len(rows), 100):
-        part = rows[at:at + 100]
+        part = rows[at : at + 100]
         images, source, target, exact = as_batch(part, size)
-        pictures = [[Picture.fromarray(x) for x in column.numpy()] for column in (to_uint8(images), to_uint8(exact), change_mask(images, exact))]
+        pictures = [
+            [Picture.fromarray(x) for x in column.numpy()]
+            for column in (to_uint8(images), to_uint8(exact), change_mask(images, exact))
+        ]
         for row, image, right, mask, before, after in zip(part, *pictures, source, target):
             was, now = from_to(row)
-            found.append({"input_image": image, "edited_image": right, "mask": mask, "edit_prompt": instruction(row), "edit_tag": row.tag,
-                          "source_caption": before, "target_caption": after, "source_sentence": sentence(tags(row.source)),
-                          "target_sentence": sentence(tags(row.target)), "kind": row.kind, "attribute": row.attribute, "from": was, "to": now,
-                          "seed": row.seed, "unseen_combination": is_held_out(row.source)})
-    return Dataset.from_list(found, features=Features(features | {"seed": Value("int64"), "unseen_combination": Value("bool")}))
+            found.append(
+                {
+                    "input_image": image,
+                    "edited_image": right,
+                    "mask": mask,
+                    "edit_prompt": instruction(row),
+                    "edit_tag": row.tag,
+                    "source_caption": before,
+                    "target_caption": after,
+                    "source_sentence": sentence(tags(row.source)),
+                    "target_sentence": sentence(tags(row.target)),
+                    "kind": row.kind,
+                    "attribute": row.attribute,
+                    "from": was,
+                    "to": now,
+                    "seed": row.seed,
+                    "unseen_combination": is_held_out(row.source),
+                }
+            )
+    return Dataset.from_list(
+        found, features=Features(features | {"seed": Value("int64"), "unseen_combination": Value("bool")})
+    )
 
 # %% ../../nbs/benchmark/counterfactuals.ipynb #14f0eb23
 SHA256 = "0f8528685ffa631177c053be45a03a7627b8a3ec5b2cfcb6c9f44f43b056ce82"  # of version 1 at 64 pixels
@@ -107,7 +167,7 @@ def fingerprint(
     "The sha256 of all images, captions and instructions of the rows."
     digest = hashlib.sha256(str(size).encode())
     for at in range(0, len(rows), 100):
-        part = rows[at:at + 100]
+        part = rows[at : at + 100]
         images, source, target, exact = as_batch(part, size)
         digest.update(json.dumps([source, target, [instruction(row) for row in part]]).encode())
         digest.update(to_uint8(torch.cat([images, exact])).numpy().tobytes())

@@ -19,15 +19,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import nn
 
-from .counterfactuals import VERSION
-from .scores import Judges
-from ..base.images import to_uint8
-from ..data.edits import as_batch
-from ..editing.editor import editor_class
-from .config import EvaluateConfig
 from ..base.files import atomic_write
+from ..base.images import to_uint8
 from ..base.settings import split_list
 from ..base.weights import fingerprint
+from .config import EvaluateConfig
+from .counterfactuals import VERSION
+from .scores import Judges
+from ..data.edits import as_batch
+from ..editing.registry import editor_class
 
 # %% ../../nbs/benchmark/parts.ipynb #407088c5
 def parse(
@@ -38,8 +38,11 @@ def parse(
     pairs = [option.partition("=")[::2] for option in given]
 
     def value(word):
-        try: return ast.literal_eval(word)
-        except (ValueError, SyntaxError): return word
+        try:
+            return ast.literal_eval(word)
+        except (ValueError, SyntaxError):
+            return word
+
     return name, {option: value(word) for option, word in pairs}
 
 # %% ../../nbs/benchmark/parts.ipynb #44b5ff6b
@@ -48,6 +51,7 @@ SINGLES = 6  # edits of one image alone, of which the first warms up
 
 class Part(NamedTuple):
     "Some rows of the benchmark, one Editor, one strength, one question."
+
     spec: str  # see `parse`
     task: str  # edit, nothing, back or alone
     strength: float | None  # None: the Editor's own
@@ -57,7 +61,11 @@ class Part(NamedTuple):
     def file(self, folder: Path) -> Path:
         "Where its scores lie."
         at = "own" if self.strength is None else f"{self.strength:g}"
-        return folder / f"{self.spec.split(':')[0]}-{digest(self.spec)[:8]}" / f"{self.task}-{at}-{self.start}-{self.stop}.safetensors"
+        return (
+            folder
+            / f"{self.spec.split(':')[0]}-{digest(self.spec)[:8]}"
+            / f"{self.task}-{at}-{self.start}-{self.stop}.safetensors"
+        )
 
 
 def digest(
@@ -82,7 +90,9 @@ def parts(
     found, slow = {}, split_list(config.slow, str)
     for spec in sorted(split_list(config.editors, str), key=lambda spec: parse(spec)[0] not in slow):
         rows, own = config.slow_rows if parse(spec)[0] in slow else config.rows, editor_class(parse(spec)[0]).strength
-        strengths = [s for s in split_list(config.strengths, float) if own and s != own]  # those of strength 0 do not edit
+        strengths = [
+            s for s in split_list(config.strengths, float) if own and s != own
+        ]  # those of strength 0 do not edit
         ask = [("edit", None, rows)] + [("edit", strength, min(rows, config.sweep_rows)) for strength in strengths]
         ask += [(task, None, min(config.loops, rows)) for task in ("nothing", "back")]
         found[spec] = [Part(spec, task, strength, *piece) for task, strength, n in ask for piece in chunks(n, config)]
@@ -95,20 +105,36 @@ def dials(
     depth: int = 4,  # objects in objects
 ):
     "What an Editor is made of, as JSON."
-    if thing is None or isinstance(thing, (bool, int, float, str)): return thing
-    if isinstance(thing, nn.Module): return fingerprint(thing)
-    if torch.is_tensor(thing): return hashlib.sha256(thing.detach().cpu().double().numpy().tobytes()).hexdigest()[:16]
-    if isinstance(thing, dict): return {str(name): dials(value, depth) for name, value in thing.items()}
-    if isinstance(thing, (list, tuple)): return [dials(value, depth) for value in thing]
-    held = vars(thing) if depth and type(thing).__module__.split(".")[0] not in ("torch", "transformers", "tokenizers") and hasattr(thing, "__dict__") else {}
-    return {"": type(thing).__name__, "strength": getattr(thing, "strength", None)} | {name: dials(value, depth - 1) for name, value in held.items()}
+    if thing is None or isinstance(thing, (bool, int, float, str)):
+        return thing
+    if isinstance(thing, nn.Module):
+        return fingerprint(thing)
+    if torch.is_tensor(thing):
+        return hashlib.sha256(thing.detach().cpu().double().numpy().tobytes()).hexdigest()[:16]
+    if isinstance(thing, dict):
+        return {str(name): dials(value, depth) for name, value in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return [dials(value, depth) for value in thing]
+    held = (
+        vars(thing)
+        if depth
+        and type(thing).__module__.split(".")[0] not in ("torch", "transformers", "tokenizers")
+        and hasattr(thing, "__dict__")
+        else {}
+    )
+    return {"": type(thing).__name__, "strength": getattr(thing, "strength", None)} | {
+        name: dials(value, depth - 1) for name, value in held.items()
+    }
 
 # %% ../../nbs/benchmark/parts.ipynb #fc0033fa
 def load_part(
     file: Path,
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:  # arrays with a row for each edit; strength, key, judges and failures
+) -> tuple[
+    dict[str, np.ndarray], dict[str, str]
+]:  # arrays with a row for each edit; strength, key, judges and failures
     "What `work` wrote."
-    with safe_open(file, "np") as f: return {name: f.get_tensor(name) for name in f.keys()}, f.metadata()
+    with safe_open(file, "np") as f:
+        return {name: f.get_tensor(name) for name in f.keys()}, f.metadata()
 
 
 def part_key(
@@ -116,8 +142,10 @@ def part_key(
 ) -> str | None:
     "What made the file; None where there is none that can be read."
     try:
-        with safe_open(file, "np") as f: return (f.metadata() or {}).get("key")
-    except (OSError, SafetensorError): return None
+        with safe_open(file, "np") as f:
+            return (f.metadata() or {}).get("key")
+    except (OSError, SafetensorError):
+        return None
 
 # %% ../../nbs/benchmark/parts.ipynb #86935c10
 def judged(

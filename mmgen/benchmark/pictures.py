@@ -11,15 +11,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
+from ..base.files import atomic_write
+from ..base.images import sheet
+from ..base.runs import to_json
+from .config import EvaluateConfig
 from .counterfactuals import counterfactuals
 from .tables import flipped, known_of, own_edits
-from .sheets import sheet
-from .config import EvaluateConfig
-from ..base.files import atomic_write
-from ..base.runs import to_json
 
 # %% ../../nbs/benchmark/pictures.ipynb #679062fb
 COLUMNS, GALLERY = 10, 3  # rows of the benchmark on `first`; failures of each Editor
@@ -27,7 +26,10 @@ COLUMNS, GALLERY = 10, 3  # rows of the benchmark on `first`; failures of each E
 
 def _padded(images, n):
     "Images (k, H, W, 3), k at most n, at 64 pixels, and white ones up to n."
-    if images.shape[1] != 64: images = np.array([Image.fromarray(one).resize((64, 64), Image.Resampling.LANCZOS) for one in images]).reshape(-1, 64, 64, 3)
+    if images.shape[1] != 64:
+        images = np.array([Image.fromarray(one).resize((64, 64), Image.Resampling.LANCZOS) for one in images]).reshape(
+            -1, 64, 64, 3
+        )
     return np.concatenate([images, np.full((n - len(images), *images.shape[1:]), 255, np.uint8)])
 
 
@@ -39,8 +41,14 @@ def first(
     own = own_edits(config, folder)
     known = known_of(config, folder, next(iter(own.values()))[1]["judges"])
     n = min(COLUMNS, len(known["source"]))
-    lines = {name: known[name].numpy() for name in ("source", "exact")} | {spec: values["image"] for spec, (values, *_) in own.items()}
-    return np.concatenate([_padded(images[:n], n) for images in lines.values()]), n, {"rows": list(lines), "columns": [row.tag for row in counterfactuals(n)]}
+    lines = {name: known[name].numpy() for name in ("source", "exact")} | {
+        spec: values["image"] for spec, (values, *_) in own.items()
+    }
+    return (
+        np.concatenate([_padded(images[:n], n) for images in lines.values()]),
+        n,
+        {"rows": list(lines), "columns": [row.tag for row in counterfactuals(n)]},
+    )
 
 
 def failures(
@@ -53,12 +61,21 @@ def failures(
     known = known_of(config, folder, next(iter(own.values()))[1]["judges"])
     for spec, (values, *_) in own.items():
         rows = counterfactuals(len(values["flips"]))
-        wrong = [(i, row, values["reached"][i] == 1, n) for i, (row, n) in enumerate(zip(rows, flipped(rows, values["flips"])))
-                 if n is not None and (values["reached"][i] == 0 or n > most)][:GALLERY]
+        wrong = [
+            (i, row, values["reached"][i] == 1, n)
+            for i, (row, n) in enumerate(zip(rows, flipped(rows, values["flips"])))
+            if n is not None and (values["reached"][i] == 0 or n > most)
+        ][:GALLERY]
         at = [i for i, *_ in wrong]
-        columns = [_padded(images[at], len(at)) for images in (known["source"].numpy(), known["exact"].numpy(), values["image"])]
+        columns = [
+            _padded(images[at], len(at))
+            for images in (known["source"].numpy(), known["exact"].numpy(), values["image"])
+        ]
         lines.append(_padded(np.stack(columns, 1).reshape(-1, 64, 64, 3), 3 * GALLERY))
-        shown[spec] = [{"row": i, "kind": row.kind, "tag": row.tag, "seed": row.seed, "reached": bool(reached), "flips": n} for i, row, reached, n in wrong]
+        shown[spec] = [
+            {"row": i, "kind": row.kind, "tag": row.tag, "seed": row.seed, "reached": bool(reached), "flips": n}
+            for i, row, reached, n in wrong
+        ]
     return np.concatenate(lines), 3 * GALLERY, {"editors": shown}
 
 
@@ -72,10 +89,18 @@ def save_pictures(
     for name, make in (("first", first), ("failures", failures)):
         tiles, columns, about = make(config, folder)
         names = about["rows"] if name == "first" else list(about["editors"])
-        titles = ["\n".join(tag.rsplit(" ", 1)) for tag in about["columns"]] if name == "first" else ["source", "exact", "result"] * GALLERY
+        titles = (
+            ["\n".join(tag.rsplit(" ", 1)) for tag in about["columns"]]
+            if name == "first"
+            else ["source", "exact", "result"] * GALLERY
+        )
         buffer = io.BytesIO()
-        Image.fromarray(sheet(dict(zip(map(broken, names), tiles.reshape(-1, columns, *tiles.shape[1:]))), titles, 64)).save(buffer, "JPEG", quality=65)
+        Image.fromarray(
+            sheet(dict(zip(map(broken, names), tiles.reshape(-1, columns, *tiles.shape[1:]))), titles, 64)
+        ).save(buffer, "JPEG", quality=65)
         run.artifact(atomic_write(run.path / f"{name}.jpg", buffer.getvalue()))
         found[name] = {"file": f"{name}.jpg"} | about
-    run.artifact(atomic_write(run.path / "pictures.json", json.dumps(to_json(found), indent=1, ensure_ascii=False) + "\n"))
+    run.artifact(
+        atomic_write(run.path / "pictures.json", json.dumps(to_json(found), indent=1, ensure_ascii=False) + "\n")
+    )
     return found

@@ -11,17 +11,17 @@ import warnings
 
 import torch
 
+from ..base.files import atomic_write
+from ..base.runs import Run, to_json
+from .config import EvaluateConfig
 from .counterfactuals import VERSION, counterfactuals, fingerprint
 from .parts import chunks, known_rows, parts
 from .pictures import save_pictures
 from .scores import Judges
 from .tables import outcomes, table
 from .workers import run_parts
-from ..editing.editor import EditError
-from .config import EvaluateConfig
-from ..base.files import atomic_write
+from ..editing.registry import EditError
 from ..metrics.intervals import MetricWarning
-from ..base.runs import Run, to_json
 
 # %% ../../nbs/benchmark/run.ipynb #1881c745
 def evaluate(
@@ -35,21 +35,35 @@ def evaluate(
     parts(config)  # an unknown Editor is an error before anything is computed
     folder, rows = run.path / "parts", counterfactuals(max(config.rows, config.slow_rows))
     judges = Judges(config.device, clip=None if config.clip == "none" else config.clip)
-    for note in judges.notes: warnings.warn(note, MetricWarning, 2)
-    run.note(data={"benchmark": VERSION, "rows": config.rows, "sha256": fingerprint(rows[:config.rows])}, judges=judges.about, notes=judges.notes,
-             threads=max(1, torch.get_num_threads() // config.workers))  # of each worker
-    for start, stop in chunks(len(rows), config): known_rows(rows[start:stop], judges, folder, start, stop)
+    for note in judges.notes:
+        warnings.warn(note, MetricWarning, 2)
+    run.note(
+        data={"benchmark": VERSION, "rows": config.rows, "sha256": fingerprint(rows[: config.rows])},
+        judges=judges.about,
+        notes=judges.notes,
+        threads=max(1, torch.get_num_threads() // config.workers),
+    )  # of each worker
+    for start, stop in chunks(len(rows), config):
+        known_rows(rows[start:stop], judges, folder, start, stop)
     run_parts(config, folder)
     found = table(config, folder)
     for name, content in (("scores", found), ("rows", outcomes(config, folder))):
-        text = json.dumps(to_json(content), separators=(",", ":"), ensure_ascii=False) if name == "rows" else json.dumps(to_json(content), separators=(",", ":"), ensure_ascii=False).replace("},{\"editor\"", "},\n{\"editor\"")
+        text = (
+            json.dumps(to_json(content), separators=(",", ":"), ensure_ascii=False)
+            if name == "rows"
+            else json.dumps(to_json(content), separators=(",", ":"), ensure_ascii=False).replace(
+                '},{"editor"', '},\n{"editor"'
+            )
+        )
         run.artifact(atomic_write(run.path / f"{name}.json", text + "\n"))
     save_pictures(config, run, folder)
     for row in found:
         if row["own"] and row["kind"] == "all":
             about = {"failed": row["failed"], "editor": row["editor"], "task": row["task"], "strength": row["strength"]}
-            for name, (value, low, high) in row["scores"].items(): run.metric(name, value, n=row["n"], low=low, high=high, **about)
-            if "memory_mib" in row: run.metric("memory", row["memory_mib"], n=row["n"], unit="MiB", **about)
+            for name, (value, low, high) in row["scores"].items():
+                run.metric(name, value, n=row["n"], low=low, high=high, **about)
+            if "memory_mib" in row:
+                run.metric("memory", row["memory_mib"], n=row["n"], unit="MiB", **about)
     _report_failures(found, run)
     return found
 
@@ -57,7 +71,11 @@ def evaluate(
 def _report_failures(found, run):
     "Prints and records why rows of an Editor failed; EditError where all did."
     rows = [row for row in found if row["own"] and row["task"] == "edit" and row["kind"] == "all" and row["failed"]]
-    for row in rows: print(f"{row['editor']}: {row['failed']} of {row['n'] + row['failed']} edits failed: {row['error']}")
+    for row in rows:
+        print(f"{row['editor']}: {row['failed']} of {row['n'] + row['failed']} edits failed: {row['error']}")
     run.note(failed_editors={row["editor"]: row["error"] for row in rows})
     lost = [f"{row['editor']} ({row['error'].rstrip('.')})" for row in rows if not row["n"]]
-    if lost: raise EditError(f"No edit succeeded with {'; '.join(lost)}. The scores of the other Editors are in the run's scores.json.")
+    if lost:
+        raise EditError(
+            f"No edit succeeded with {'; '.join(lost)}. The scores of the other Editors are in the run's scores.json."
+        )

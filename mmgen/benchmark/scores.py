@@ -10,18 +10,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .counterfactuals import change_mask
 from ..base.images import pick_device, to_uint8
+from ..base.runs import without_folders
+from ..base.schema import WeightsError
+from ..base.weights import fingerprint
+from .counterfactuals import change_mask
 from ..data.captions import caption
 from ..data.edits import Edit
 from ..data.portraits import tags
+from ..identity.model import load_identity
 from ..metrics.clip_score import direction_cosines
 from ..metrics.features import as_images, extractor
 from ..metrics.oracle import Oracle, labels
 from ..metrics.pairs import pair_metric
-from ..base.runs import without_folders
-from ..identity.model import load_identity
-from ..base.weights import WeightsError, fingerprint
 
 # %% ../../nbs/benchmark/scores.ipynb #6cc25086
 def to_lab(
@@ -30,9 +31,14 @@ def to_lab(
     "CIE L*a*b* under D65."
     rgb = images.float() / 255
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    to_xyz = torch.tensor([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]], device=rgb.device)
+    to_xyz = torch.tensor(
+        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]],
+        device=rgb.device,
+    )
     xyz = linear @ (to_xyz / to_xyz.sum(1, keepdim=True)).T  # white is (1, 1, 1)
-    x, y, z = torch.where(xyz > (6 / 29) ** 3, xyz.clamp_min(1e-9) ** (1 / 3), xyz * (29 / 6) ** 2 / 3 + 4 / 29).unbind(-1)
+    x, y, z = torch.where(xyz > (6 / 29) ** 3, xyz.clamp_min(1e-9) ** (1 / 3), xyz * (29 / 6) ** 2 / 3 + 4 / 29).unbind(
+        -1
+    )
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
 
 
@@ -51,35 +57,52 @@ def pixel_accuracy(
     for tolerance in tolerances:
         right = apart <= tolerance
         edited, kept, wrong = count(right & inside), count(right & ~inside), count(~right & ~inside)
-        rows.append(torch.stack([share(edited, count(inside)), share(kept, count(~inside)), share(edited, count(inside) + wrong)]))
+        rows.append(
+            torch.stack(
+                [share(edited, count(inside)), share(kept, count(~inside)), share(edited, count(inside) + wrong)]
+            )
+        )
     return dict(zip(("edit accuracy", "preservation accuracy", "IoU"), torch.stack(rows).mean(0)))
 
 # %% ../../nbs/benchmark/scores.ipynb #6cdb5fa0
-WITHOUT_CLIP = ("The columns CLIP score and CLIP direction will be missing ({}): name a CLIP that no method optimised with `clip`, or train one, papermill "
-                "nbs/train_clip.ipynb clip.ipynb -p seed 1 -r run_id clip-judge (half an hour on two cores), where evaluate looks for it.")
+WITHOUT_CLIP = (
+    "The columns CLIP score and CLIP direction will be missing ({}): name a CLIP that no method optimised with `clip`, or train one, papermill "
+    "nbs/train_clip.ipynb clip.ipynb -p seed 1 -r run_id clip-judge (half an hour on two cores), where evaluate looks for it."
+)
 
 
 class Judges:
     "What looks at edits: oracle, EfficientNet-Lite0, identity, and a CLIP and LPIPS where their weights are there."
+
     def __init__(
         self,
         device=None,  # torch device; None: the best there is
         identity: str = "identity-portraits",  # see `load_identity`
-        clip: str | None = "reports/runs/clip-judge/clip-portraits",  # a CLIP that no method optimised, see `CLIP.load`; None: none
+        clip: str
+        | None = "reports/runs/clip-judge/clip-portraits",  # a CLIP that no method optimised, see `CLIP.load`; None: none
     ):
         self.device, self.notes = pick_device(device), []
         self.oracle, self.identity = Oracle.load(device=self.device), load_identity(identity, self.device)
-        self.features, self.perceptual = extractor("efficientnet", self.device), pair_metric("perceptual", self.device).function
+        self.features, self.perceptual = (
+            extractor("efficientnet", self.device),
+            pair_metric("perceptual", self.device).function,
+        )
         self.clip = self._if_there(lambda: extractor("clip", self.device, clip), WITHOUT_CLIP) if clip else None
         self.lpips = self._if_there(lambda: pair_metric("lpips-alex", self.device))
-        self.about = {"oracle": fingerprint(self.oracle), "identity": fingerprint(self.identity), self.features.name: self.features.hash}
+        self.about = {
+            "oracle": fingerprint(self.oracle),
+            "identity": fingerprint(self.identity),
+            self.features.name: self.features.hash,
+        }
         self.about |= {f"CLIP ({self.clip.name})": self.clip.hash} if self.clip else {}
         self.about |= {self.lpips.name: self.lpips.hash} if self.lpips else {}
 
     def _if_there(self, load, note="{}"):
         "What `load` gives; None, and a note, where its weights are not there."
-        try: return load()
-        except WeightsError as e: self.notes.append(without_folders(note.format(e if note == "{}" else str(e).partition(". ")[0])))
+        try:
+            return load()
+        except WeightsError as e:
+            self.notes.append(without_folders(note.format(e if note == "{}" else str(e).partition(". ")[0])))
 
     @torch.no_grad()
     def known(
@@ -90,11 +113,18 @@ class Judges:
     ) -> dict[str, torch.Tensor]:  # (B, ...) each
         "What is the same for every Editor."
         source, exact = source.to(self.device), exact.to(self.device)
-        found = {"features of source": self.features.network(source), "features of exact": self.features.network(exact), "oracle of exact": self.oracle.features(exact),
-                 "perceptual": self.perceptual(exact, source), "identity": self.identity.embed(source)}
+        found = {
+            "features of source": self.features.network(source),
+            "features of exact": self.features.network(exact),
+            "oracle of exact": self.oracle.features(exact),
+            "perceptual": self.perceptual(exact, source),
+            "identity": self.identity.embed(source),
+        }
         if self.clip:
             texts = {side: [caption(tags(getattr(row, side))) for row in rows] for side in ("source", "target")}
-            found |= {"clip of source": self.clip.network(source)} | {f"text of {side}": self.clip.text(said) for side, said in texts.items()}
+            found |= {"clip of source": self.clip.network(source)} | {
+                f"text of {side}": self.clip.text(said) for side, said in texts.items()
+            }
         return {name: value.float().cpu() for name, value in found.items()}
 
     @torch.no_grad()
@@ -109,7 +139,9 @@ class Judges:
         "All scores of a batch of edits, and what sets are compared by."
         known = {name: value.to(self.device) for name, value in (known or self.known(rows, source, exact)).items()}
         made, good = as_images(made)
-        source, exact, made = (x.to(self.device) for x in (source, exact, torch.where(good[:, None, None, None], made, 0.0)))
+        source, exact, made = (
+            x.to(self.device) for x in (source, exact, torch.where(good[:, None, None, None], made, 0.0))
+        )
         hidden = self.oracle.features(made)
         predicted = torch.stack([head(hidden).argmax(1) for head in self.oracle.heads.values()], 1).cpu()
         right, named, alone = self.attributes(rows, predicted)
@@ -124,7 +156,8 @@ class Judges:
             "flips": (~right & alone).sum(1) / alone.sum(1),
             "skill": 1 - error(made) / error(source),
             "skill, perceptual": 1 - self.perceptual(exact, made) / known["perceptual"],
-            "error inside": rms(inside), "error outside": rms(~inside),
+            "error inside": rms(inside),
+            "error outside": rms(~inside),
             **pixel_accuracy(source, exact, made),
             "direction": F.cosine_similarity(way, wanted_way) * (way.norm(dim=1) > 1e-3),
             "identity": F.cosine_similarity(known["identity"], self.identity.embed(made)),
@@ -132,11 +165,17 @@ class Judges:
         if self.clip:
             shown = self.clip.network(made)
             found["CLIP score"] = 100 * F.cosine_similarity(shown, known["text of target"])
-            found["CLIP direction"] = direction_cosines(*(x.cpu() for x in (known["clip of source"], shown, known["text of source"], known["text of target"])))
-        if self.lpips: found["LPIPS"] = self.lpips.function(exact, made)
+            found["CLIP direction"] = direction_cosines(
+                *(x.cpu() for x in (known["clip of source"], shown, known["text of source"], known["text of target"]))
+            )
+        if self.lpips:
+            found["LPIPS"] = self.lpips.function(exact, made)
         found = {name: np.where(good.numpy(), value.cpu().double().numpy(), np.nan) for name, value in found.items()}
         sets = {f"features of {self.features.name}": seen, "features of oracle": hidden}
-        return found | {name: np.where(good.numpy()[:, None], value.float().cpu().numpy(), np.float32(np.nan)) for name, value in sets.items()}
+        return found | {
+            name: np.where(good.numpy()[:, None], value.float().cpu().numpy(), np.float32(np.nan))
+            for name, value in sets.items()
+        }
 
     def attributes(
         self,
@@ -163,6 +202,9 @@ class Judges:
         made = torch.where(good[:, None, None, None], made, 0.0).clamp(-1, 1)
         truth = labels([row.source for row in rows])
         wrong = (self.oracle.predict(made.to(self.device)).cpu() != truth) & (truth != -100)
-        found = {"distance": 127.5 * (made - source).square().flatten(1).mean(1).sqrt(),
-                 "distance, perceptual": self.perceptual(source.to(self.device), made.to(self.device)), "flips": wrong.sum(1) / (truth != -100).sum(1)}
+        found = {
+            "distance": 127.5 * (made - source).square().flatten(1).mean(1).sqrt(),
+            "distance, perceptual": self.perceptual(source.to(self.device), made.to(self.device)),
+            "flips": wrong.sum(1) / (truth != -100).sum(1),
+        }
         return {name: np.where(good.numpy(), value.cpu().double().numpy(), np.nan) for name, value in found.items()}

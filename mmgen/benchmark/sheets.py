@@ -9,11 +9,12 @@ __all__ = ['Wish', 'wishes']
 from typing import NamedTuple
 
 from ..base.images import sheet
-from ..data.portraits import Options, PortraitError, SPLITS, change, members, render, sample, tags, vocabulary
+from ..data.portraits import SPLITS, Options, PortraitError, change, members, render, sample, tags, vocabulary
 
 # %% ../../nbs/benchmark/sheets.ipynb #0af6625c
 class Wish(NamedTuple):
     "One column of a picture."
+
     face: Options
     tag: str
     exact: Options | None  # the face with the tag; None: the renderer cannot draw it
@@ -31,11 +32,21 @@ def wishes(
         while True:
             face = sample(seed, style)
             seed, shown, after = seed + 1, set(tags(face)), None
-            if tag in shown or shown & ({"eyewear"} if tag == "glasses" else {"sunglasses", "closed eyes", "squinting"} if tag.endswith("eyes") else set()): continue
+            if tag in shown or shown & (
+                {"eyewear"}
+                if tag == "glasses"
+                else {"sunglasses", "closed eyes", "squinting"}
+                if tag.endswith("eyes")
+                else set()
+            ):
+                continue
             if drawn:
-                try: after = change(face, tag)
-                except PortraitError: continue
-                if (render(face) != render(after)).any(-1).mean() < 0.004: continue  # 16 of 64 × 64 pixels
+                try:
+                    after = change(face, tag)
+                except PortraitError:
+                    continue
+                if (render(face) != render(after)).any(-1).mean() < 0.004:
+                    continue  # 16 of 64 × 64 pixels
             found.append(Wish(face, tag, after, seed - 1))
             break
     return found

@@ -13,28 +13,36 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..base.runs import RunError
+from .config import EvaluateConfig
 from .counterfactuals import counterfactuals
 from .parts import Part, chunks, known_file, load_part, parts
 from ..data.edits import KINDS
 from ..data.portraits import is_held_out
-from .config import EvaluateConfig
 from ..metrics.features import Features
 from ..metrics.frechet import fd
 from ..metrics.intervals import MetricWarning, score
 from ..metrics.kernel import kd
 from ..metrics.oracle import labels
-from ..base.runs import RunError
 
 # %% ../../nbs/benchmark/tables.ipynb #19be01ee
 def joined(
     some: list[Part],  # of one Editor, task and strength
     folder: Path,  # of the parts
-) -> tuple[dict[str, np.ndarray], dict[str, str], dict[int, str]]:  # arrays of all rows; strength, key and judges; why some rows failed
+) -> tuple[
+    dict[str, np.ndarray], dict[str, str], dict[int, str]
+]:  # arrays of all rows; strength, key and judges; why some rows failed
     "Parts as one; RunError where they do not belong together."
     loaded = [load_part(part.file(folder)) for part in some]
     if len({about["key"] for _, about in loaded}) > 1:
-        raise RunError(f"The parts of {some[0].spec} were made by different weights, dials or judges; run evaluate again with resume_from, which makes them anew.")
-    failed = {part.start + int(i): why for part, (_, about) in zip(some, loaded) for i, why in json.loads(about["failures"]).items()}
+        raise RunError(
+            f"The parts of {some[0].spec} were made by different weights, dials or judges; run evaluate again with resume_from, which makes them anew."
+        )
+    failed = {
+        part.start + int(i): why
+        for part, (_, about) in zip(some, loaded)
+        for i, why in json.loads(about["failures"]).items()
+    }
     return {name: np.concatenate([values[name] for values, _ in loaded]) for name in loaded[0][0]}, loaded[0][1], failed
 
 
@@ -44,10 +52,15 @@ def own_edits(
 ) -> dict[str, tuple]:  # of `joined`, for each Editor in the config's order
     "What each Editor did at its own strength."
     plan = parts(config)
-    return {spec: joined([part for part in plan[spec] if part.task == "edit" and part.strength is None], folder) for spec in dict.fromkeys(_specs(config)) if spec in plan}
+    return {
+        spec: joined([part for part in plan[spec] if part.task == "edit" and part.strength is None], folder)
+        for spec in dict.fromkeys(_specs(config))
+        if spec in plan
+    }
 
 
-def _specs(config): return [spec.strip() for spec in config.editors.split(",") if spec.strip()]
+def _specs(config):
+    return [spec.strip() for spec in config.editors.split(",") if spec.strip()]
 
 
 def known_of(
@@ -56,7 +69,9 @@ def known_of(
     judges: str,  # see `load_part`
 ) -> dict[str, torch.Tensor]:  # of `known_rows`
     "What is the same for every Editor, of all rows."
-    loaded = [load_part(known_file(folder, judges, *piece))[0] for piece in chunks(max(config.rows, config.slow_rows), config)]
+    loaded = [
+        load_part(known_file(folder, judges, *piece))[0] for piece in chunks(max(config.rows, config.slow_rows), config)
+    ]
     return {name: torch.from_numpy(np.concatenate([values[name] for values in loaded])) for name in loaded[0]}
 
 # %% ../../nbs/benchmark/tables.ipynb #f7815c7f
@@ -69,20 +84,29 @@ def set_figures(
 ) -> tuple[dict[str, list[float]], list[str]]:  # name → value and interval; what is left out, and why
     "Distances of the edited images from all exact answers."
     found, notes, seeds = {}, [], np.array([row.seed for row in rows])
-    for name, exact, distances in (("EfficientNet-Lite0", "features of exact", (fd, kd)), ("oracle", "oracle of exact", (fd,))):
+    for name, exact, distances in (
+        ("EfficientNet-Lite0", "features of exact", (fd, kd)),
+        ("oracle", "oracle of exact", (fd,)),
+    ):
         values = torch.from_numpy(made[f"features of {name}"])
-        sets = Features(known[exact], name, hashes, seeds), Features(values, name, hashes, seeds[:len(values)])
+        sets = Features(known[exact], name, hashes, seeds), Features(values, name, hashes, seeds[: len(values)])
         for distance in distances:
             try:
                 with warnings.catch_warnings(record=True) as said:
                     warnings.simplefilter("always", MetricWarning)
                     distance(*sets, draws=0)
-                    doubts = [str(w.message) for w in said if "rows are no images" not in str(w.message)]  # the table has a column for failed rows
-                    keep = not doubts or len(values) == len(rows)  # a biased distance still ranks Editors that made equally many images
+                    doubts = [
+                        str(w.message) for w in said if "rows are no images" not in str(w.message)
+                    ]  # the table has a column for failed rows
+                    keep = not doubts or len(values) == len(
+                        rows
+                    )  # a biased distance still ranks Editors that made equally many images
                     one = distance(*sets, seed=seed) if keep else None
-            except ValueError as e: notes.append(f"Left out: {e}")
+            except ValueError as e:
+                notes.append(f"Left out: {e}")
             else:
-                if keep: found[one.name] = [one.value, one.low, one.high]
+                if keep:
+                    found[one.name] = [one.value, one.low, one.high]
                 notes += [doubt if keep else f"Left out: {doubt}" for doubt in doubts]
     return found, notes
 
@@ -99,7 +123,9 @@ def table(
     for spec, some in parts(config).items():
         *asked, clock = dict.fromkeys((part.task, part.strength) for part in some)
         for task, strength in asked:
-            values, about, failed = joined([part for part in some if (part.task, part.strength) == (task, strength)], folder)
+            values, about, failed = joined(
+                [part for part in some if (part.task, part.strength) == (task, strength)], folder
+            )
             scores = {name: x for name, x in values.items() if x.ndim == 1 and name not in NOT_SCORES}
             own, n = strength is None, len(scores["flips"])
             for kind, where in _groups(rows[:n], task, own).items():
@@ -108,15 +134,31 @@ def table(
                     warnings.simplefilter("ignore", MetricWarning)  # the table has a column for failed rows
                     made = {name: score(name, x[where], sources, seed=config.seed) for name, x in scores.items()}
                 of = made["flips"]
-                one = {"editor": spec, "task": task, "strength": float(about["strength"]), "own": own, "kind": kind, "prompts": config.prompts, "n": of.n, "failed": of.failed}
+                one = {
+                    "editor": spec,
+                    "task": task,
+                    "strength": float(about["strength"]),
+                    "own": own,
+                    "kind": kind,
+                    "prompts": config.prompts,
+                    "n": of.n,
+                    "failed": of.failed,
+                }
                 reasons = [why for i, why in failed.items() if where[i]]
-                if reasons: one["error"] = reasons[0]
+                if reasons:
+                    one["error"] = reasons[0]
                 one["scores"] = {name: [s.value, s.low, s.high] for name, s in made.items()}
                 if kind == "all" and task == "edit":
-                    sets, notes = set_figures(values, known_of(config, folder, about["judges"]), rows, about["judges"], config.seed)
+                    sets, notes = set_figures(
+                        values, known_of(config, folder, about["judges"]), rows, about["judges"], config.seed
+                    )
                     one["scores"] |= sets
-                    if notes: one["notes"] = notes
-                    if own: one |= _costs(one["scores"], joined([part for part in some if part.task == clock[0]], folder)[0], values)
+                    if notes:
+                        one["notes"] = notes
+                    if own:
+                        one |= _costs(
+                            one["scores"], joined([part for part in some if part.task == clock[0]], folder)[0], values
+                        )
                 one["scores"] = {name: [round(float(v), 5) for v in of] for name, of in one["scores"].items()}
                 found.append(one)
     return found
@@ -153,10 +195,22 @@ def outcomes(
     folder: Path,  # of the parts
 ) -> dict:  # rows, and editors: reached, flips, skill (None where the row failed), failed
     "What became of each row at each Editor's own strength."
-    rows, short = counterfactuals(max(config.rows, config.slow_rows)), lambda x, n: [None if np.isnan(v) else round(v, n) if n else int(v) for v in x.tolist()]
+    rows, short = (
+        counterfactuals(max(config.rows, config.slow_rows)),
+        lambda x, n: [None if np.isnan(v) else round(v, n) if n else int(v) for v in x.tolist()],
+    )
     editors = {}
     for spec, (values, _, failed) in own_edits(config, folder).items():
-        mine = rows[:len(values["flips"])]
-        editors[spec] = {"reached": short(values["reached"], 0), "flips": flipped(mine, values["flips"]), "skill": short(values["skill"], 3),
-                         "failed": {str(i): why for i, why in failed.items()}}
-    return {"rows": [{"kind": row.kind, "tag": row.tag, "seed": row.seed, "unseen": is_held_out(row.source)} for row in rows], "editors": editors}
+        mine = rows[: len(values["flips"])]
+        editors[spec] = {
+            "reached": short(values["reached"], 0),
+            "flips": flipped(mine, values["flips"]),
+            "skill": short(values["skill"], 3),
+            "failed": {str(i): why for i, why in failed.items()},
+        }
+    return {
+        "rows": [
+            {"kind": row.kind, "tag": row.tag, "seed": row.seed, "unseen": is_held_out(row.source)} for row in rows
+        ],
+        "editors": editors,
+    }

@@ -18,20 +18,21 @@ import psutil
 import torch
 from safetensors.numpy import save
 
+from ..base.files import atomic_write
+from ..base.images import to_float, to_uint8
+from .config import EvaluateConfig
 from .counterfactuals import VERSION, counterfactuals, sentence
 from .parts import Part, chunks, dials, digest, judged, known_rows, parse, part_key, parts
 from .scores import Judges
-from ..base.images import to_float, to_uint8
 from ..data.captions import caption
 from ..data.edits import as_batch
 from ..data.portraits import tags
-from ..editing.editor import EditError, editor
-from .config import EvaluateConfig
-from ..base.files import atomic_write
+from ..editing.registry import EditError, editor
 
 # %% ../../nbs/benchmark/workers.ipynb #1564d415
 class Peak:
     "The most resident memory of this process while a block runs, in `mib`."
+
     def __enter__(self):
         self.done, self.mib, self.thread = threading.Event(), 0.0, threading.Thread(target=self._watch, daemon=True)
         self.thread.start()
@@ -40,7 +41,8 @@ class Peak:
     def _watch(self):
         while True:
             self.mib = max(self.mib, psutil.Process().memory_info().rss / 2**20)
-            if self.done.wait(0.02): return
+            if self.done.wait(0.02):
+                return
 
     def __exit__(self, *error):
         self.done.set()
@@ -68,11 +70,21 @@ def faults(
     source: torch.Tensor,  # images (B, 3, H, W)
 ) -> dict[int, str]:
     "Why a row is no image; EditError where nothing is."
-    if not torch.is_tensor(made): raise EditError(f"the Editor returned {type(made).__name__}, not a tensor of images.")
-    if made.shape != source.shape: raise EditError(f"the Editor returned the shape {tuple(made.shape)}, not {tuple(source.shape)}.")
-    finite, far = made.isfinite().flatten(1).all(1).tolist(), made.float().nan_to_num().abs().flatten(1).amax(1).tolist()
-    return {i: "the result has NaN or infinite values." if not finite[i] else f"the result has values up to ±{far[i]:.3g}, outside [-1, 1]."
-            for i in range(len(made)) if not finite[i] or far[i] > 1.01}
+    if not torch.is_tensor(made):
+        raise EditError(f"the Editor returned {type(made).__name__}, not a tensor of images.")
+    if made.shape != source.shape:
+        raise EditError(f"the Editor returned the shape {tuple(made.shape)}, not {tuple(source.shape)}.")
+    finite, far = (
+        made.isfinite().flatten(1).all(1).tolist(),
+        made.float().nan_to_num().abs().flatten(1).amax(1).tolist(),
+    )
+    return {
+        i: "the result has NaN or infinite values."
+        if not finite[i]
+        else f"the result has values up to ±{far[i]:.3g}, outside [-1, 1]."
+        for i in range(len(made))
+        if not finite[i] or far[i] > 1.01
+    }
 
 # %% ../../nbs/benchmark/workers.ipynb #f13146e2
 def ask(
@@ -85,20 +97,31 @@ def ask(
     known: dict | None = None,  # of `known_rows`; None: computed here
 ) -> tuple[dict[str, np.ndarray], dict[int, str]]:  # what each row got; why some rows failed
     "The scores of some rows, their images as uint8 `image`, `seconds` and `memory` in MiB; where the Editor raises, NaN."
-    source, exact = as_batch(rows, size_of(which))[::3] if known is None else (to_float(known[name]) for name in ("source", "exact"))
+    source, exact = (
+        as_batch(rows, size_of(which))[::3]
+        if known is None
+        else (to_float(known[name]) for name in ("source", "exact"))
+    )
     before, after = prompts_of(rows, prompts)
     began = time.perf_counter()
     try:
         with Peak() as peak:
             made = which.edit(source.clone(), before, before if task == "nothing" else after, strength)
-            if task == "back" and not faults(made, source): made = which.edit(made, after, before, strength)
+            if task == "back" and not faults(made, source):
+                made = which.edit(made, after, before, strength)
             seconds = (time.perf_counter() - began) / len(rows)
         failed = faults(made, source)
-    except Exception as e: made, failed = torch.full_like(source, torch.nan), dict.fromkeys(range(len(rows)), f"{type(e).__name__}: {e}")
-    if len(failed) == len(rows): seconds = np.nan
+    except Exception as e:
+        made, failed = torch.full_like(source, torch.nan), dict.fromkeys(range(len(rows)), f"{type(e).__name__}: {e}")
+    if len(failed) == len(rows):
+        seconds = np.nan
     made = made.detach().float().cpu()
     found = judges.scores(rows, source, exact, made, known) if task == "edit" else judges.distances(rows, source, made)
-    return found | {"image": to_uint8(made.nan_to_num(0.0)).numpy(), "seconds": np.full(len(rows), seconds), "memory": np.full(len(rows), peak.mib)}, failed
+    return found | {
+        "image": to_uint8(made.nan_to_num(0.0)).numpy(),
+        "seconds": np.full(len(rows), seconds),
+        "memory": np.full(len(rows), peak.mib),
+    }, failed
 
 
 def alone(
@@ -110,19 +133,26 @@ def alone(
     source, seconds = as_batch(rows, size_of(which))[0], []
     for x, before, after in zip(source.split(1), *([[text] for text in texts] for texts in prompts_of(rows, prompts))):
         began = time.perf_counter()
-        try: which.edit(x, before, after)
-        except Exception as e: return {"seconds, one": np.full(max(1, len(rows) - 1), np.nan)}, dict.fromkeys(range(len(rows)), f"{type(e).__name__}: {e}")
+        try:
+            which.edit(x, before, after)
+        except Exception as e:
+            return {"seconds, one": np.full(max(1, len(rows) - 1), np.nan)}, dict.fromkeys(
+                range(len(rows)), f"{type(e).__name__}: {e}"
+            )
         seconds.append(time.perf_counter() - began)
     return {"seconds, one": np.array(seconds[1:] or seconds)}, {}
 
 # %% ../../nbs/benchmark/workers.ipynb #c9240d65
 class Broken:
     "Stands for an Editor that could not be built."
+
     strength = 0.0
 
-    def __init__(self, error): self.error = error
+    def __init__(self, error):
+        self.error = error
 
-    def edit(self, *given): raise self.error
+    def edit(self, *given):
+        raise self.error
 
 
 def work(
@@ -132,25 +162,42 @@ def work(
     threads: int | None = None,  # None: as many as torch takes
 ) -> None:
     "Does the parts that have no file yet, or one that something else made."
-    if threads: torch.set_num_threads(threads)
+    if threads:
+        torch.set_num_threads(threads)
     name, options = parse(some[0].spec)
     judges = Judges(config.device, clip=None if config.clip == "none" else config.clip)
-    try: which = editor(name, device=config.device, **options)
-    except Exception as e: which = Broken(e)
-    key = digest([VERSION, config.prompts, judges.about, str(which.error) if isinstance(which, Broken) else dials(which)])
+    try:
+        which = editor(name, device=config.device, **options)
+    except Exception as e:
+        which = Broken(e)
+    key = digest(
+        [VERSION, config.prompts, judges.about, str(which.error) if isinstance(which, Broken) else dials(which)]
+    )
     todo = [part for part in some if part_key(part.file(folder)) != key]
-    if not todo: return
+    if not todo:
+        return
     size, n = size_of(which), max(config.rows, config.slow_rows)
     rows, parent = counterfactuals(n), multiprocessing.parent_process()
     known = lambda start, stop: known_rows(rows[start:stop], judges, folder, start, stop, size)
     if size != 64:  # those of 64 pixels are there (`evaluate`)
-        for piece in chunks(n, config): known(*piece)
+        for piece in chunks(n, config):
+            known(*piece)
     for part in todo:
-        if parent and not parent.is_alive(): return  # the run was killed; a resumed one shall not find us working beside it
-        mine = rows[part.start:part.stop]
-        if part.task == "alone": found, failed = alone(which, mine, config.prompts)
-        else: found, failed = ask(which, judges, mine, part.task, part.strength, config.prompts, known(part.start, part.stop))
-        about = {"strength": str(which.strength if part.strength is None else part.strength), "key": key, "judges": judged(judges, size), "failures": json.dumps(failed)}
+        if parent and not parent.is_alive():
+            return  # the run was killed; a resumed one shall not find us working beside it
+        mine = rows[part.start : part.stop]
+        if part.task == "alone":
+            found, failed = alone(which, mine, config.prompts)
+        else:
+            found, failed = ask(
+                which, judges, mine, part.task, part.strength, config.prompts, known(part.start, part.stop)
+            )
+        about = {
+            "strength": str(which.strength if part.strength is None else part.strength),
+            "key": key,
+            "judges": judged(judges, size),
+            "failures": json.dumps(failed),
+        }
         atomic_write(part.file(folder), save(found, about))
 
 # %% ../../nbs/benchmark/workers.ipynb #444e7053
@@ -169,18 +216,22 @@ def run_parts(
         done, spent = count(), time.perf_counter() - began
         left = f"{spent / (done - first) * (total - done) / 60:.0f} min left" if done > first else "no estimate yet"
         say(f"evaluate: {done} of {total} parts, {spent / 60:.1f} min, {left}")
+
     if config.workers == 1:
         for some in plan.values():
             work(some, folder, config)
             progress()
         return
     threads = max(1, torch.get_num_threads() // config.workers)
-    with ProcessPoolExecutor(min(config.workers, len(plan)), multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(
+        min(config.workers, len(plan)), multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
         pending = {pool.submit(work, some, folder, config, threads) for some in plan.values()}
         try:
             while pending:
                 done, pending = wait(pending, 30, FIRST_COMPLETED)
-                for one in done: one.result()
+                for one in done:
+                    one.result()
                 progress()
         except BaseException:  # what waits is not begun; what runs ends with its part
             pool.shutdown(wait=False, cancel_futures=True)

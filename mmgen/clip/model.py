@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPTokenizer
 
-from .towers import CLIPTowers
 from ..base.images import pick_device, to_float
+from .towers import CLIPTowers
 from ..data.captions import fit
 
 # %% ../../nbs/clip/model.ipynb #1b52db8e
@@ -36,21 +36,27 @@ def train_tokenizer(
 ) -> CLIPTokenizer:
     "Learns a byte-pair tokenizer in CLIP's format; texts are lower-cased."
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
     if vocabulary < 514:
         raise ValueError(f"A CLIP vocabulary has 514 tokens or more (bytes, start, end), not {vocabulary}.")
     empty = CLIPTokenizer().backend_tokenizer
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = empty.normalizer, empty.pre_tokenizer
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    learner.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=vocabulary, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False))
-    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]][:vocabulary - 514]
+    learner.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
+        ),
+    )
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]][: vocabulary - 514]
     return _of_merges(merges, length)
 
 
 def _of_merges(merges, length=77):
     "Bytes, bytes that end a word, what the merges make of them, start and end: in CLIP's order."
     from tokenizers import pre_tokenizers
+
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = letters + [letter + "</w>" for letter in letters] + [a + b for a, b in merges] + [START, END]
     return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=merges, model_max_length=length)
@@ -113,15 +119,27 @@ def build_clip(
     from transformers import CLIPModel  # here, since it takes two seconds to import
 
     def tower(width, layers, heads):
-        return dict(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-                    num_attention_heads=heads, projection_dim=embed_dim)
+        return dict(
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            projection_dim=embed_dim,
+        )
 
     text = tower(text_width, text_layers, text_heads) | dict(
-        vocab_size=len(tokenizer), max_position_embeddings=text_length, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        vocab_size=len(tokenizer),
+        max_position_embeddings=text_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     vision = tower(vision_width, vision_layers, vision_heads) | dict(image_size=size, patch_size=patch)
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=embed_dim,
-                                logit_scale_init_value=math.log(1 / 0.07)))
+    return CLIPModel(
+        CLIPConfig(
+            text_config=text, vision_config=vision, projection_dim=embed_dim, logit_scale_init_value=math.log(1 / 0.07)
+        )
+    )
 
 # %% ../../nbs/clip/model.ipynb #b3175ed4
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -147,8 +165,9 @@ class TextEncoder:
             if not isinstance(text, str):
                 raise TypeError(f"CLIP reads texts, but number {i} is of type {type(text).__name__}.")
         fit(texts, self.tokenizer, self.length)
-        coded = self.tokenizer(texts, padding="max_length", max_length=self.length, truncation=True,
-                               return_tensors="pt")
+        coded = self.tokenizer(
+            texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
+        )
         return coded.input_ids.to(self.device), coded.attention_mask.to(self.device)
 
     def states(self, texts: str | Sequence[str]) -> Tensor:
@@ -174,8 +193,10 @@ class CLIP(TextEncoder):
         self.size = model.config.vision_config.image_size
         self.mean, self.std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (mean, std))
         if text.eos_token_id not in (2, tokenizer.eos_token_id):
-            raise ValueError(f"The CLIP model pools the token {text.eos_token_id}, its tokenizer's end is "
-                             f"{tokenizer.eos_token_id}: they do not belong together.")
+            raise ValueError(
+                f"The CLIP model pools the token {text.eos_token_id}, its tokenizer's end is "
+                f"{tokenizer.eos_token_id}: they do not belong together."
+            )
 
     @classmethod
     def load(
@@ -184,42 +205,48 @@ class CLIP(TextEncoder):
         device: str | torch.device | None = None,
     ) -> "CLIP":
         "Opens any CLIPModel folder, in float32; WeightsError where its weights are damaged or do not fit."
-        from mmgen.base.schema import checked, read_tokenizer
-        from mmgen.base.weights import WeightsError, build_model, load_state, read_config, read_fields, resolve
+        from mmgen.base.schema import WeightsError, checked, read_tokenizer
+        from mmgen.base.weights import build_model, load_state, read_config, read_fields, resolve
+
         folder = Path(resolve(name_or_path))
         if not (folder / "config.json").exists() or read_config(folder).get("model_type") != "clip":
             raise WeightsError(f"{folder.name} is not a CLIP model: no config.json says model_type clip.")
         where = f"{folder.name}/config.json"
         fields = checked("CLIPModel", read_config(folder), where, known=True)
         for name, kind in (("text_config", "CLIPTextModel"), ("vision_config", "CLIPVisionModel")):
-            fields |= {key: checked(kind, fields[key], where, known=True) for key in (name, f"{name}_dict") if fields.get(key)}
+            fields |= {
+                key: checked(kind, fields[key], where, known=True) for key in (name, f"{name}_dict") if fields.get(key)
+            }
         config = CLIPConfig(**fields)
         state = {k: v for k, v in load_state(folder, half=True).items() if not k.endswith("position_ids")}
         model = build_model(lambda: CLIPTowers(config), state, f"the CLIP {folder.name}")
         file = folder / "preprocessor_config.json"
         how = checked(file.name, read_fields(file), f"{folder.name}/{file.name}") if file.exists() else {}
         tokenizer = read_tokenizer(folder, model.config.text_config.vocab_size)
-        try: return cls(model, tokenizer, device, how.get("image_mean", OPENAI_MEAN), how.get("image_std", OPENAI_STD))
-        except ValueError as e: raise WeightsError(f"{folder.name}: {e}") from e
+        try:
+            return cls(model, tokenizer, device, how.get("image_mean", OPENAI_MEAN), how.get("image_std", OPENAI_STD))
+        except ValueError as e:
+            raise WeightsError(f"{folder.name}: {e}") from e
 
     def text(self, texts: str | Sequence[str]) -> Tensor:
         "Embeddings of texts, (B, E), of length 1."
         ids, mask = self.tokenize(texts)
-        ids = ids[:, :int(mask.sum(1).max())]  # attention is causal: padding changes nothing before it
+        ids = ids[:, : int(mask.sum(1).max())]  # attention is causal: padding changes nothing before it
         pooled = self.model.text_model(input_ids=ids).pooler_output
         return F.normalize(self.model.text_projection(pooled), dim=-1)
 
     def preprocess(self, x: Tensor) -> Tensor:
         "Images (B, 3, H, W) in [-1, 1] → (B, 3, size, size): short side resized, centre cut out, normalised."
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
-            raise ValueError("CLIP wants float images (B, 3, H, W) in [-1, 1], "
-                             f"not {x.dtype} of shape {tuple(x.shape)}.")
+            raise ValueError(
+                f"CLIP wants float images (B, 3, H, W) in [-1, 1], not {x.dtype} of shape {tuple(x.shape)}."
+            )
         x, (h, w) = x.to(self.device, self.mean.dtype), x.shape[2:]
         if min(h, w) != self.size:
             shape = [round(side * self.size / min(h, w)) for side in (h, w)]
             x = F.interpolate(x, shape, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
         top, left = (x.shape[2] - self.size) // 2, (x.shape[3] - self.size) // 2
-        return ((x[:, :, top:top + self.size, left:left + self.size] + 1) / 2 - self.mean) / self.std
+        return ((x[:, :, top : top + self.size, left : left + self.size] + 1) / 2 - self.mean) / self.std
 
     def images(self, x: Tensor) -> Tensor:
         "Embeddings of images (B, 3, H, W) in [-1, 1], (B, E), of length 1; differentiable."
@@ -229,6 +256,7 @@ class CLIP(TextEncoder):
     def fingerprint(self) -> str:
         "What tells this CLIP from others: 16 hex digits of its two projections."
         from mmgen.base.weights import fingerprint
+
         return fingerprint(self.model.text_projection, self.model.visual_projection)
 
     def similarity(self, x: Tensor, texts: str | Sequence[str]) -> Tensor:
@@ -238,13 +266,24 @@ class CLIP(TextEncoder):
     def save(self, folder: str | Path, card: str, run: dict | None = None, half: bool = True) -> Path:
         "Writes a folder that `load`, `CLIPModel` and `AutoTokenizer` open."
         from mmgen.base.weights import save_weights
+
         config = self.model.config.to_dict() | {"architectures": ["CLIPModel"]}
         save_weights(folder, self.model.state_dict(), config, card, run, half)
         self.tokenizer.save_pretrained(folder)
-        how = dict(image_processor_type="CLIPImageProcessor", do_convert_rgb=True, do_resize=True, resample=3,
-                   size={"shortest_edge": self.size}, do_center_crop=True, do_normalize=True, do_rescale=True,
-                   crop_size={"height": self.size, "width": self.size}, rescale_factor=1 / 255,
-                   image_mean=self.mean.flatten().tolist(), image_std=self.std.flatten().tolist())
+        how = dict(
+            image_processor_type="CLIPImageProcessor",
+            do_convert_rgb=True,
+            do_resize=True,
+            resample=3,
+            size={"shortest_edge": self.size},
+            do_center_crop=True,
+            do_normalize=True,
+            do_rescale=True,
+            crop_size={"height": self.size, "width": self.size},
+            rescale_factor=1 / 255,
+            image_mean=self.mean.flatten().tolist(),
+            image_std=self.std.flatten().tolist(),
+        )
         (Path(folder) / "preprocessor_config.json").write_text(json.dumps(how, indent=1) + "\n", "utf-8")
         return Path(folder)
 
@@ -257,7 +296,9 @@ def similarity_figure(
     "A matplotlib figure of the image × text cosines with the images beside their rows (paper, figure 1)."
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
+
     from mmgen.base.images import to_uint8
+
     is_float = torch.is_tensor(images) and images.is_floating_point()
     pictures = np.asarray(to_uint8(images).cpu() if is_float else images)
     values = cosine.detach().cpu().numpy()

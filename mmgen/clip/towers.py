@@ -24,7 +24,9 @@ class Layer(nn.Module):
         super().__init__()
         width, inside, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
         if config.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"CLIP config: hidden_act={config.hidden_act!r} is not supported, only {', '.join(ACTIVATIONS)}.")
+            raise ValueError(
+                f"CLIP config: hidden_act={config.hidden_act!r} is not supported, only {', '.join(ACTIVATIONS)}."
+            )
         self.heads, self.activation = config.num_attention_heads, ACTIVATIONS[config.hidden_act]
         self.self_attn = nn.ModuleDict({f"{name}_proj": nn.Linear(width, width) for name in ("k", "v", "q", "out")})
         self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
@@ -38,7 +40,8 @@ class Layer(nn.Module):
         return x + self.mlp["fc2"](self.activation(self.mlp["fc1"](self.layer_norm2(x))))
 
 
-def _encoder(config): return nn.ModuleDict({"layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))})
+def _encoder(config):
+    return nn.ModuleDict({"layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))})
 
 # %% ../../nbs/clip/towers.ipynb #aa32d9e1
 class TextTower(nn.Module):
@@ -47,16 +50,23 @@ class TextTower(nn.Module):
     def __init__(self, config):  # transformers' CLIPTextConfig
         super().__init__()
         width, self.config = config.hidden_size, config
-        self.embeddings = nn.ModuleDict({"token_embedding": nn.Embedding(config.vocab_size, width),
-                                         "position_embedding": nn.Embedding(config.max_position_embeddings, width)})
+        self.embeddings = nn.ModuleDict(
+            {
+                "token_embedding": nn.Embedding(config.vocab_size, width),
+                "position_embedding": nn.Embedding(config.max_position_embeddings, width),
+            }
+        )
         self.encoder, self.final_layer_norm = _encoder(config), nn.LayerNorm(width, config.layer_norm_eps)
 
     def forward(self, input_ids: Tensor) -> SimpleNamespace:
         x = self.embeddings["token_embedding"](input_ids)
-        x = x + self.embeddings["position_embedding"].weight[:input_ids.shape[1]]
-        for layer in self.encoder["layers"]: x = layer(x, causal=True)
+        x = x + self.embeddings["position_embedding"].weight[: input_ids.shape[1]]
+        for layer in self.encoder["layers"]:
+            x = layer(x, causal=True)
         x, end = self.final_layer_norm(x), self.config.eos_token_id
-        at = input_ids.argmax(1) if end == 2 else (input_ids == end).int().argmax(1)  # old configurations say 2 for the largest id
+        at = (
+            input_ids.argmax(1) if end == 2 else (input_ids == end).int().argmax(1)
+        )  # old configurations say 2 for the largest id
         return SimpleNamespace(last_hidden_state=x, pooler_output=x[torch.arange(len(x), device=x.device), at])
 
 
@@ -66,16 +76,25 @@ class VisionTower(nn.Module):
     def __init__(self, config):  # transformers' CLIPVisionConfig
         super().__init__()
         width, patch, eps = config.hidden_size, config.patch_size, config.layer_norm_eps
-        self.embeddings = nn.ModuleDict({"patch_embedding": nn.Conv2d(config.num_channels, width, patch, patch, bias=False),
-                                         "position_embedding": nn.Embedding((config.image_size // patch) ** 2 + 1, width)})
+        self.embeddings = nn.ModuleDict(
+            {
+                "patch_embedding": nn.Conv2d(config.num_channels, width, patch, patch, bias=False),
+                "position_embedding": nn.Embedding((config.image_size // patch) ** 2 + 1, width),
+            }
+        )
         self.embeddings.class_embedding = nn.Parameter(torch.randn(width))
-        self.pre_layrnorm, self.encoder, self.post_layernorm = nn.LayerNorm(width, eps), _encoder(config), nn.LayerNorm(width, eps)
+        self.pre_layrnorm, self.encoder, self.post_layernorm = (
+            nn.LayerNorm(width, eps),
+            _encoder(config),
+            nn.LayerNorm(width, eps),
+        )
 
     def forward(self, pixel_values: Tensor) -> SimpleNamespace:
         patches = self.embeddings["patch_embedding"](pixel_values).flatten(2).transpose(1, 2)
         x = torch.cat([self.embeddings.class_embedding.expand(len(patches), 1, -1), patches], 1)
         x = self.pre_layrnorm(x + self.embeddings["position_embedding"].weight)
-        for layer in self.encoder["layers"]: x = layer(x, causal=False)
+        for layer in self.encoder["layers"]:
+            x = layer(x, causal=False)
         return SimpleNamespace(pooler_output=self.post_layernorm(x[:, 0]))
 
 

@@ -19,16 +19,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoTokenizer
 
-from ..training.checkpoints import CheckpointError, learned, resume_point
-from .model import CLIP, OPENAI_MEAN, OPENAI_STD, build_clip, similarity_figure, train_tokenizer
 from ..base.images import to_float
-from ..data.captions import (ABSENCES, PREDICATES, CutWarning, absent, as_tags, caption, describe,
-                                 full_claim, overflow, short_claim)
-from ..training.optimizers import build
-from ..training.loop import Task
+from .model import CLIP, OPENAI_MEAN, OPENAI_STD, build_clip, similarity_figure, train_tokenizer
 from .zero_shot import retrieval, zero_shot
+from mmgen.data.captions import (
+    ABSENCES,
+    PREDICATES,
+    CutWarning,
+    absent,
+    as_tags,
+    caption,
+    describe,
+    full_claim,
+    overflow,
+    short_claim,
+)
+from ..training.checkpoints import CheckpointError, learned, resume_point
+from ..training.loop import Task
+from ..training.optimizers import build
 
 # %% ../../nbs/clip/train.ipynb #74fc73b0
 def contrastive_loss(
@@ -93,6 +103,7 @@ class ClaimBatches:
         shuffle: bool = True,  # put a caption's tags in random order
     ):
         from mmgen.data.batches import Batches
+
         self.tags, self.tokenizer = tags, tokenizer
         self.seed, self.length, self.how = seed, length, {"dropout": dropout, "shuffle": shuffle}
         known = {tag for row in tags for tag in as_tags(row)}
@@ -110,8 +121,10 @@ class ClaimBatches:
         "A full and a short claim for each row."
         rng = random.Random(f"{self.seed}:{step}")
         facts = [(tags, absent(tags, self.absences)) for tags in (as_tags(self.tags[row]) for row in rows)]
-        return [[full_claim(found, rng, missing, **self.how) for found, missing in facts],
-                [short_claim(found, rng, missing) for found, missing in facts]]
+        return [
+            [full_claim(found, rng, missing, **self.how) for found, missing in facts],
+            [short_claim(found, rng, missing) for found, missing in facts],
+        ]
 
     def batch(self, step: int) -> dict[str, Tensor]:
         "image uint8, index, token ids (B, T) of `full` and `short`, and which is true of which image (B, B)."
@@ -119,8 +132,13 @@ class ClaimBatches:
         rows = batch["index"].tolist()
         shown = [{*tags, *absent(tags, self.absences)} for tags in (as_tags(self.tags[row]) for row in rows)]
         for kind, claims in zip(("full", "short"), self.claims(step, rows)):
-            batch[kind] = self.tokenizer([claim.text for claim in claims], padding=True, truncation=True,
-                                         max_length=self.length, return_tensors="pt").input_ids
+            batch[kind] = self.tokenizer(
+                [claim.text for claim in claims],
+                padding=True,
+                truncation=True,
+                max_length=self.length,
+                return_tensors="pt",
+            ).input_ids
             states = [set(claim.states) for claim in claims]
             batch[f"{kind}_true"] = torch.tensor([[said <= image for said in states] for image in shown])
         return batch
@@ -171,10 +189,14 @@ def judge(
         warnings.simplefilter("ignore", CutWarning)
         found = retrieval(clip, images, [caption(row) for row in rows], min(256, len(images)))
     ways = found["ways"]
-    results = [(f"{way} top-1 of {ways}", found[way], found["n"], 1 / ways)
-               for way in ("image_to_caption", "caption_to_image")]
-    results += [(f"zero-shot {name}", row["accuracy"], row["n"], row["chance"])
-                for name, row in zero_shot(clip, images, rows).items() if row["n"]]
+    results = [
+        (f"{way} top-1 of {ways}", found[way], found["n"], 1 / ways) for way in ("image_to_caption", "caption_to_image")
+    ]
+    results += [
+        (f"zero-shot {name}", row["accuracy"], row["n"], row["chance"])
+        for name, row in zero_shot(clip, images, rows).items()
+        if row["n"]
+    ]
     for name, value, n, chance in results:
         if run is not None:
             run.metric(name, value, n=n, chance=chance)
@@ -186,9 +208,10 @@ def fit(
     run,  # a `Run`
 ) -> tuple[CLIP, dict[str, float]]:  # the averaged model, its results
     "Trains a small CLIP as `config` says and writes it to the run's folder `clip-portraits`."
+    from mmgen.base.weights import load_into, model_card
     from mmgen.data.loading import content_sha256, load_source, to_arrays
     from mmgen.training.loop import train
-    from mmgen.base.weights import load_into, model_card
+
     source = load_source(config.data, "train", config.size, config.images, config.seed)
     held = load_source(config.data, "validation", config.size, config.held_out, config.seed)
     images, tags = to_arrays(source, config.size, fit=config.fit)
@@ -208,13 +231,26 @@ def fit(
     model = build_clip(tokenizer, **{name: getattr(config, name) for name in shape})
     if start:
         load_into(model, start.model.state_dict(), config.init_from)
-    counts = {name: sum(p.numel() for p in part.parameters())
-              for name, part in (("all", model), ("text", model.text_model), ("vision", model.vision_model))}
+    counts = {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in (("all", model), ("text", model.text_model), ("vision", model.vision_model))
+    }
     beyond = overflow((caption(as_tags(row)) for row in held_tags), tokenizer, config.text_length)
-    run.note(parameters=counts, beyond_the_limit={name: n for name, n in beyond.items() if name != "lost"},
-             data={"rows": len(images), "sha256": (content := content_sha256(images, tags))})
-    data = ClaimBatches(images, tags, tokenizer, config.batch_size, config.seed, config.text_length,
-                        config.tag_dropout, config.caption_shuffle)
+    run.note(
+        parameters=counts,
+        beyond_the_limit={name: n for name, n in beyond.items() if name != "lost"},
+        data={"rows": len(images), "sha256": (content := content_sha256(images, tags))},
+    )
+    data = ClaimBatches(
+        images,
+        tags,
+        tokenizer,
+        config.batch_size,
+        config.seed,
+        config.text_length,
+        config.tag_dropout,
+        config.caption_shuffle,
+    )
     task = CLIPTask(model, optimizer=config.optimizer)
     task.facts, task.learned = {"data": content[:12]}, {"tokenizer": tokenizer_files(tokenizer)}
     task.must_match = {name: getattr(config, name) for name in ("text_heads", "vision_heads")}  # no weight tells them
@@ -226,12 +262,15 @@ def fit(
     shown = to_float(held_images[:8])
     run.figure("figure_1", similarity_figure(clip.similarity(shown, few), shown, few))
     card = model_card(
-        "CLIP of portraits", dataclasses.asdict(config), run.record,
+        "CLIP of portraits",
+        dataclasses.asdict(config),
+        run.record,
         "A small `CLIPModel` of transformers with a byte-pair tokenizer, trained contrastively on captions "
         "and on short claims in plain English (nbs/train_clip.ipynb).",
         f"{len(images)} images of {config.data}. `portraits` are drawings in DiceBear's style Adventurer "
         "(Lisa Wischofsky, CC BY 4.0), described by tags.",
-        "It knows the images it was trained on and words for what they show, and nothing else.")
+        "It knows the images it was trained on and words for what they show, and nothing else.",
+    )
     clip.save(run.path / "clip-portraits", card, run.record)
     for file in sorted((run.path / "clip-portraits").iterdir()):
         if file.name != "run.json":  # the record itself, which goes on

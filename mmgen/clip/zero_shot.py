@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .model import CLIP
 from ..base.images import to_float
+from .model import CLIP
 from ..data.captions import CutWarning, absent
 from ..data.portraits import LENGTHS, alternatives, table
 
@@ -26,7 +26,7 @@ def embed(
 ) -> Tensor:  # (items, E), on the CPU
     "Applies an encoder to many items, some at a time."
     with torch.no_grad():
-        return torch.cat([encode(items[i:i + batch]).cpu() for i in range(0, len(items), batch)])
+        return torch.cat([encode(items[i : i + batch]).cpu() for i in range(0, len(items), batch)])
 
 
 def retrieval(
@@ -42,7 +42,7 @@ def retrieval(
     seen, read = embed(lambda x: clip.images(to_float(x)), images[:n]), embed(clip.text, list(captions[:n]))
     hits = np.zeros(2)
     for start in range(0, n, ways):
-        cosine, group = seen[start:start + ways] @ read[start:start + ways].T, captions[start:start + ways]
+        cosine, group = seen[start : start + ways] @ read[start : start + ways].T, captions[start : start + ways]
         for way, best in enumerate((cosine.argmax(1), cosine.argmax(0))):
             hits[way] += sum(group[j] == group[i] for i, j in enumerate(best.tolist()))
     image_to_caption, caption_to_image = (hits / n).tolist()
@@ -52,15 +52,20 @@ def retrieval(
 def attribute_prompts(style: str = "adventurer") -> dict[str, list[str]]:
     "The texts to choose from for each attribute of the portraits."
     colors = table(style)["colors"]
-    return {"hair_color": list(colors["hair_color"]), "eyes_color": list(colors["eyes_color"]),
-            "skin": list(colors["skin"]), "glasses": ["no glasses", "glasses", "sunglasses"],
-            "hair_length": list(LENGTHS)}
+    return {
+        "hair_color": list(colors["hair_color"]),
+        "eyes_color": list(colors["eyes_color"]),
+        "skin": list(colors["skin"]),
+        "glasses": ["no glasses", "glasses", "sunglasses"],
+        "hair_length": list(LENGTHS),
+    }
 
 
 def describe_image(
     clip: CLIP,
     image: np.ndarray,  # uint8 (H, W, 3)
-    choices: dict[str, list[str]] | None = None,  # part → texts, "" says nothing; default: the portraits' `alternatives`
+    choices: dict[str, list[str]]
+    | None = None,  # part → texts, "" says nothing; default: the portraits' `alternatives`
     sweeps: int = 3,  # at most, over all parts
 ) -> str:  # a caption
     "The caption nearest to the image: of each part the best text alone, then the one that suits the rest best, until none does better."

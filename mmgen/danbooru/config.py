@@ -9,54 +9,68 @@ __all__ = ['DanbooruConfig']
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..data.images import FITS
 from ..base.settings import Settings, closest, split_list
+from ..data.images import FITS
 
 # %% ../../nbs/danbooru/config.ipynb #0d4db22a
 @dataclass(frozen=True)
 class DanbooruConfig(Settings):
     "prepare_danbooru: a Danbooru dump → a training set; section 4.2."
+
     # the run
-    preset: str = "small" # smoke or small
-    seed: int = 0 # of the choice among the posts
-    run_id: str | None = None # folder below reports/runs; None: made of time and four hex digits
+    preset: str = "small"  # smoke or small
+    seed: int = 0  # of the choice among the posts
+    run_id: str | None = None  # folder below reports/runs; None: made of time and four hex digits
     # the dump
-    source: str = "synthetic" # folder with metadata/ and 512px/ or original/; synthetic: one is made, damage included
-    metadata: str | None = None # file or folder of the metadata; None: in the source
-    form: str = "auto" # of the metadata: auto, 2017 (dumps to 2020) or 2021 (later ones)
-    pictures: str = "512px,original" # folders of images, the preferred one first
-    posts: int = 2_000 # of a synthetic dump
+    source: str = "synthetic"  # folder with metadata/ and 512px/ or original/; synthetic: a made-up dump
+    metadata: str | None = None  # file or folder of the metadata; None: in the source
+    form: str = "auto"  # of the metadata: auto, 2017 (dumps to 2020) or 2021 (later ones)
+    pictures: str = "512px,original"  # folders of images, the preferred one first
+    posts: int = 2_000  # of a synthetic dump
     # which posts
-    n: int = 300_000 # at most so many, chosen by the seed
-    rating: str = "general" # ratings that are taken: general (safe in dumps from before May 2022), sensitive, questionable, explicit
-    keep: str = "" # posts that are taken all the same: deleted, banned, flagged, pending
-    min_tag_count: int = 100 # posts that must have a tag; rarer tags are left out
-    min_tags: int = 1 # tags that a post must have after that
-    relatives: bool = True # variants of a picture that is taken may stay
+    n: int = 300_000  # at most so many, chosen by the seed
+    rating: str = "general"  # ratings to keep: general (safe until 2022), sensitive, questionable, explicit
+    keep: str = ""  # posts that are taken all the same: deleted, banned, flagged, pending
+    min_tag_count: int = 100  # posts that must have a tag; rarer tags are left out
+    min_tags: int = 1  # tags that a post must have after that
+    relatives: bool = True  # variants of a picture that is taken may stay
     # which images come out
-    out: str = "data/danbooru" # folder of the training set
-    size: int = 256 # height and width, pixels
-    fit: str = "crop" # crop: the centre square; pad: all of the picture, on white; top: the upper square
-    encoding: str = "jpeg" # jpeg or png
-    near_duplicates: int = 4 # bits, 0 to 10, in which the hashes of two nearly equal pictures may differ
-    drop_copies: bool = False # leave out the later one of two nearly equal pictures
-    shard_mb: int = 500 # size of a shard, megabytes
+    out: str = "data/danbooru"  # folder of the training set
+    size: int = 256  # height and width, pixels
+    fit: str = "crop"  # crop: centre square; pad: whole image on white; top: upper square
+    encoding: str = "jpeg"  # jpeg or png
+    near_duplicates: int = 4  # bits (0 to 10) by which hashes of near duplicates may differ
+    drop_copies: bool = False  # leave out the later one of two nearly equal pictures
+    shard_mb: int = 500  # size of a shard, megabytes
     # how
-    engine: str = "duckdb" # what reads the metadata: duckdb or spark
-    workers: int | None = None # threads that decode; None: the cores
+    engine: str = "duckdb"  # what reads the metadata: duckdb or spark
+    workers: int | None = None  # threads that decode; None: the cores
 
     job: ClassVar[str] = "prepare_danbooru"
-    choices: ClassVar[dict] = {"preset": ("smoke", "small"), "form": ("auto", "2017", "2021"), "fit": FITS, "encoding": ("jpeg", "png"), "engine": ("duckdb", "spark")}
+    choices: ClassVar[dict] = {
+        "preset": ("smoke", "small"),
+        "form": ("auto", "2017", "2021"),
+        "fit": FITS,
+        "encoding": ("jpeg", "png"),
+        "engine": ("duckdb", "spark"),
+    }
     zero_ok: ClassVar[tuple] = (*Settings.zero_ok, "min_tags", "near_duplicates")
     lists: ClassVar[dict] = {"rating": str, "keep": str, "pictures": str}
-    words: ClassVar[dict] = {"rating": ("general", "sensitive", "questionable", "explicit"), "keep": ("deleted", "banned", "flagged", "pending")} # what those lists take
+    words: ClassVar[dict] = {
+        "rating": ("general", "sensitive", "questionable", "explicit"),
+        "keep": ("deleted", "banned", "flagged", "pending"),
+    }  # what those lists take
 
     def __post_init__(self):
         super().__post_init__()
         for name, low, high in (("size", 8, 4096), ("near_duplicates", 0, 10)):
-            if not low <= getattr(self, name) <= high: raise ValueError(f"{self.job}: {name} must be from {low} to {high}, not {getattr(self, name)}.")
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{self.job}: {name} must be from {low} to {high}, not {getattr(self, name)}.")
         for name, known in self.words.items():
             for word in split_list(getattr(self, name), str):
                 if word not in known:
-                    old = {"safe": "general", "s": "general in dumps from before May 2022, sensitive in later ones"}.get(word, closest(word, known))
+                    old = {
+                        "safe": "general",
+                        "s": "general in dumps from before May 2022, sensitive in later ones",
+                    }.get(word, closest(word, known))
                     raise ValueError(f"{self.job}: {name} takes {', '.join(known)}, not {word!r}; did you mean {old}?")

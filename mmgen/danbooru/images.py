@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.loading import ImageError, read_image
 from .near_duplicates import signature
+from ..data.images import ImageError, read_image
 
 # %% ../../nbs/danbooru/images.ipynb #764946d4
 _TOLERANCE = 12  # how far JPEG moves a value of a plain colour
@@ -32,25 +32,33 @@ def _colour(values):
     "The one colour of pixels (..., 3), else None."
     values = values.reshape(-1, 3)
     low, high = values.min(0).astype(float), values.max(0)
-    return (low + high)/2 if (high - low).max() <= 2*_TOLERANCE else None
+    return (low + high) / 2 if (high - low).max() <= 2 * _TOLERANCE else None
 
 
-def _alike(a, b): return a is not None and b is not None and np.abs(a - b).max() <= _TOLERANCE
+def _alike(a, b):
+    return a is not None and b is not None and np.abs(a - b).max() <= _TOLERANCE
 
 
 def _known(image, grid, original):
     "The box that the original fills when it is scaled to fit the image, where the rest is plain."
-    scale = min(image.width/original[0], image.height/original[1])
-    bars = [side - max(1, round(whole*scale)) for side, whole in zip(image.size, original)]
+    scale = min(image.width / original[0], image.height / original[1])
+    bars = [side - max(1, round(whole * scale)) for side, whole in zip(image.size, original)]
     axis = 0 if bars[0] > bars[1] else 1
     side, bar = image.size[axis], bars[axis]
-    start, stop = bar//2, bar//2 + side - bar
-    if bar < 2 or stop - start < 4: return None
-    near = min(_RING, start//2)
-    first, last = (start - near)*_GRID//side, -(-(stop + near)*_GRID//side)  # lines of the grid that lie in the bars
-    if not 0 < first <= last < _GRID: grid, first, last = np.asarray(image), 1, side - 1  # too thin: the outermost lines
-    if axis == 0: grid = grid.transpose(1, 0, 2)
-    if not _alike(_colour(grid[:first]), _colour(grid[last:])): return None
+    start, stop = bar // 2, bar // 2 + side - bar
+    if bar < 2 or stop - start < 4:
+        return None
+    near = min(_RING, start // 2)
+    first, last = (
+        (start - near) * _GRID // side,
+        -(-(stop + near) * _GRID // side),
+    )  # lines of the grid that lie in the bars
+    if not 0 < first <= last < _GRID:
+        grid, first, last = np.asarray(image), 1, side - 1  # too thin: the outermost lines
+    if axis == 0:
+        grid = grid.transpose(1, 0, 2)
+    if not _alike(_colour(grid[:first]), _colour(grid[last:])):
+        return None
     return (start + 1, 0, stop - 1, image.height) if axis == 0 else (0, start + 1, image.width, stop - 1)
 
 
@@ -58,21 +66,30 @@ def _end(share, ring, width):
     "Where a bar ends: the first line, counted from outside, that is largely not of its colour. And how much: 0.5, 0.2; 0 where it does not end straight."
     for level in (0.5, 0.2):
         end = int(np.argmax(share >= level))
-        before, near = share[:max(0, end - ring)], share[:max(0, end - width)]
-        if end and share[end] >= level and (not len(before) or before.max() <= 0.02) and (not len(near) or near.max() <= 0.6*level): return end, level
+        before, near = share[: max(0, end - ring)], share[: max(0, end - width)]
+        if (
+            end
+            and share[end] >= level
+            and (not len(before) or before.max() <= 0.02)
+            and (not len(near) or near.max() <= 0.6 * level)
+        ):
+            return end, level
     return 0, 0
 
 
 def _seen(image, grid, box, axis):
     "The box without a pair of bars, left and right (axis 0) or above and below (1)."
-    low, high = ([-(-at*_GRID//side) for at, side in zip(corner, image.size)] for corner in (box[:2], box[2:]))
-    grid = grid[low[1]:high[1], low[0]:high[0]]
-    if min(grid.shape) < 2: return box
-    if _colour(grid[::len(grid) - 1, ::len(grid[0]) - 1]) is None: return box  # the corners: most pictures go no further
+    low, high = ([-(-at * _GRID // side) for at, side in zip(corner, image.size)] for corner in (box[:2], box[2:]))
+    grid = grid[low[1] : high[1], low[0] : high[0]]
+    if min(grid.shape) < 2:
+        return box
+    if _colour(grid[:: len(grid) - 1, :: len(grid[0]) - 1]) is None:
+        return box  # the corners: most pictures go no further
     colours = [_colour(grid[:, end] if axis == 0 else grid[end]) for end in (0, -1)]
-    if not _alike(*colours): return box
+    if not _alike(*colours):
+        return box
 
-    low, high = ((sum(colours)/2 + add).clip(0, 255).astype(np.uint8) for add in (-_TOLERANCE, _TOLERANCE))
+    low, high = ((sum(colours) / 2 + add).clip(0, 255).astype(np.uint8) for add in (-_TOLERANCE, _TOLERANCE))
 
     def found(part, ring, width):
         differs = (part < low) | (part > high)
@@ -80,10 +97,12 @@ def _seen(image, grid, box, axis):
         (first, one), (last, other) = _end(differs, ring, width), _end(differs[::-1], ring, width)
         return (first, last) if min(one, other) > 0 and max(one, other) == 0.5 and abs(first - last) <= width else None
 
-    if not found(grid, 2, 2): return box
+    if not found(grid, 2, 2):
+        return box
     # means of 8 pixels along the bar: little noise
     bars = found(np.asarray(image.crop(box).reduce((1, 8) if axis == 0 else (8, 1))), _RING, 3)
-    if not bars: return box
+    if not bars:
+        return box
     start, stop = box[axis] + int(bars[0]) + 1, box[axis + 2] - int(bars[1]) - 1
     return (start, box[1], stop, box[3]) if axis == 0 else (box[0], start, box[2], stop)
 
@@ -93,15 +112,18 @@ def content_box(
     original: tuple[int, int] | None = None,  # width and height of the picture that the image shows, of the metadata
 ) -> tuple[int, int, int, int]:  # left, top, right, bottom in pixels
     "The part of the image between letterbox bars; all of it where there are none."
-    if min(image.size) < _GRID: return (0, 0, *image.size)
+    if min(image.size) < _GRID:
+        return (0, 0, *image.size)
     grid = np.asarray(image.resize((_GRID, _GRID), Image.Resampling.NEAREST))
     box = original and min(original) > 0 and _known(image, grid, original) or (0, 0, *image.size)
-    for axis in (1, 0): box = _seen(image, grid, box, axis)
+    for axis in (1, 0):
+        box = _seen(image, grid, box, axis)
     return box
 
 # %% ../../nbs/danbooru/images.ipynb #17323489
 class DumpImage(NamedTuple):
     "A training image"
+
     data: bytes  # of the file
     hash: int  # 64 bits, with
     thumb: bytes  # 192 values for `near_duplicates`
@@ -122,12 +144,12 @@ def _fitted(image, box, size, fit):
     x0, y0, x1, y1 = box
     if fit != "pad":
         side = min(x1 - x0, y1 - y0)
-        x, y = x0 + (x1 - x0 - side)//2, y0 if fit == "top" else y0 + (y1 - y0 - side)//2
+        x, y = x0 + (x1 - x0 - side) // 2, y0 if fit == "top" else y0 + (y1 - y0 - side) // 2
         return _resized(image, (x, y, x + side, y + side), size, size)
-    scale = size/max(x1 - x0, y1 - y0)
-    w, h = (max(1, round(side*scale)) for side in (x1 - x0, y1 - y0))
+    scale = size / max(x1 - x0, y1 - y0)
+    w, h = (max(1, round(side * scale)) for side in (x1 - x0, y1 - y0))
     square = Image.new("RGB", (size, size), "white")
-    square.paste(_resized(image, box, w, h), ((size - w)//2, (size - h)//2))
+    square.paste(_resized(image, box, w, h), ((size - w) // 2, (size - h) // 2))
     return square
 
 
@@ -141,13 +163,17 @@ def dump_image(
     quality: int = 95,  # of JPEG, 1..100
 ) -> DumpImage:
     "A file of a dump as a training image; ImageError says what is wrong with it, and its `damage` in a word."
-    least = 2*size + 1
-    try: image = read_image(path, least=least)
+    least = 2 * size + 1
+    try:
+        image = read_image(path, least=least)
     except ImageError as e:
-        if e.damage == "not an image" and _head(path).startswith(_HEADS): e.damage = "damaged image"  # cut off within its header
+        if e.damage == "not an image" and _head(path).startswith(_HEADS):
+            e.damage = "damaged image"  # cut off within its header
         raise
     box = content_box(image, original) if trim else (0, 0, *image.size)
-    if min(image.size) >= least > min(box[2] - box[0], box[3] - box[1]):  # perhaps not decoded in full, and most of it is bars
+    if (
+        min(image.size) >= least > min(box[2] - box[0], box[3] - box[1])
+    ):  # perhaps not decoded in full, and most of it is bars
         image = read_image(path)
         box = content_box(image, original)
     image = _fitted(image, box, size, fit)
@@ -161,15 +187,19 @@ def _encoded(image, format, options):
         file = io.BytesIO()
         image.save(file, format, **options)
         return file.getvalue()
-    with open(os.memfd_create("image"), "w+b", buffering=0) as file:  # into a real file Pillow encodes without holding Python's lock
+    with open(
+        os.memfd_create("image"), "w+b", buffering=0
+    ) as file:  # into a real file Pillow encodes without holding Python's lock
         image.save(file, format, **options)
         file.seek(0)
         return file.read()
 
 
 def _head(source):
-    if isinstance(source, bytes): return source[:4]
-    with open(source, "rb") as file: return file.read(4)
+    if isinstance(source, bytes):
+        return source[:4]
+    with open(source, "rb") as file:
+        return file.read(4)
 
 # %% ../../nbs/danbooru/images.ipynb #2e570624
 class InventoryError(ValueError):
@@ -178,6 +208,7 @@ class InventoryError(ValueError):
 
 class Inventory(NamedTuple):
     "The files of a dump"
+
     files: "pyarrow.Table"  # id int64, path (relative to the dump) string, bytes int64; sorted by id, each id once
     counts: dict[str, int]  # of what was found and left out
 
@@ -186,29 +217,39 @@ _NAME = re.compile(r"([0-9]{1,18})\.([A-Za-z0-9]{1,8})")
 LEFT_OUT = ("link out of the dump", "wrong bucket", "unreadable name", "further file of an id")
 
 
-def _leads_out(path, source): return not os.path.realpath(path).startswith(source + os.sep) or not os.path.exists(path)
+def _leads_out(path, source):
+    return not os.path.realpath(path).startswith(source + os.sep) or not os.path.exists(path)
 
 
 def _bucket(folders, bucket, source):
     "A bucket's files of all folders as a table, and what was found and left out."
     import pyarrow as pa
+
     found, counts = {}, Counter()
     for folder in folders:
         ours, kind = set(), Path(folder).parent.name
-        try: entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
-        except OSError as e: raise InventoryError(f"The folder {folder} cannot be listed: {e.strerror}.") from e
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
+        except OSError as e:
+            raise InventoryError(f"The folder {folder} cannot be listed: {e.strerror}.") from e
         for entry in entries:
             match = _NAME.fullmatch(entry.name)
-            if entry.is_symlink() and _leads_out(entry.path, source): counts["link out of the dump"] += 1
-            elif not match or not entry.is_file(): counts["unreadable name"] += 1
-            elif int(match[1]) % 1000 != bucket: counts["wrong bucket"] += 1
-            elif int(match[1]) in ours: counts["further file of an id"] += 1
+            if entry.is_symlink() and _leads_out(entry.path, source):
+                counts["link out of the dump"] += 1
+            elif not match or not entry.is_file():
+                counts["unreadable name"] += 1
+            elif int(match[1]) % 1000 != bucket:
+                counts["wrong bucket"] += 1
+            elif int(match[1]) in ours:
+                counts["further file of an id"] += 1
             else:
                 ours.add(int(match[1]))
                 counts[kind] += 1
                 found.setdefault(int(match[1]), (os.path.relpath(entry.path, source), entry.stat().st_size))
     paths, sizes = zip(*found.values()) if found else ((), ())
-    return pa.table({"id": pa.array(found, pa.int64()), "path": pa.array(paths, pa.string()), "bytes": pa.array(sizes, pa.int64())}), counts
+    return pa.table(
+        {"id": pa.array(found, pa.int64()), "path": pa.array(paths, pa.string()), "bytes": pa.array(sizes, pa.int64())}
+    ), counts
 
 
 def image_folders(
@@ -217,7 +258,8 @@ def image_folders(
 ) -> list[str]:
     "Those that are there; InventoryError where none is."
     there = [path for name in folders if os.path.isdir(path := os.path.join(os.path.realpath(source), name))]
-    if not there: raise InventoryError(f"{source} holds no folder {' or '.join(folders)}, so it has no images of a dump.")
+    if not there:
+        raise InventoryError(f"{source} holds no folder {' or '.join(folders)}, so it has no images of a dump.")
     return there
 
 
@@ -227,19 +269,29 @@ def inventory(
 ) -> Inventory:
     "The files of a dump by id, and how many do not belong there."
     import pyarrow as pa
+
     root, there = os.path.realpath(source), image_folders(source, folders)
     counts, buckets = Counter(dict.fromkeys(LEFT_OUT, 0)), {}
     for folder in there:
         if _leads_out(folder, root):
-            raise InventoryError(f"{folder} is a symbolic link to {os.path.realpath(folder)}, which is outside of the dump; mount or move it there.")
+            raise InventoryError(
+                f"{folder} is a symbolic link to {os.path.realpath(folder)}, which is outside of the dump; mount or move it there."
+            )
         for entry in os.scandir(folder):
-            if entry.is_symlink() and _leads_out(entry.path, root): counts["link out of the dump"] += 1
-            elif entry.is_dir() and re.fullmatch("0[0-9]{3}", entry.name): buckets.setdefault(int(entry.name), []).append(entry.path)
-            else: counts["unreadable name"] += 1
-    if not buckets: raise InventoryError(f"{there[0]} has no folders 0000 to 0999; a dump's images lie in those, by id modulo 1000.")
+            if entry.is_symlink() and _leads_out(entry.path, root):
+                counts["link out of the dump"] += 1
+            elif entry.is_dir() and re.fullmatch("0[0-9]{3}", entry.name):
+                buckets.setdefault(int(entry.name), []).append(entry.path)
+            else:
+                counts["unreadable name"] += 1
+    if not buckets:
+        raise InventoryError(
+            f"{there[0]} has no folders 0000 to 0999; a dump's images lie in those, by id modulo 1000."
+        )
     with ThreadPoolExecutor(8) as pool:  # a network disk answers several questions at once
         parts = list(pool.map(lambda bucket: _bucket(buckets[bucket], bucket, root), sorted(buckets)))
-    for _, found in parts: counts.update(found)
+    for _, found in parts:
+        counts.update(found)
     files = pa.concat_tables([table for table, _ in parts]).sort_by("id").combine_chunks()
     return Inventory(files, dict(counts))
 

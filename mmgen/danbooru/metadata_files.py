@@ -26,15 +26,22 @@ class MetadataError(ValueError):
     "Metadata that cannot be read as a Danbooru dump."
 
 
-_ARCHIVES, _PACKED, _PLAIN = (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.zst"), (".gz", ".xz", ".zst"), (".json", ".jsonl", ".ndjson")
+_ARCHIVES, _PACKED, _PLAIN = (
+    (".tar", ".tar.xz", ".tar.gz", ".tgz", ".tar.zst"),
+    (".gz", ".xz", ".zst"),
+    (".json", ".jsonl", ".ndjson"),
+)
 
 
 def _is_metadata(path: Path, bare: bool) -> bool:
     "By its name; `bare`: any name without a suffix will do, not only digits."
     name = path.name.lower()
-    if name.startswith((".", "_")) or not path.is_file(): return False
-    if name.endswith(_ARCHIVES): return True
-    for packed in _PACKED: name = name.removesuffix(packed)
+    if name.startswith((".", "_")) or not path.is_file():
+        return False
+    if name.endswith(_ARCHIVES):
+        return True
+    for packed in _PACKED:
+        name = name.removesuffix(packed)
     return name.endswith(_PLAIN) or ("." not in name and (bare or name.isdigit()))
 
 
@@ -43,18 +50,24 @@ def find_metadata(
 ) -> list[Path]:  # in the order in which they are read
     "The files with posts; where some are named posts…, the others (tags…, artists…, notes…, pools…) are left alone."
     source = Path(source).expanduser()
-    if source.is_file(): return [source]
-    if not source.is_dir(): raise MetadataError(f"There is no dump at {source}; give its folder or a file of its metadata.")
-    for folder, bare in ((source/"metadata", True), (source, False)):
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise MetadataError(f"There is no dump at {source}; give its folder or a file of its metadata.")
+    for folder, bare in ((source / "metadata", True), (source, False)):
         found = sorted(p for p in folder.iterdir() if _is_metadata(p, bare)) if folder.is_dir() else []
         posts = [p for p in found if p.name.lower().startswith("posts")]
-        if found: return posts or found
-    raise MetadataError(f"{source} has no metadata: neither a folder metadata/ nor files such as 2017000000000000, posts000000000000.json, "
-                        "*.jsonl.gz, *.json.zst or metadata.json.tar.xz.")
+        if found:
+            return posts or found
+    raise MetadataError(
+        f"{source} has no metadata: neither a folder metadata/ nor files such as 2017000000000000, posts000000000000.json, "
+        "*.jsonl.gz, *.json.zst or metadata.json.tar.xz."
+    )
 
 # %% ../../nbs/danbooru/metadata_files.ipynb #ed603724
 class Part(NamedTuple):
     "Some plain files that are read together."
+
     name: str  # says where they come from
     paths: list[Path]
     unpacked: bool = False  # the reader removes them
@@ -66,18 +79,29 @@ _BROKEN = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)
 
 class _Zst(io.RawIOBase):
     "The bytes of a .zst file; where it breaks off is an error, of which zstandard's own reader says nothing."
+
     def __init__(self, path):
         from zstandard import ZstdDecompressor
-        self.file, self.frame, self.new, self.held = open(path, "rb"), None, ZstdDecompressor().decompressobj, memoryview(b"")
 
-    def readable(self): return True
+        self.file, self.frame, self.new, self.held = (
+            open(path, "rb"),
+            None,
+            ZstdDecompressor().decompressobj,
+            memoryview(b""),
+        )
+
+    def readable(self):
+        return True
 
     def readinto(self, buffer):
         while not self.held:
             packed = self.frame and self.frame.unused_data or self.file.read(1 << 16)
-            if not packed and self.frame and not self.frame.eof: raise EOFError("the last frame is not complete")
-            if not packed: return 0
-            if not self.frame or self.frame.eof: self.frame = self.new()
+            if not packed and self.frame and not self.frame.eof:
+                raise EOFError("the last frame is not complete")
+            if not packed:
+                return 0
+            if not self.frame or self.frame.eof:
+                self.frame = self.new()
             self.held = memoryview(self.frame.decompress(packed))
         count = min(len(buffer), len(self.held))
         buffer[:count], self.held = self.held[:count], self.held[count:]
@@ -90,9 +114,12 @@ class _Zst(io.RawIOBase):
 
 def _unpacked(path: Path):
     "The stream of a file's bytes."
-    if path.name.lower().endswith((".gz", ".tgz")): return gzip.open(path)
-    if path.name.lower().endswith(".xz"): return lzma.open(path)
-    if path.name.lower().endswith(".zst"): return io.BufferedReader(_Zst(path), 1 << 20)
+    if path.name.lower().endswith((".gz", ".tgz")):
+        return gzip.open(path)
+    if path.name.lower().endswith(".xz"):
+        return lzma.open(path)
+    if path.name.lower().endswith(".zst"):
+        return io.BufferedReader(_Zst(path), 1 << 20)
     return open(path, "rb")
 
 
@@ -101,7 +128,8 @@ _BOM = b"\xef\xbb\xbf"
 
 def _marked(path: Path) -> bool:
     "Whether a file begins with a byte order mark, which DuckDB takes for a part of the first line."
-    with open(path, "rb") as file: return file.read(len(_BOM)) == _BOM
+    with open(path, "rb") as file:
+        return file.read(len(_BOM)) == _BOM
 
 
 def _safe(member: tarfile.TarInfo) -> bool:
@@ -110,29 +138,40 @@ def _safe(member: tarfile.TarInfo) -> bool:
     return member.isreg() and not name.is_absolute() and ".." not in name.parts
 
 
-_OTHERS = re.compile(r"(tag|artist|note|pool|comment|favorite|wiki|forum|user|readme|licen[cs]e)", re.IGNORECASE)  # how the names of other tables begin
+_OTHERS = re.compile(
+    r"(tag|artist|note|pool|comment|favorite|wiki|forum|user|readme|licen[cs]e)", re.IGNORECASE
+)  # how the names of other tables begin
 
 
 def _posts_in(name: str) -> bool:
     "Whether a member of an archive may hold posts, by its name."
     name = PurePosixPath(name).name
-    return not name.startswith((".", "_")) and not _OTHERS.match(name) and ("." not in name or name.lower().endswith(_PLAIN))
+    return (
+        not name.startswith((".", "_"))
+        and not _OTHERS.match(name)
+        and ("." not in name or name.lower().endswith(_PLAIN))
+    )
 
 
 def _streams(path: Path, left_out: list[str]) -> Iterator[tuple[str, object]]:
     "What a file holds: names and streams, one after the other."
     if not path.name.lower().endswith(_ARCHIVES):
-        with _unpacked(path) as stream: yield path.name, stream
+        with _unpacked(path) as stream:
+            yield path.name, stream
         return
     with _unpacked(path) as stream:
         with tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
                 if _safe(member):
-                    if _posts_in(member.name): yield f"{path.name}: {member.name}", archive.extractfile(member)
-                elif not member.isdir(): left_out.append(f"{path.name}: {member.name}")
+                    if _posts_in(member.name):
+                        yield f"{path.name}: {member.name}", archive.extractfile(member)
+                elif not member.isdir():
+                    left_out.append(f"{path.name}: {member.name}")
         last = b"\0"  # tarfile takes any end between two members for the end
-        while rest := stream.read(1 << 20): last = rest
-        if last.strip(b"\0") or not _ended(path): raise EOFError("the end of the archive is missing")
+        while rest := stream.read(1 << 20):
+            last = rest
+        if last.strip(b"\0") or not _ended(path):
+            raise EOFError("the end of the archive is missing")
 
 
 def _ended(path: Path) -> bool:
@@ -146,7 +185,9 @@ def _broken(path: Path, error: Exception) -> Exception:
     "An error while unpacking, as a sentence; a full disk and its like stay what they are."
     packed = path.name.lower().endswith(_ARCHIVES + _PACKED)
     plain = isinstance(error, OSError) and error.errno is not None
-    return MetadataError(f"{path} is damaged or ends early ({error}); fetch it again.") if packed and not plain else error
+    return (
+        MetadataError(f"{path} is damaged or ends early ({error}); fetch it again.") if packed and not plain else error
+    )
 
 
 def parts(
@@ -162,15 +203,19 @@ def parts(
     def together(following):
         name = " + ".join(dict.fromkeys((group[0].name, group[-1].name)))
         return Part(name, [] if name in done else list(group), False, following)
+
     for number, path in enumerate(files, 1):
         following = len(files) - number
         plain = not path.name.lower().endswith(_ARCHIVES + _PACKED) and not _marked(path)
         if group and (not plain or sum(p.stat().st_size for p in group) + path.stat().st_size > size):
             yield together(following + 1)
             group.clear()
-        if plain: group.append(path)
-        else: yield from _unpack(path, folder, left_out, done, following)
-    if group: yield together(0)
+        if plain:
+            group.append(path)
+        else:
+            yield from _unpack(path, folder, left_out, done, following)
+    if group:
+        yield together(0)
 
 
 def _unpack(path, folder, left_out, done, following):
@@ -180,14 +225,16 @@ def _unpack(path, folder, left_out, done, following):
                 yield Part(name, [])
                 continue
             folder.mkdir(parents=True, exist_ok=True)
-            target = folder/f"{path.name}-{number:06d}.json"
+            target = folder / f"{path.name}-{number:06d}.json"
             with open(target, "wb") as out:
                 out.write(stream.read(len(_BOM)).removeprefix(_BOM))
                 shutil.copyfileobj(stream, out, 1 << 20)
             yield Part(name, [target], True, following)
-    except _BROKEN as error: raise _broken(path, error) from error
+    except _BROKEN as error:
+        raise _broken(path, error) from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] == "zstandard": raise _broken(path, error) from error
+        if type(error).__module__.partition(".")[0] == "zstandard":
+            raise _broken(path, error) from error
         raise
 
 # %% ../../nbs/danbooru/metadata_files.ipynb #721f7632
@@ -202,20 +249,29 @@ def _heads(path: Path) -> Iterator[list[bytes]]:
             if lines[0][:2] in (b"\xff\xfe", b"\xfe\xff"):
                 raise MetadataError(f"{path} is written in UTF-16; the metadata of a dump is UTF-8: convert it first.")
             if lines[0].removeprefix(_BOM).lstrip()[:1] == b"[":
-                raise MetadataError(f"{path} is one JSON array; the metadata of a dump has a post on each line: jq -c '.[]' writes it so.")
+                raise MetadataError(
+                    f"{path} is one JSON array; the metadata of a dump has a post on each line: jq -c '.[]' writes it so."
+                )
             yield lines
-    except (MetadataError, GeneratorExit): raise
-    except Exception as error: raise _broken(path, error) from error
+    except (MetadataError, GeneratorExit):
+        raise
+    except Exception as error:
+        raise _broken(path, error) from error
 
 
 def _form(path: Path) -> str | None:
     "The form of a file's first good line; None where there is none."
     for line in chain.from_iterable(_heads(path)):
-        try: post = json.loads(line.removeprefix(_BOM))
-        except ValueError: continue
-        if not isinstance(post, dict): continue
-        if isinstance(post.get("tags"), list): return "2017"
-        if any(key.startswith("tag_string_") for key in post): return "2021"
+        try:
+            post = json.loads(line.removeprefix(_BOM))
+        except ValueError:
+            continue
+        if not isinstance(post, dict):
+            continue
+        if isinstance(post.get("tags"), list):
+            return "2017"
+        if any(key.startswith("tag_string_") for key in post):
+            return "2021"
     return None
 
 
@@ -224,16 +280,23 @@ def detect_form(
     form: str = "auto",  # "2017" (until 2020), "2021" (since then) or "auto"
 ) -> str:
     "The form of a dump; a mixture, or another form than the one named, is an error."
-    if form not in ("auto", *FORMS): raise MetadataError(f"There is no form {form!r}; choose 2017 (the dumps until 2020), 2021 or auto.")
+    if form not in ("auto", *FORMS):
+        raise MetadataError(f"There is no form {form!r}; choose 2017 (the dumps until 2020), 2021 or auto.")
     found = {}
-    for path in files: found.setdefault(_form(path), path)
+    for path in files:
+        found.setdefault(_form(path), path)
     unknown = found.pop(None, None)
     if not found:
-        raise MetadataError(f"{unknown or 'The dump'} holds no posts: its first lines have neither a list `tags` nor `tag_string_general`.")
+        raise MetadataError(
+            f"{unknown or 'The dump'} holds no posts: its first lines have neither a list `tags` nor `tag_string_general`."
+        )
     if len(found) > 1:
-        raise MetadataError(f"The dump mixes two forms: {found['2017']} is of 2017 and {found['2021']} of 2021; convert them one by one.")
+        raise MetadataError(
+            f"The dump mixes two forms: {found['2017']} is of 2017 and {found['2021']} of 2021; convert them one by one."
+        )
     found, path = next(iter(found.items()))
-    if form not in ("auto", found): raise MetadataError(f"{path} is of the form {found}, not {form}: name form={found!r} or 'auto'.")
+    if form not in ("auto", found):
+        raise MetadataError(f"{path} is of the form {found}, not {form}: name form={found!r} or 'auto'.")
     return found
 
 # %% ../../nbs/danbooru/metadata_files.ipynb #9ade18fe
@@ -247,10 +310,12 @@ def bad_lines(
         with open(path, "rb") as file:
             for line in file:
                 if not line.isascii():
-                    try: line.decode()
+                    try:
+                        line.decode()
                     except UnicodeDecodeError:
                         kinds["wrong encoding"] += 1
                         continue
                 line = line.removeprefix(b"\xef\xbb\xbf").strip()
-                if line[:1] == b"{" and line[-1:] != b"}": kinds["truncated line"] += 1
+                if line[:1] == b"{" and line[-1:] != b"}":
+                    kinds["truncated line"] += 1
     return kinds + Counter({"malformed line": count - kinds.total()})

@@ -15,15 +15,21 @@ from .metadata_table import CATEGORIES, COLUMNS, LONGEST, arrow_schema, unescape
 # %% ../../nbs/danbooru/metadata_sift.ipynb #5f0c1a05
 class Seen:
     "The ids that were seen so far: a byte for each of the usual ones, a set for giants."
-    def __init__(self): self.map, self.giants = np.zeros(1 << 20, bool), set()
+
+    def __init__(self):
+        self.map, self.giants = np.zeros(1 << 20, bool), set()
 
     def first(self, ids: np.ndarray) -> np.ndarray:
         "Where an id stands for the first time; they count as seen from now on."
-        if (ids[1:] > ids[:-1]).all(): values, places = ids, np.arange(len(ids))  # a dump is mostly in the order of its ids
-        else: values, places = np.unique(ids, return_index=True)
+        if (ids[1:] > ids[:-1]).all():
+            values, places = ids, np.arange(len(ids))  # a dump is mostly in the order of its ids
+        else:
+            values, places = np.unique(ids, return_index=True)
         new, small = np.empty(len(values), bool), values < 1 << 25
         if small.any() and values[small][-1] >= len(self.map):
-            self.map = np.concatenate([self.map, np.zeros(max(len(self.map), int(values[small][-1]) + 1 - len(self.map)), bool)])
+            self.map = np.concatenate(
+                [self.map, np.zeros(max(len(self.map), int(values[small][-1]) + 1 - len(self.map)), bool)]
+            )
         new[small] = ~self.map[values[small]]
         self.map[values[small]] = True
         new[~small] = [value not in self.giants for value in values[~small].tolist()]
@@ -40,7 +46,8 @@ def _repeats(codes: np.ndarray, lengths: np.ndarray, widest: int = 64) -> list[i
     "The places of codes that stand in their row for a second time."
     starts, rows = np.concatenate([[0], np.cumsum(lengths)]), np.flatnonzero(lengths > widest).tolist()
     some, count = codes, lengths
-    if rows: some, count = codes[np.repeat(lengths <= widest, lengths)], np.where(lengths > widest, 0, lengths)
+    if rows:
+        some, count = codes[np.repeat(lengths <= widest, lengths)], np.where(lengths > widest, 0, lengths)
     width = np.arange(count.max())
     block = np.broadcast_to((-1 - width).astype(np.int32), (len(count), len(width))).copy()
     block[width < count[:, None]] = some
@@ -50,18 +57,21 @@ def _repeats(codes: np.ndarray, lengths: np.ndarray, widest: int = 64) -> list[i
     for row in rows:
         known = set()
         for place in range(starts[row], starts[row + 1]):
-            if codes[place] in known: found.append(place)
+            if codes[place] in known:
+                found.append(place)
             known.add(codes[place])
     return found
 
 
-def _joined(arrays): return np.concatenate(arrays) if len(arrays) != 1 else arrays[0]
+def _joined(arrays):
+    return np.concatenate(arrays) if len(arrays) != 1 else arrays[0]
 
 
 def _clean(codes: np.ndarray, names, counts: Counter):
     "Codes of tags, and the tags that they stand for; the code of a tag that has to go is -1."
     import pyarrow as pa
     import pyarrow.compute as pc
+
     marked = pc.match_substring(names, "&").to_numpy(zero_copy_only=False)  # few tags, so only these go through Python
     old = names.filter(pa.array(marked)).to_pylist()
     plain = [unescaped(name) for name in old]
@@ -82,25 +92,42 @@ def _clean(codes: np.ndarray, names, counts: Counter):
 def _lists(codes: np.ndarray, lengths: np.ndarray, names):
     "One category's tags as an Arrow array of lists; its dictionary holds the names that it uses."
     import pyarrow as pa
+
     used = np.zeros(len(names), bool)
     used[codes] = True
-    values = pa.DictionaryArray.from_arrays((np.cumsum(used, dtype=np.int32) - 1).take(codes), names.filter(pa.array(used)), safe=False)
+    values = pa.DictionaryArray.from_arrays(
+        (np.cumsum(used, dtype=np.int32) - 1).take(codes), names.filter(pa.array(used)), safe=False
+    )
     return pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), values)
 
 
-def _columns(codes: np.ndarray, kinds: np.ndarray, lengths: np.ndarray, names, categories: dict, counts: Counter, rows: int = 2048) -> dict:
+def _columns(
+    codes: np.ndarray,
+    kinds: np.ndarray,
+    lengths: np.ndarray,
+    names,
+    categories: dict,
+    counts: Counter,
+    rows: int = 2048,
+) -> dict:
     "The lists of some categories; tags that are none and those that stand in their row for a second time are left out."
     wanted, ends, each = list(categories.values()), np.cumsum(lengths), np.empty((len(lengths), 8), np.int32)
     kept = {kind: [] for kind in wanted}
     for first in range(0, len(lengths), rows):  # so many rows stay in a core's cache
-        count, place = lengths[first:first + rows], slice(ends[first] - lengths[first], ends[min(first + rows, len(ends)) - 1])
+        count, place = (
+            lengths[first : first + rows],
+            slice(ends[first] - lengths[first], ends[min(first + rows, len(ends)) - 1]),
+        )
         some, kind = codes[place], np.where((codes[place] < 0) | (kinds[place] > _NONE), _NONE, kinds[place])
-        repeated = np.array(_repeats(some*8 + kind, count), np.int64)
+        repeated = np.array(_repeats(some * 8 + kind, count), np.int64)
         repeated = repeated[np.isin(kind[repeated], wanted)]
         kind[repeated] = _NONE
         counts["repeated tags"] += len(repeated)
-        each[first:first + rows] = np.bincount(np.repeat(np.arange(0, 8*len(count), 8), count) + kind, minlength=8*len(count)).reshape(-1, 8)
-        for k in wanted: kept[k].append(some.compress(kind == k))
+        each[first : first + rows] = np.bincount(
+            np.repeat(np.arange(0, 8 * len(count), 8), count) + kind, minlength=8 * len(count)
+        ).reshape(-1, 8)
+        for k in wanted:
+            kept[k].append(some.compress(kind == k))
     counts["tags"] += int(each[:, wanted].sum())
     return {name: _lists(np.concatenate(kept[k]), each[:, k], names) for name, k in categories.items()}
 
@@ -109,15 +136,20 @@ def _flat(column):
     "The lengths of the lists of a column, and all that they hold as a chunked array."
     import pyarrow as pa
     import pyarrow.compute as pc
-    return (_joined([pc.fill_null(pc.list_value_length(chunk), 0).to_numpy() for chunk in column.chunks]),
-            pa.chunked_array([chunk.flatten() for chunk in column.chunks]))
+
+    return (
+        _joined([pc.fill_null(pc.list_value_length(chunk), 0).to_numpy() for chunk in column.chunks]),
+        pa.chunked_array([chunk.flatten() for chunk in column.chunks]),
+    )
 
 
 def _coded(strings):
     "The codes of a chunked array of strings, and what they stand for."
     import pyarrow as pa
     import pyarrow.compute as pc
-    if not len(strings): return np.empty(0, np.int32), pa.array([], pa.string())
+
+    if not len(strings):
+        return np.empty(0, np.int32), pa.array([], pa.string())
     chunks = strings.dictionary_encode().chunks
     return _joined([pc.fill_null(chunk.indices, -1).to_numpy() for chunk in chunks]), chunks[-1].dictionary
 
@@ -126,10 +158,12 @@ def _by_category(table, counts: Counter) -> dict:
     "The five lists of tags of some rows."
     import pyarrow as pa
     import pyarrow.compute as pc
+
     if "tags" in table.column_names:
         lengths, tags = _flat(table["tags"])
         strings, kinds = tags.flatten()
-        if pa.types.is_string(kinds.type): kinds = pc.index_in(kinds, pa.array(map(str, range(6)))).cast(pa.uint8())
+        if pa.types.is_string(kinds.type):
+            kinds = pc.index_in(kinds, pa.array(map(str, range(6)))).cast(pa.uint8())
         kinds = _joined([pc.fill_null(chunk, _NONE).to_numpy() for chunk in kinds.chunks])
         codes, names = _clean(*_coded(strings), counts)
         return _columns(codes, kinds, lengths, names, CATEGORIES, counts)
@@ -151,7 +185,9 @@ def sift(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    def only(table, mask): return table if mask.all() else table.filter(pa.array(mask))
+    def only(table, mask):
+        return table if mask.all() else table.filter(pa.array(mask))
+
     counts["lines"] += len(table)
     readable, ids = table["readable"].to_numpy(), pc.fill_null(table["id"], 0).to_numpy()
     counts["unreadable"] += int((~readable).sum())
@@ -160,10 +196,12 @@ def sift(
     first = seen.first(table["id"].to_numpy())
     counts["duplicate id"] += int((~first).sum())
     table = only(table, first)
-    if not len(table): return arrow_schema().empty_table()
+    if not len(table):
+        return arrow_schema().empty_table()
     lists = _by_category(table, counts)
     tagged = np.zeros(len(table), bool)
-    for column in lists.values(): tagged |= np.diff(column.offsets.to_numpy()) > 0
+    for column in lists.values():
+        tagged |= np.diff(column.offsets.to_numpy()) > 0
     counts["posts"] += int(tagged.sum())
     counts["no tags"] += int((~tagged).sum())
     untagged += table["id"].to_numpy()[~tagged].tolist()

@@ -9,11 +9,18 @@ __all__ = ['CATEGORIES', 'RATINGS', 'LONGEST', 'ENTITIES', 'COLUMNS', 'raw_schem
 # %% ../../nbs/danbooru/metadata_table.ipynb #9100f8ac
 import glob
 import re
-from pathlib import Path
 
-_NUMBERS = {"id": ("id", "int64"), "image_width": ("width", "int32"), "image_height": ("height", "int32"), "file_size": ("bytes", "int64"),
-            "score": ("score", "int32"), "up_score": ("up_score", "int32"), "down_score": ("down_score", "int32"),
-            "parent_id": ("parent_id", "int64"), "pixiv_id": ("pixiv_id", "int64")}
+_NUMBERS = {
+    "id": ("id", "int64"),
+    "image_width": ("width", "int32"),
+    "image_height": ("height", "int32"),
+    "file_size": ("bytes", "int64"),
+    "score": ("score", "int32"),
+    "up_score": ("up_score", "int32"),
+    "down_score": ("down_score", "int32"),
+    "parent_id": ("parent_id", "int64"),
+    "pixiv_id": ("pixiv_id", "int64"),
+}
 _TEXTS = {"md5": "md5", "file_ext": "ext"}
 _FLAGS = ("is_deleted", "is_banned", "is_flagged", "is_pending")
 CATEGORIES = {"general": 0, "character": 4, "copyright": 3, "artist": 1, "meta": 5}
@@ -24,22 +31,29 @@ def raw_schema(
     typed: bool = False,  # numbers, times and flags as such, for readers that parse strings on the way
 ) -> dict[str, str]:  # field → type, in ibis' words
     "The fields of a dump that are read."
-    kinds = {name: kind for name, (_, kind) in _NUMBERS.items()} | {"created_at": "timestamp(6)"} | dict.fromkeys(_FLAGS, "boolean")
+    kinds = (
+        {name: kind for name, (_, kind) in _NUMBERS.items()}
+        | {"created_at": "timestamp(6)"}
+        | dict.fromkeys(_FLAGS, "boolean")
+    )
     names = [*_NUMBERS, "created_at", "rating", *_TEXTS, *_FLAGS]
     tag = f"struct<name: string, category: {'uint8' if typed else 'string'}>"
     tags = {"tags": f"array<{tag}>"} if form == "2017" else {f"tag_string_{name}": "string" for name in CATEGORIES}
     return {name: kinds.get(name, "string") if typed else "string" for name in names} | tags
 
 # %% ../../nbs/danbooru/metadata_table.ipynb #e695f455
-RATINGS = {"2017": {"s": "general", "q": "questionable", "e": "explicit"},
-           "2021": {"g": "general", "s": "sensitive", "q": "questionable", "e": "explicit"}}
+RATINGS = {
+    "2017": {"s": "general", "q": "questionable", "e": "explicit"},
+    "2021": {"g": "general", "s": "sensitive", "q": "questionable", "e": "explicit"},
+}
 _TRUE = ("true", "t", "yes", "y", "1")  # what DuckDB takes for true
 _TIME, _ZONE = r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,6})?", r"([+-])(\d\d):?(\d\d)?$"
 
 
 def _list(raw, form, category):
     "The tags of a category."
-    if form == "2021": return raw[f"tag_string_{category}"].split(" ")
+    if form == "2021":
+        return raw[f"tag_string_{category}"].split(" ")
     kind = CATEGORIES[category] if raw.tags.type().value_type["category"].is_integer() else str(CATEGORIES[category])
     return raw.tags.filter(lambda tag: tag["category"] == kind).map(lambda tag: tag["name"])
 
@@ -52,30 +66,53 @@ def canonical(
     "Every line of a dump as a row of the canonical table; not yet sifted."
     import ibis
 
-    def number(name, kind): return raw[name] if raw[name].type() == ibis.dtype(kind) else raw[name].re_replace(r"\.0+$", "").try_cast(kind)
-    def flag(name): return (raw[name] if raw[name].type().is_boolean() else raw[name].lower().isin(_TRUE)).fill_null(False)
-    def link(name): return number(name, "int64").nullif(0)
-    columns = {new: link(name) if name in ("parent_id", "pixiv_id") else number(name, kind) for name, (new, kind) in _NUMBERS.items()}
+    def number(name, kind):
+        return raw[name] if raw[name].type() == ibis.dtype(kind) else raw[name].re_replace(r"\.0+$", "").try_cast(kind)
+
+    def flag(name):
+        return (raw[name] if raw[name].type().is_boolean() else raw[name].lower().isin(_TRUE)).fill_null(False)
+
+    def link(name):
+        return number(name, "int64").nullif(0)
+
+    columns = {
+        new: link(name) if name in ("parent_id", "pixiv_id") else number(name, kind)
+        for name, (new, kind) in _NUMBERS.items()
+    }
     columns |= {new: raw[name] for name, new in _TEXTS.items()} | {name: flag(name) for name in _FLAGS}
     columns["rating"] = raw.rating.cases(*RATINGS[form].items(), else_=None)
     written = raw.created_at
     if not written.type().is_timestamp():
         sign, hours, minutes = (written.re_extract(_ZONE, group) for group in (1, 2, 3))
-        ahead = (hours.try_cast("int64")*60 + minutes.try_cast("int64").fill_null(0))*ibis.ifelse(sign == "-", -1, 1)
+        ahead = (hours.try_cast("int64") * 60 + minutes.try_cast("int64").fill_null(0)) * ibis.ifelse(
+            sign == "-", -1, 1
+        )
         written = written.re_extract(_TIME, 0).try_cast("timestamp") - ahead.fill_null(0).as_interval("m")
     columns["created_at"] = written
-    columns["readable"] = ibis.or_(*[raw[name].notnull() for name in ("id", "md5", "rating", "created_at", list(raw_schema(form))[-1])])
+    columns["readable"] = ibis.or_(
+        *[raw[name].notnull() for name in ("id", "md5", "rating", "created_at", list(raw_schema(form))[-1])]
+    )
     columns |= {name: _list(raw, form, name) for name in CATEGORIES} if split or form == "2021" else {"tags": raw.tags}
     return raw.select(**columns, **({"line": raw.line} if "line" in raw.columns else {}))
 
 # %% ../../nbs/danbooru/metadata_table.ipynb #443a4037
 LONGEST = 255  # characters of a tag; Danbooru itself allows 170 bytes
-ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&#039;": "'", "&#x27;": "'", "&apos;": "'", "&amp;": "&"}  # the last comes last
+ENTITIES = {
+    "&lt;": "<",
+    "&gt;": ">",
+    "&quot;": '"',
+    "&#39;": "'",
+    "&#039;": "'",
+    "&#x27;": "'",
+    "&apos;": "'",
+    "&amp;": "&",
+}  # the last comes last
 
 
 def unescaped(tag):
     "A tag without HTML entities, for str and for ibis alike."
-    for entity, character in ENTITIES.items(): tag = tag.replace(entity, character)
+    for entity, character in ENTITIES.items():
+        tag = tag.replace(entity, character)
     return tag
 
 
@@ -85,22 +122,46 @@ def sifted(
     "Posts with an id and tags, each once."
     import ibis
 
-    def plain(tags): return tags.map(lambda tag: ibis.ifelse(tag.contains("&"), unescaped(tag), tag))
-    def once(tags): return tags.filter(lambda tag, i: tag.notnull() & tag.length().between(1, LONGEST) & (tags.index(tag) == i))
+    def plain(tags):
+        return tags.map(lambda tag: ibis.ifelse(tag.contains("&"), unescaped(tag), tag))
+
+    def once(tags):
+        return tags.filter(lambda tag, i: tag.notnull() & tag.length().between(1, LONGEST) & (tags.index(tag) == i))
+
     first = ibis.row_number().over(group_by="id", order_by="line") == 0
     table = table.filter(table.id > 0).mutate(_first=first, **{name: plain(table[name]) for name in CATEGORIES})
     table = table.filter(table._first).mutate(**{name: once(table[name]) for name in CATEGORIES})
     return table.filter(ibis.or_(*[table[name].length() > 0 for name in CATEGORIES])).select(*COLUMNS)
 
 
-COLUMNS = ("id", "created_at", "md5", "ext", "rating", "width", "height", "bytes", "score", "up_score", "down_score", "parent_id", "pixiv_id",
-           *_FLAGS, *CATEGORIES)
+COLUMNS = (
+    "id",
+    "created_at",
+    "md5",
+    "ext",
+    "rating",
+    "width",
+    "height",
+    "bytes",
+    "score",
+    "up_score",
+    "down_score",
+    "parent_id",
+    "pixiv_id",
+    *_FLAGS,
+    *CATEGORIES,
+)
 
 
 def arrow_schema():
     "The schema of the table of posts, tags as dictionaries for writing; read back they are plain strings."
     import pyarrow as pa
-    kinds = {new: getattr(pa, kind)() for new, kind in _NUMBERS.values()} | {"created_at": pa.timestamp("us")} | dict.fromkeys(_FLAGS, pa.bool_())
+
+    kinds = (
+        {new: getattr(pa, kind)() for new, kind in _NUMBERS.values()}
+        | {"created_at": pa.timestamp("us")}
+        | dict.fromkeys(_FLAGS, pa.bool_())
+    )
     tags = pa.list_(pa.dictionary(pa.int32(), pa.string()))
     return pa.schema([(name, tags if name in CATEGORIES else kinds.get(name, pa.string())) for name in COLUMNS])
 
@@ -113,11 +174,18 @@ def posts(
     return sifted(canonical(raw, form))
 
 # %% ../../nbs/danbooru/metadata_table.ipynb #e4e4a61c
-_DUCKDB = {"int64": "BIGINT", "int32": "INTEGER", "timestamp(6)": "TIMESTAMPTZ", "boolean": "BOOLEAN", "string": "VARCHAR",
-           "array<struct<name: string, category: uint8>>": "STRUCT(name VARCHAR, category UTINYINT)[]"}
+_DUCKDB = {
+    "int64": "BIGINT",
+    "int32": "INTEGER",
+    "timestamp(6)": "TIMESTAMPTZ",
+    "boolean": "BOOLEAN",
+    "string": "VARCHAR",
+    "array<struct<name: string, category: uint8>>": "STRUCT(name VARCHAR, category UTINYINT)[]",
+}
 
 
-def _quoted(text): return "'" + str(text).replace("'", "''") + "'"
+def _quoted(text):
+    return "'" + str(text).replace("'", "''") + "'"
 
 
 def duckdb_posts(
@@ -139,8 +207,10 @@ def duckdb_raw(
     fields = ", ".join(f"{name}: {_quoted(_DUCKDB[kind])}" for name, kind in raw_schema(form, typed=True).items())
     files = ", ".join(_quoted(glob.escape(str(path))) for path in paths)
     connection.raw_sql("SET TimeZone='UTC'")
-    connection.raw_sql(f"CREATE OR REPLACE TEMP VIEW mmgen_raw AS SELECT * REPLACE (created_at::TIMESTAMP AS created_at) FROM read_json([{files}], format='newline_delimited', columns={{{fields}}}, "
-                       f"ignore_errors={not strict}, maximum_object_size=4194304, hive_partitioning=false)")
+    connection.raw_sql(
+        f"CREATE OR REPLACE TEMP VIEW mmgen_raw AS SELECT * REPLACE (created_at::TIMESTAMP AS created_at) FROM read_json([{files}], format='newline_delimited', columns={{{fields}}}, "
+        f"ignore_errors={not strict}, maximum_object_size=4194304, hive_partitioning=false)"
+    )
     return connection.table("mmgen_raw")
 
 
@@ -153,12 +223,26 @@ def spark_raw(
     from functools import reduce
 
     from pyspark.sql import functions as F
-    fields = ", ".join(f"{name} {'array<struct<name: string, category: string>>' if name == 'tags' else 'string'}" for name in raw_schema(form))
+
+    fields = ", ".join(
+        f"{name} {'array<struct<name: string, category: string>>' if name == 'tags' else 'string'}"
+        for name in raw_schema(form)
+    )
     texts = [connection._session.read.text(re.sub(r"([][{}*?\\])", r"\\\1", str(path))) for path in paths]
-    lines = reduce(lambda a, b: a.union(b), texts).withColumn("line", F.monotonically_increasing_id()).filter("value rlike '[^ \\t\\r]'")
+    lines = (
+        reduce(lambda a, b: a.union(b), texts)
+        .withColumn("line", F.monotonically_increasing_id())
+        .filter("value rlike '[^ \\t\\r]'")
+    )
     good = F.expr("is_valid_utf8(value) and rtrim(value) like '%}'")
-    post = F.from_json(F.when(good, F.col("value")), f"{fields}, _bad string", {"columnNameOfCorruptRecord": "_bad", "allowSingleQuotes": "false"})
+    post = F.from_json(
+        F.when(good, F.col("value")),
+        f"{fields}, _bad string",
+        {"columnNameOfCorruptRecord": "_bad", "allowSingleQuotes": "false"},
+    )
     table = lines.select("line", post.alias("post"))
-    table = table.select("line", *[F.when(F.col("post._bad").isNull(), F.col(f"post.{name}")).alias(name) for name in raw_schema(form)])
+    table = table.select(
+        "line", *[F.when(F.col("post._bad").isNull(), F.col(f"post.{name}")).alias(name) for name in raw_schema(form)]
+    )
     table.createOrReplaceTempView("mmgen_raw")
     return connection.table("mmgen_raw")

@@ -14,15 +14,19 @@ from PIL import Image
 
 # %% ../../nbs/danbooru/near_duplicates.ipynb #5a09d65c
 _SIDE = 8
-_WAVES = np.cos(np.pi*np.outer(np.arange(_SIDE), 2*np.arange(4*_SIDE) + 1)/(8*_SIDE))
+_WAVES = np.cos(np.pi * np.outer(np.arange(_SIDE), 2 * np.arange(4 * _SIDE) + 1) / (8 * _SIDE))
 
 
 def signature(
     image: Image.Image,  # RGB
 ) -> tuple[int, bytes]:  # 64 bits; 8 × 8 × 3 values
     "What near-duplicates have in common"
-    factor, rest = divmod(min(image.size), 4*_SIDE)
-    small = image.reduce(factor) if image.width == image.height and not rest else image.resize((4*_SIDE, 4*_SIDE), Image.Resampling.BOX)
+    factor, rest = divmod(min(image.size), 4 * _SIDE)
+    small = (
+        image.reduce(factor)
+        if image.width == image.height and not rest
+        else image.resize((4 * _SIDE, 4 * _SIDE), Image.Resampling.BOX)
+    )
     # whole numbers: what rounding leaves in a picture of one colour would be noise
     frequencies = np.rint(_WAVES @ np.asarray(small.convert("L"), float) @ _WAVES.T).ravel()
     bits = np.packbits(frequencies > np.sort(frequencies)[31:33].mean())
@@ -39,14 +43,18 @@ def near_duplicates(
     tolerance: int = _TOLERANCE,  # of a thumbnail's values, 0..255
 ) -> np.ndarray:  # int64 (pairs, 3): two rows, the earlier first, and their distance in bits; sorted
     "All pairs that look alike; of rows with one and the same signature, each with the first only."
-    if not 0 <= distance <= 10: raise ValueError(f"distance is {distance}; it is a number of bits from 0 to 10.")
+    if not 0 <= distance <= 10:
+        raise ValueError(f"distance is {distance}; it is a number of bits from 0 to 10.")
     hashes = np.ascontiguousarray(hashes, np.uint64)
     rows, first, inverse = _distinct(hashes, thumbs)
     again = np.flatnonzero(first[inverse] != np.arange(len(hashes)))
     found = [np.stack([first[inverse[again]], again, np.zeros_like(again)], 1)]
     h, t = hashes[rows], None if thumbs is None else np.asarray(thumbs)[rows]
     bit = np.arange(64) % (distance + 2)  # the part that each bit belongs to
-    masks = [np.bitwise_or.reduce(np.uint64(1) << np.flatnonzero(bit == part).astype(np.uint64)) for part in range(distance + 2)]
+    masks = [
+        np.bitwise_or.reduce(np.uint64(1) << np.flatnonzero(bit == part).astype(np.uint64))
+        for part in range(distance + 2)
+    ]
     parts = [one | other for one, other in combinations(masks, 2)]
     for number, part in enumerate(parts):
         key = h & part
@@ -59,12 +67,14 @@ def near_duplicates(
             a, b = order[at], order[at + step]
             differ = h[a] ^ h[b]
             near = np.bitwise_count(differ) <= distance
-            for earlier in parts[:number]: near &= (differ & earlier) != 0  # else it was found there
+            for earlier in parts[:number]:
+                near &= (differ & earlier) != 0  # else it was found there
             a, b, bits = a[near], b[near], np.bitwise_count(differ[near])
             if t is not None:
                 alike = _alike(t, a, b, tolerance)
                 a, b, bits = a[alike], b[alike], bits[alike]
-            if len(a): found.append(np.stack([rows[np.minimum(a, b)], rows[np.maximum(a, b)], bits], 1).astype(np.int64))
+            if len(a):
+                found.append(np.stack([rows[np.minimum(a, b)], rows[np.maximum(a, b)], bits], 1).astype(np.int64))
     pairs = np.concatenate(found)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
@@ -72,15 +82,18 @@ def near_duplicates(
 def _distinct(hashes, thumbs):
     "Rows whose signature is new, in their order; the first row of each signature; the signature of each row."
     whole = hashes if thumbs is None else np.concatenate([hashes[:, None].view(np.uint8), thumbs], 1)
-    if whole.ndim == 2: whole = np.ascontiguousarray(whole).view(f"V{whole.shape[1]}").ravel()
+    if whole.ndim == 2:
+        whole = np.ascontiguousarray(whole).view(f"V{whole.shape[1]}").ravel()
     _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
     return np.sort(first), first, inverse
 
 
 def _alike(thumbs, a, b, tolerance, step=1 << 16):
     "Which pairs of thumbnails differ nowhere by more than the tolerance."
-    parts = [(np.maximum(x, y) - np.minimum(x, y)).max(1) <= tolerance
-             for x, y in ((thumbs[a[i:i + step]], thumbs[b[i:i + step]]) for i in range(0, len(a), step))]
+    parts = [
+        (np.maximum(x, y) - np.minimum(x, y)).max(1) <= tolerance
+        for x, y in ((thumbs[a[i : i + step]], thumbs[b[i : i + step]]) for i in range(0, len(a), step))
+    ]
     return np.concatenate(parts) if parts else np.zeros(0, bool)
 
 # %% ../../nbs/danbooru/near_duplicates.ipynb #6bf2b077
@@ -89,5 +102,13 @@ def duplicate_counts(
     splits: np.ndarray,  # name of each row's split
 ) -> dict:
     "How many pairs there are, how many rows are the later one of a pair, and the pairs across splits."
-    across = Counter(" and ".join(sorted(names)) for names in zip(splits[pairs[:, 0]].tolist(), splits[pairs[:, 1]].tolist()) if names[0] != names[1])
-    return {"pairs": len(pairs), "later copies": len(np.unique(pairs[:, 1])), "across splits": dict(sorted(across.items()))}
+    across = Counter(
+        " and ".join(sorted(names))
+        for names in zip(splits[pairs[:, 0]].tolist(), splits[pairs[:, 1]].tolist())
+        if names[0] != names[1]
+    )
+    return {
+        "pairs": len(pairs),
+        "later copies": len(np.unique(pairs[:, 1])),
+        "across splits": dict(sorted(across.items())),
+    }

@@ -16,17 +16,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..data.shards import ShardError
 from ..base.files import atomic_write, sha256
+from ..data.shards import ShardError
 
 # %% ../../nbs/danbooru/plan.ipynb #bf4ae5b6
 SPLITS = ("train", "validation", "test")
-_COLUMNS = {"id": pa.int64(), "split": pa.string(), "rating": pa.string(), "score": pa.int32(), "width": pa.int32(), "height": pa.int32(),
-            "tags": pa.list_(pa.string())}
+_COLUMNS = {
+    "id": pa.int64(),
+    "split": pa.string(),
+    "rating": pa.string(),
+    "score": pa.int32(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "tags": pa.list_(pa.string()),
+}
 
 
 class Plan(NamedTuple):
     "What is to be done"
+
     posts: pa.Table  # `_COLUMNS` of the selection, in its order
     paths: np.ndarray  # of each post's file, "" where it has none
     splits: dict[str, np.ndarray]  # rows of each split
@@ -35,13 +43,18 @@ class Plan(NamedTuple):
 
 class _Sink:
     "A file that keeps no more of what is written than its hash"
-    def __init__(self): self.hash, self.closed = hashlib.sha256(), False
 
-    def write(self, data): self.hash.update(data)
+    def __init__(self):
+        self.hash, self.closed = hashlib.sha256(), False
 
-    def flush(self): pass
+    def write(self, data):
+        self.hash.update(data)
 
-    def close(self): self.closed = True
+    def flush(self):
+        pass
+
+    def close(self):
+        self.closed = True
 
 
 def plan_shards(
@@ -50,16 +63,25 @@ def plan_shards(
 ) -> Plan:
     "Who comes where; ShardError where the selection lacks something."
     if isinstance(selection, (str, os.PathLike)):
-        try: selection = pq.read_table(selection)
-        except (OSError, pa.ArrowException) as e: raise ShardError(f"The selection {selection} cannot be read as Parquet: {str(e).splitlines()[0]}.") from e
+        try:
+            selection = pq.read_table(selection)
+        except (OSError, pa.ArrowException) as e:
+            raise ShardError(f"The selection {selection} cannot be read as Parquet: {str(e).splitlines()[0]}.") from e
     missing = [name for name in _COLUMNS if name not in selection.column_names]
-    if missing: raise ShardError(f"The selection has the columns {', '.join(selection.column_names)}; it lacks {', '.join(missing)}.")
-    try: posts = selection.select(list(_COLUMNS)).cast(pa.schema(list(_COLUMNS.items()))).combine_chunks()
-    except pa.ArrowException as e: raise ShardError(f"The selection's columns are not of the types needed: {str(e).splitlines()[0]}.") from e
+    if missing:
+        raise ShardError(
+            f"The selection has the columns {', '.join(selection.column_names)}; it lacks {', '.join(missing)}."
+        )
+    try:
+        posts = selection.select(list(_COLUMNS)).cast(pa.schema(list(_COLUMNS.items()))).combine_chunks()
+    except pa.ArrowException as e:
+        raise ShardError(f"The selection's columns are not of the types needed: {str(e).splitlines()[0]}.") from e
     ids, split = posts["id"].to_numpy(), posts["split"].to_numpy(zero_copy_only=False)
     strange = sorted({str(name) for name in set(split)} - set(SPLITS))
-    if strange: raise ShardError(f"The selection has the split {strange[0]!r}; there are {', '.join(SPLITS)}.")
-    if len(np.unique(ids)) < len(ids): raise ShardError("The selection has an id twice.")
+    if strange:
+        raise ShardError(f"The selection has the split {strange[0]!r}; there are {', '.join(SPLITS)}.")
+    if len(np.unique(ids)) < len(ids):
+        raise ShardError("The selection has an id twice.")
     known = files["id"].to_numpy()
     at = np.searchsorted(known, ids)
     found = at < len(known)
@@ -67,10 +89,16 @@ def plan_shards(
     paths = np.full(len(ids), "", object)
     paths[found] = files["path"].take(pa.array(at[found])).to_numpy(zero_copy_only=False)
     sink = _Sink()
-    with pa.ipc.new_stream(pa.PythonFile(sink, "w"), posts.schema) as stream: stream.write_table(posts)
+    with pa.ipc.new_stream(pa.PythonFile(sink, "w"), posts.schema) as stream:
+        stream.write_table(posts)
     sink.write("\n".join(paths).encode())
     sink.write(files["bytes"].take(pa.array(at[found])).to_numpy().tobytes())
-    return Plan(posts, paths, {name: np.flatnonzero(split == name) for name in SPLITS if (split == name).any()}, sink.hash.hexdigest())
+    return Plan(
+        posts,
+        paths,
+        {name: np.flatnonzero(split == name) for name in SPLITS if (split == name).any()},
+        sink.hash.hexdigest(),
+    )
 
 
 def settle(
@@ -78,17 +106,25 @@ def settle(
     settings: dict,  # for JSON
 ):
     "Write the settings into a new folder, or compare them with those of an earlier run."
-    path = folder/".records"/"settings.json"
+    path = folder / ".records" / "settings.json"
     if path.is_file():
-        try: old = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as e: raise ShardError(f"{path} is damaged, so nobody knows how its shards were made; choose another folder.") from e
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as e:
+            raise ShardError(
+                f"{path} is damaged, so nobody knows how its shards were made; choose another folder."
+            ) from e
         for name, value in settings.items():
-            if old.get(name) == value: continue
+            if old.get(name) == value:
+                continue
             what = "other posts or files" if name == "posts" else f"{name} {old.get(name)}, now {value} is asked"
             raise ShardError(f"{folder} holds shards made with {what}; choose another folder, or remove this one.")
-    elif (folder/"manifest.json").exists() or any(next(folder.glob(f"{split}-?????.parquet"), None) for split in SPLITS):
+    elif (folder / "manifest.json").exists() or any(
+        next(folder.glob(f"{split}-?????.parquet"), None) for split in SPLITS
+    ):
         raise ShardError(f"{folder} holds shards or a manifest of something else; choose another folder.")
-    else: atomic_write(path, json.dumps(settings, indent=1))
+    else:
+        atomic_write(path, json.dumps(settings, indent=1))
 
 # %% ../../nbs/danbooru/plan.ipynb #5e12afa3
 SIGNATURES = pa.schema({"id": pa.int64(), "hash": pa.uint64(), "thumb": pa.binary(192)})
@@ -96,6 +132,7 @@ SIGNATURES = pa.schema({"id": pa.int64(), "hash": pa.uint64(), "thumb": pa.binar
 
 class Record(NamedTuple):
     "What is done"
+
     shard: dict | None  # its entry in the manifest; None: all its rows were dropped
     start: int  # its rows: from here, in the order of the split
     stop: int  # to here
@@ -104,7 +141,8 @@ class Record(NamedTuple):
     signatures: pa.Table | None
 
 
-def _record_path(folder, split, number): return folder/".records"/f"{split}-{number:05d}.parquet"
+def _record_path(folder, split, number):
+    return folder / ".records" / f"{split}-{number:05d}.parquet"
 
 
 def write_record(
@@ -116,7 +154,9 @@ def write_record(
     "Keep a record; its shard is there already."
     facts = {name: json.dumps(getattr(record, name)) for name in ("shard", "start", "stop", "bad", "dropped")}
     table = record.signatures.replace_schema_metadata(facts)
-    atomic_write(_record_path(folder, split, number), lambda temporary: pq.write_table(table, temporary, compression="ZSTD"))
+    atomic_write(
+        _record_path(folder, split, number), lambda temporary: pq.write_table(table, temporary, compression="ZSTD")
+    )
 
 
 def read_record(
@@ -126,15 +166,21 @@ def read_record(
 ) -> Record | None:
     "The record of a shard that is there as it was written, else None."
     path = _record_path(folder, split, number)
-    if not path.is_file(): return None
+    if not path.is_file():
+        return None
     try:
         table = pq.read_table(path)
-        facts = {name: json.loads(table.schema.metadata[name.encode()]) for name in ("shard", "start", "stop", "bad", "dropped")}
+        facts = {
+            name: json.loads(table.schema.metadata[name.encode()])
+            for name in ("shard", "start", "stop", "bad", "dropped")
+        }
         record, shard = Record(**facts, signatures=table.replace_schema_metadata(None)), facts["shard"]
-        if shard is None: return record
-        file = folder/shard["file"]
+        if shard is None:
+            return record
+        file = folder / shard["file"]
         return record if file.stat().st_size == shard["bytes"] and sha256(file) == shard["sha256"] else None
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException): return None
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
+        return None
 
 
 def read_records(
@@ -142,5 +188,5 @@ def read_records(
     split: str,
 ) -> dict[int, Record]:
     "The records of a split's shards that are there as they were written, by number."
-    numbers = sorted(int(path.stem[-5:]) for path in (folder/".records").glob(f"{split}-*.parquet"))
+    numbers = sorted(int(path.stem[-5:]) for path in (folder / ".records").glob(f"{split}-*.parquet"))
     return {number: record for number in numbers if (record := read_record(folder, split, number))}

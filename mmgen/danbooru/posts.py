@@ -15,18 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
+from ..base.files import DISK_FULL, atomic_write, fsync, locked
 from .metadata_files import MetadataError, Part, bad_lines, detect_form, find_metadata, parts
 from .metadata_sift import Seen, sift
 from .metadata_table import CATEGORIES, COLUMNS, arrow_schema, canonical, duckdb_raw, spark_raw
-from ..base.files import DISK_FULL, atomic_write, fsync, locked
 
 # %% ../../nbs/danbooru/posts.ipynb #785eb8a4
 def _batches(connection, part: Part, form: str, folder: Path, strict: bool):
     "The canonical rows of a part, as Arrow batches in their order."
     import pyarrow.parquet as pq
+
     if connection.name == "pyspark":
         connection.to_parquet_dir(canonical(spark_raw(connection, part.paths, form), form, split=False), folder)
-        for file in sorted(folder.glob("part-*.parquet")): yield from pq.ParquetFile(file, coerce_int96_timestamp_unit="us").iter_batches(1 << 16)
+        for file in sorted(folder.glob("part-*.parquet")):
+            yield from pq.ParquetFile(file, coerce_int96_timestamp_unit="us").iter_batches(1 << 16)
         shutil.rmtree(folder)
     else:
         query = connection.compile(canonical(duckdb_raw(connection, part.paths, form, strict), form, split=False))
@@ -36,6 +38,7 @@ def _batches(connection, part: Part, form: str, folder: Path, strict: bool):
 def _row_groups(batches, rows: int):
     "The batches together, as tables of so many rows or a few more."
     import pyarrow as pa
+
     held, count = [], 0
     for batch in batches:
         held.append(batch)
@@ -43,20 +46,31 @@ def _row_groups(batches, rows: int):
         if count >= rows:
             yield pa.Table.from_batches(held)
             held, count = [], 0
-    if held: yield pa.Table.from_batches(held)
+    if held:
+        yield pa.Table.from_batches(held)
 
 
 def _writer(path: Path):
     import pyarrow.parquet as pq
+
     tags, others = [f"{name}.list.element" for name in CATEGORIES], [name for name in COLUMNS if name not in CATEGORIES]
-    return pq.ParquetWriter(path, arrow_schema(), compression="zstd", compression_level=1, use_dictionary=[*tags, "rating", "ext"],
-                            write_statistics=others, dictionary_pagesize_limit=64 << 20, store_schema=False)
+    return pq.ParquetWriter(
+        path,
+        arrow_schema(),
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=[*tags, "rating", "ext"],
+        write_statistics=others,
+        dictionary_pagesize_limit=64 << 20,
+        store_schema=False,
+    )
 
 
 def _write_part(path: Path, connection, part: Part, form: str) -> tuple[Counter, np.ndarray, list[int]]:
     "Write the posts of a part: the counts, the ids that were written and those of posts without tags. Strictly first, for most dumps have no bad line."
     import duckdb
     import pyarrow as pa
+
     for strict in (True, False) if connection.name == "duckdb" else (False,):
         counts, ids, untagged, seen = Counter(), [np.empty(0, np.int64)], [], Seen()
         try:
@@ -66,12 +80,22 @@ def _write_part(path: Path, connection, part: Part, form: str) -> tuple[Counter,
                     ids.append(table["id"].to_numpy())
                     out.write_table(table.cast(out.schema))
             break
-        except (duckdb.Error, pa.ArrowException, OSError) as error:  # DuckDB's own at the first batch, Arrow's or a bare OSError behind it
-            if getattr(error, "errno", None) is not None or not strict and "maximum_object_size" not in str(error): raise
-            if not strict: raise MetadataError(f"{part.name} has a line of more than 16 million bytes, which no post has; fetch it again.") from error
+        except (
+            duckdb.Error,
+            pa.ArrowException,
+            OSError,
+        ) as error:  # DuckDB's own at the first batch, Arrow's or a bare OSError behind it
+            if getattr(error, "errno", None) is not None or not strict and "maximum_object_size" not in str(error):
+                raise
+            if not strict:
+                raise MetadataError(
+                    f"{part.name} has a line of more than 16 million bytes, which no post has; fetch it again."
+                ) from error
     unreadable = counts.pop("unreadable", 0)
-    if unreadable: counts += bad_lines(part.paths, unreadable)
-    if part.unpacked: part.paths[0].unlink()
+    if unreadable:
+        counts += bad_lines(part.paths, unreadable)
+    if part.unpacked:
+        part.paths[0].unlink()
     return counts, np.concatenate(ids), untagged
 
 
@@ -80,22 +104,36 @@ def _without_known(path: Path, seen: Seen, counts: Counter, ids: np.ndarray, unt
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
+
     first = seen.first(np.concatenate([ids, np.array(untagged, np.int64)]))
-    if first.all(): return
-    source, kept = path.rename(path.with_suffix(".old")), pa.array(ids[first[:len(ids)]])
+    if first.all():
+        return
+    source, kept = path.rename(path.with_suffix(".old")), pa.array(ids[first[: len(ids)]])
     with _writer(path) as out:
-        for batch in pq.ParquetFile(source, read_dictionary=[f"{name}.list.element" for name in CATEGORIES]).iter_batches(1 << 16):
+        for batch in pq.ParquetFile(
+            source, read_dictionary=[f"{name}.list.element" for name in CATEGORIES]
+        ).iter_batches(1 << 16):
             table = pa.Table.from_batches([batch])
             mask = pc.is_in(table["id"], kept)
-            for name in CATEGORIES: counts["tags"] -= pc.sum(pc.list_value_length(table[name].filter(pc.invert(mask)))).as_py() or 0
+            for name in CATEGORIES:
+                counts["tags"] -= pc.sum(pc.list_value_length(table[name].filter(pc.invert(mask)))).as_py() or 0
             out.write_table(table.filter(mask).cast(out.schema))
     source.unlink()
     counts["posts"] -= len(ids) - len(kept)
-    counts["no tags"] -= int((~first[len(ids):]).sum())
+    counts["no tags"] -= int((~first[len(ids) :]).sum())
     counts["duplicate id"] += int((~first).sum())
 
 # %% ../../nbs/danbooru/posts.ipynb #062049d0
-LINE_DAMAGE = ("truncated line", "malformed line", "wrong encoding", "no id", "duplicate id", "no tags", "overlong tag", "HTML entity")
+LINE_DAMAGE = (
+    "truncated line",
+    "malformed line",
+    "wrong encoding",
+    "no id",
+    "duplicate id",
+    "no tags",
+    "overlong tag",
+    "HTML entity",
+)
 
 
 def write_posts(
@@ -109,40 +147,69 @@ def write_posts(
     "The table of posts of a dump; a run that was stopped continues, and one that is complete is not made again."
     out, name = Path(out), getattr(connection, "name", "duckdb")
     if name not in ("duckdb", "pyspark"):
-        raise MetadataError(f"Files are read on DuckDB or Spark, not on {name}; for a table that is there already, run posts(table, form).")
+        raise MetadataError(
+            f"Files are read on DuckDB or Spark, not on {name}; for a table that is there already, run posts(table, form)."
+        )
     try:
         files = find_metadata(source)
         form = detect_form(files, form)
-        about = {"schema": 1, "kind": "mmgen posts", "form": form, "source": [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]}
-        with locked(out): return _write_posts(files, out, about, connection, threads or len(os.sched_getaffinity(0)), memory)
-    except PermissionError as error: raise MetadataError(f"{error.filename or out} may not be read or written; what is complete stays: allow it and run again.") from error
+        about = {
+            "schema": 1,
+            "kind": "mmgen posts",
+            "form": form,
+            "source": [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files],
+        }
+        with locked(out):
+            return _write_posts(files, out, about, connection, threads or len(os.sched_getaffinity(0)), memory)
+    except PermissionError as error:
+        raise MetadataError(
+            f"{error.filename or out} may not be read or written; what is complete stays: allow it and run again."
+        ) from error
     except OSError as error:
-        if error.errno not in DISK_FULL: raise
-        raise MetadataError(f"There is no room for {out} ({os.strerror(error.errno)}); what is complete stays: make room and run again.") from error
+        if error.errno not in DISK_FULL:
+            raise
+        raise MetadataError(
+            f"There is no room for {out} ({os.strerror(error.errno)}); what is complete stays: make room and run again."
+        ) from error
 
 
-def _size(path): return path.stat().st_size if path.is_file() else -1
+def _size(path):
+    return path.stat().st_size if path.is_file() else -1
 
 
 def _write_posts(files, out, about, connection, threads, memory):
-    state, folder, temporary = out/"posts.json", out/"posts", out/".posts.tmp"
-    try: known = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else None
-    except ValueError as error: raise MetadataError(f"{state} is damaged; remove it and the folder {folder.name} beside it, and run again.") from error
-    if known is None and folder.exists(): raise MetadataError(f"{folder} is there already and was not written by write_posts; choose another out.")
+    state, folder, temporary = out / "posts.json", out / "posts", out / ".posts.tmp"
+    try:
+        known = json.loads(state.read_text(encoding="utf-8")) if state.is_file() else None
+    except ValueError as error:
+        raise MetadataError(
+            f"{state} is damaged; remove it and the folder {folder.name} beside it, and run again."
+        ) from error
+    if known is None and folder.exists():
+        raise MetadataError(f"{folder} is there already and was not written by write_posts; choose another out.")
     names = lambda about: [(Path(file).name, size) for file, size, _ in about["source"]]
     if known and known["complete"] and names(known) != names(about):
         (name, size), *_ = [one for one in names(known) if one not in names(about)] or names(known)
-        raise MetadataError(f"{folder} holds the posts of another dump ({name} of {size:,} bytes, …); choose another out, or remove it.")
-    if known is None or any(known[key] != about[key] for key in about) or not all(_size(folder/p["file"]) == p.get("bytes") for p in known["parts"]):
+        raise MetadataError(
+            f"{folder} holds the posts of another dump ({name} of {size:,} bytes, …); choose another out, or remove it."
+        )
+    if (
+        known is None
+        or any(known[key] != about[key] for key in about)
+        or not all(_size(folder / p["file"]) == p.get("bytes") for p in known["parts"])
+    ):
         shutil.rmtree(folder, ignore_errors=True)
         known = about | {"complete": False, "parts": [], "left out": []}
         atomic_write(state, json.dumps(known))
-    if known["complete"]: return known["counts"]
+    if known["complete"]:
+        return known["counts"]
     shutil.rmtree(temporary, ignore_errors=True)
     folder.mkdir(exist_ok=True)
     temporary.mkdir()
-    try: _continue(files, known, state, folder, temporary, connection, 1 if connection else threads, memory)
-    finally: shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _continue(files, known, state, folder, temporary, connection, 1 if connection else threads, memory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return known["counts"]
 
 
@@ -150,41 +217,68 @@ def _continue(files, known, state, folder, temporary, connection, threads, memor
     "Write what is missing, part by part."
     import ibis
     import pyarrow.parquet as pq
+
     seen, left_out, waiting = Seen(), [], deque()
 
     def work(path, part):
-        share = min(4, max(1, threads // (part.following + 1)))  # the last parts have idle cores beside them; more than 4 wait for the sifting
-        own = connection or ibis.duckdb.connect(threads=share, memory_limit=f"{memory*share // (2*threads)}B", temp_directory=str(temporary/"spill"))
-        if share > 1: own.raw_sql("SET streaming_buffer_size='64MB'")  # so that they read on while a row group is sifted
-        try: return _write_part(path, own, part, known["form"])
+        share = min(
+            4, max(1, threads // (part.following + 1))
+        )  # the last parts have idle cores beside them; more than 4 wait for the sifting
+        own = connection or ibis.duckdb.connect(
+            threads=share, memory_limit=f"{memory * share // (2 * threads)}B", temp_directory=str(temporary / "spill")
+        )
+        if share > 1:
+            own.raw_sql("SET streaming_buffer_size='64MB'")  # so that they read on while a row group is sifted
+        try:
+            return _write_part(path, own, part, known["form"])
         finally:
-            if not connection: own.disconnect()
+            if not connection:
+                own.disconnect()
 
     def enter():
         path, name, task = waiting.popleft()
         counts, ids, untagged = task.result()
         _without_known(path, seen, counts, ids, untagged)
         fsync(path)
-        os.replace(path, folder/path.name)
-        known["parts"].append({"name": name, "file": path.name, "bytes": _size(folder/path.name), "counts": counts, "untagged": untagged})
+        os.replace(path, folder / path.name)
+        known["parts"].append(
+            {
+                "name": name,
+                "file": path.name,
+                "bytes": _size(folder / path.name),
+                "counts": counts,
+                "untagged": untagged,
+            }
+        )
         atomic_write(state, json.dumps(known))
+
     for part in known["parts"]:
-        ids = pq.read_table(folder/part["file"], columns=["id"])["id"].to_numpy()
+        ids = pq.read_table(folder / part["file"], columns=["id"])["id"].to_numpy()
         seen.first(np.concatenate([ids, np.array(part["untagged"], np.int64)]))
     with ThreadPoolExecutor(threads) as pool:
         try:
             for number, part in enumerate(parts(files, temporary, left_out, [p["name"] for p in known["parts"]])):
-                if not part.paths: continue
-                path = temporary/f"part-{number:05d}.parquet"
+                if not part.paths:
+                    continue
+                path = temporary / f"part-{number:05d}.parquet"
                 waiting.append((path, part.name, pool.submit(work, path, part)))
-                if len(waiting) > threads: enter()
-            while waiting: enter()
+                if len(waiting) > threads:
+                    enter()
+            while waiting:
+                enter()
         except BaseException:
-            for _, _, task in waiting: task.cancel()
+            for _, _, task in waiting:
+                task.cancel()
             raise
     counts = Counter()
-    for part in known["parts"]: counts.update(part["counts"])
-    if not counts["posts"]: raise MetadataError(f"{files[0].parent} holds no post that can be used, in {counts['lines']:,} lines.")
+    for part in known["parts"]:
+        counts.update(part["counts"])
+    if not counts["posts"]:
+        raise MetadataError(f"{files[0].parent} holds no post that can be used, in {counts['lines']:,} lines.")
     names = ("lines", "posts", "tags", "repeated tags", *LINE_DAMAGE)
-    known |= {"left out": left_out, "counts": {name: counts[name] for name in names} | {"archive members left out": len(left_out)}, "complete": True}
+    known |= {
+        "left out": left_out,
+        "counts": {name: counts[name] for name in names} | {"archive members left out": len(left_out)},
+        "complete": True,
+    }
     atomic_write(state, json.dumps(known))

@@ -14,52 +14,79 @@ from pathlib import Path
 
 import numpy as np
 
-from .config import DanbooruConfig
-from .posts import write_posts
-from .metadata_table import duckdb_posts
-from .images import files_without_post, image_folders, inventory
-from ..data.folders import spaced
-from .shards import write_image_shards
-from .plan import plan_shards, settle
-from ..data.shards import Shards, read_manifest
-from .subset import as_rated, select
-from .synthetic_dump import write_dump
 from ..base.files import check_writable, found_path, locked, repo_root, sha256
 from ..base.runs import Run, load_run, to_json, without_folders
 from ..base.settings import split_list
+from .config import DanbooruConfig
+from .images import files_without_post, image_folders, inventory
+from .metadata_table import duckdb_posts
+from .plan import plan_shards, settle
+from .posts import write_posts
+from .shards import write_image_shards
+from .subset import as_rated, select
+from .synthetic_dump import write_dump
+from ..data.caption_text import spaced
+from ..data.shards import Shards, read_manifest
 
 # %% ../../nbs/danbooru/prepare.ipynb #6c6c8eba
 WHY = {  # what → (stage, reason in words)
-    "truncated line": ("metadata", "the line ends before its object does"), "malformed line": ("metadata", "the line is no JSON object"),
-    "wrong encoding": ("metadata", "the line is not UTF-8"), "no id": ("metadata", "the post has no number: banned, or for paying members only"),
-    "duplicate id": ("metadata", "a further line of the same post"), "no tags": ("metadata", "the post has no tags, so no caption"),
-    "overlong tag": ("tags", "a tag of more than 255 characters is dropped; its post stays"), "HTML entity": ("tags", "a tag written in HTML is repaired; its post stays"),
-    "file without post": ("files", "an image that no post speaks of"), "deleted": ("choice", "deleted by the site's moderators"), "banned": ("choice", "withdrawn by its artist"),
-    "flagged": ("choice", "under suspicion"), "pending": ("choice", "not yet approved"), "rating unknown": ("choice", "the rating is none of the site's"),
-    "rating not wanted": ("choice", "another rating than asked for"), "no image format": ("choice", "a film, a Flash file, an archive"), "no file": ("choice", "the post's image is not in the dump"),
-    "same picture": ("choice", "the MD5 of a post with a lower number"), "child of a kept post": ("choice", "a variant of another post's picture"),
-    "too few tags": ("choice", "fewer tags than asked for, after the rare ones are gone"), "beyond n": ("choice", "usable, but not chosen"),
-    "damaged image": ("images", "the file is cut off, cannot be decoded, or has more than 64 million pixels"), "not an image": ("images", "the file is empty or a page of text"),
-    "near-duplicate": ("images", "nearly the same picture as one with a lower number")}
+    "truncated line": ("metadata", "the line ends before its object does"),
+    "malformed line": ("metadata", "the line is no JSON object"),
+    "wrong encoding": ("metadata", "the line is not UTF-8"),
+    "no id": ("metadata", "the post has no number: banned, or for paying members only"),
+    "duplicate id": ("metadata", "a further line of the same post"),
+    "no tags": ("metadata", "the post has no tags, so no caption"),
+    "overlong tag": ("tags", "a tag of more than 255 characters is dropped; its post stays"),
+    "HTML entity": ("tags", "a tag written in HTML is repaired; its post stays"),
+    "file without post": ("files", "an image that no post speaks of"),
+    "deleted": ("choice", "deleted by the site's moderators"),
+    "banned": ("choice", "withdrawn by its artist"),
+    "flagged": ("choice", "under suspicion"),
+    "pending": ("choice", "not yet approved"),
+    "rating unknown": ("choice", "the rating is none of the site's"),
+    "rating not wanted": ("choice", "another rating than asked for"),
+    "no image format": ("choice", "a film, a Flash file, an archive"),
+    "no file": ("choice", "the post's image is not in the dump"),
+    "same picture": ("choice", "the MD5 of a post with a lower number"),
+    "child of a kept post": ("choice", "a variant of another post's picture"),
+    "too few tags": ("choice", "fewer tags than asked for, after the rare ones are gone"),
+    "beyond n": ("choice", "usable, but not chosen"),
+    "damaged image": ("images", "the file is cut off, cannot be decoded, or has more than 64 million pixels"),
+    "not an image": ("images", "the file is empty or a page of text"),
+    "near-duplicate": ("images", "nearly the same picture as one with a lower number"),
+}
 
 
 def what_was_dropped(
     found: dict,  # counts of the four rooms, as `prepare` returns them
 ) -> list[dict]:  # what, stage, n, why; those that occurred
     "One row for each reason, in the order of the stages."
-    counts = Counter(found["metadata"]) + Counter({"file without post": found["file without post"]}) + Counter(found["choice"]["dropped"])
+    counts = (
+        Counter(found["metadata"])
+        + Counter({"file without post": found["file without post"]})
+        + Counter(found["choice"]["dropped"])
+    )
     counts["beyond n"] = found["choice"]["usable"] - found["choice"]["chosen"]
-    for name in ("damaged image", "not an image", "no file"): counts[name] += found["images"][name]
+    for name in ("damaged image", "not an image", "no file"):
+        counts[name] += found["images"][name]
     counts["near-duplicate"] = found["images"].get("dropped copies", 0)
-    return [{"what": what, "stage": stage, "n": int(counts[what]), "why": why} for what, (stage, why) in WHY.items() if counts[what]]
+    return [
+        {"what": what, "stage": stage, "n": int(counts[what]), "why": why}
+        for what, (stage, why) in WHY.items()
+        if counts[what]
+    ]
 
 # %% ../../nbs/danbooru/prepare.ipynb #3105d81b
 def _engine(name):
     "An ibis connection, or None for a DuckDB of `write_posts`' own."
-    if name == "duckdb": return None
-    try: from pyspark.sql import SparkSession
-    except ImportError as e: raise ValueError("engine=spark needs pyspark and Java: pip install 'mmgen[spark]'.") from e
+    if name == "duckdb":
+        return None
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError as e:
+        raise ValueError("engine=spark needs pyspark and Java: pip install 'mmgen[spark]'.") from e
     import ibis
+
     return ibis.pyspark.connect(SparkSession.builder.config("spark.ui.enabled", "false").getOrCreate())
 
 
@@ -67,7 +94,8 @@ def _synthetic(config, out):
     "A dump with damage of every kind, made once."
     form = config.form if config.form != "auto" else "2017"
     folder = out.with_name(f"{out.name}-synthetic-dump-{form}-{config.posts}-{config.size}-{config.seed}")
-    if folder.is_dir(): return folder
+    if folder.is_dir():
+        return folder
     print(f"{folder.name}: a synthetic dump of {config.posts} posts, 5 % of them damaged", flush=True)
     write_dump(folder, config.posts, form, config.seed, damage=0.05, size=2 * config.size, originals=False, files=4)
     return folder
@@ -76,7 +104,10 @@ def _synthetic(config, out):
 def _dump(config, out):
     "The dump's folder; what is wrong with it is said before hours of reading."
     source = _synthetic(config, out) if config.source == "synthetic" else found_path(config.source)
-    if not source.is_dir(): raise ValueError(f"There is no dump at {config.source}; give its folder, with metadata/ and 512px/ or original/ in it, or synthetic.")
+    if not source.is_dir():
+        raise ValueError(
+            f"There is no dump at {config.source}; give its folder, with metadata/ and 512px/ or original/ in it, or synthetic."
+        )
     image_folders(source, split_list(config.pictures, str))
     return source
 
@@ -85,14 +116,29 @@ def _choose(config, about, out, files):
     "`select`; its files take their names only where no shards are there, or shards of the very same posts."
     new = about / ".choice"
     try:
-        choice = select(about / "posts", new, config.n, config.seed, split_list(config.rating, str), split_list(config.keep, str), config.min_tag_count, config.min_tags,
-                        relatives=config.relatives, files=files)
+        choice = select(
+            about / "posts",
+            new,
+            config.n,
+            config.seed,
+            split_list(config.rating, str),
+            split_list(config.keep, str),
+            config.min_tag_count,
+            config.min_tags,
+            relatives=config.relatives,
+            files=files,
+        )
         if not choice["chosen"]:
             most = max(choice["dropped"], key=choice["dropped"].get)
-            raise ValueError(f"No post is left: {choice['dropped'][most]:,} of {choice['posts']:,} were dropped for {most!r} ({WHY[most][1]}).")
-        if (out / ".records" / "settings.json").is_file(): settle(out, {"posts": plan_shards(new / "selection.parquet", files).digest})
-        for name in ("vocabulary.parquet", "selection.parquet"): os.replace(new / name, about / name)
-    finally: shutil.rmtree(new, ignore_errors=True)
+            raise ValueError(
+                f"No post is left: {choice['dropped'][most]:,} of {choice['posts']:,} were dropped for {most!r} ({WHY[most][1]})."
+            )
+        if (out / ".records" / "settings.json").is_file():
+            settle(out, {"posts": plan_shards(new / "selection.parquet", files).digest})
+        for name in ("vocabulary.parquet", "selection.parquet"):
+            os.replace(new / name, about / name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
     return choice
 
 
@@ -100,9 +146,17 @@ def record_of(
     config: DanbooruConfig,
 ) -> Run:
     "The run of a preparation: a new one, or one of that name and with these settings that did not come to its end."
-    path, asked = repo_root() / "reports" / "runs" / (config.run_id or "") / "run.json", json.loads(without_folders(json.dumps(to_json(config))))
+    path, asked = (
+        repo_root() / "reports" / "runs" / (config.run_id or "") / "run.json",
+        json.loads(without_folders(json.dumps(to_json(config)))),
+    )
     record = load_run(path) if config.run_id and path.is_file() else None
-    return Run("prepare_danbooru", config, run_id=config.run_id, resume=bool(record) and record["status"] != "completed" and record["config"] == asked)
+    return Run(
+        "prepare_danbooru",
+        config,
+        run_id=config.run_id,
+        resume=bool(record) and record["status"] != "completed" and record["config"] == asked,
+    )
 
 
 def prepare(
@@ -111,36 +165,73 @@ def prepare(
 ) -> dict:  # counts of each stage, and the posts' facts that the figures show
     "Writes the training set into `config.out`, and what was kept and dropped into the run."
     out = repo_root() / Path(config.out).expanduser()  # the second alone where it is absolute
-    if out.resolve() == found_path(config.source).resolve(): raise ValueError(f"out is the folder of the dump itself, {out}; the training set needs one of its own.")
+    if out.resolve() == found_path(config.source).resolve():
+        raise ValueError(f"out is the folder of the dump itself, {out}; the training set needs one of its own.")
     check_writable(out / "manifest.json")
-    with locked(out, ".prepare.lock"): return _prepare(config, run, out)
+    with locked(out, ".prepare.lock"):
+        return _prepare(config, run, out)
 
 
 def _prepare(config, run, out):
     import pyarrow.parquet as pq
+
     say = lambda text: print(text, flush=True)
     source, about = _dump(config, out), out / "metadata"
-    metadata = write_posts(found_path(config.metadata) if config.metadata else source, about, config.form, _engine(config.engine))
+    metadata = write_posts(
+        found_path(config.metadata) if config.metadata else source, about, config.form, _engine(config.engine)
+    )
     say(f"metadata: {metadata['lines']:,} lines, {metadata['posts']:,} posts, {metadata['tags']:,} tags")
     files = inventory(source, split_list(config.pictures, str))
     ids = pq.read_table(about / "posts", columns=["id"])["id"].to_numpy()
     orphans = len(files_without_post(files.files, ids))
     say(f"files: {len(files.files):,} images")
     choice = _choose(config, about, out, files.files)
-    if choice["safe"]: say(f"ratings: the dump is from before May 2022, so s is safe: {choice['safe']:,} posts, which count as general")
+    if choice["safe"]:
+        say(
+            f"ratings: the dump is from before May 2022, so s is safe: {choice['safe']:,} posts, which count as general"
+        )
     say(f"choice: {choice['chosen']:,} of {choice['usable']:,} usable posts, {choice['vocabulary']:,} different tags")
-    images = write_image_shards(about / "selection.parquet", files, source, out, config.size, config.fit, config.encoding, near=config.near_duplicates, drop_near=config.drop_copies,
-                                shard_bytes=config.shard_mb * 1e6, workers=config.workers)
-    if not images["images"]: raise ValueError(f"None of the {images['posts']:,} chosen images can be used; {out / 'bad.jsonl'} says why of each.")
+    images = write_image_shards(
+        about / "selection.parquet",
+        files,
+        source,
+        out,
+        config.size,
+        config.fit,
+        config.encoding,
+        near=config.near_duplicates,
+        drop_near=config.drop_copies,
+        shard_bytes=config.shard_mb * 1e6,
+        workers=config.workers,
+    )
+    if not images["images"]:
+        raise ValueError(
+            f"None of the {images['posts']:,} chosen images can be used; {out / 'bad.jsonl'} says why of each."
+        )
     manifest = read_manifest(out)
     kept = {name: part["rows"] for name, part in manifest["splits"].items()}
     missing = [name for name in ("train", "validation", "test") if not kept.get(name)]
-    if missing: say(f"no image came into {' and '.join(missing)}, by the last three digits of the ids; training needs train and validation: take a larger n")
+    if missing:
+        say(
+            f"no image came into {' and '.join(missing)}, by the last three digits of the ids; training needs train and validation: take a larger n"
+        )
     say(f"images: {images['images']:,} in {sum(len(part['shards']) for part in manifest['splits'].values())} shards")
-    found = {"metadata": metadata, "files": files.counts, "file without post": orphans, "choice": choice, "images": images, "kept": kept}
-    run.note(dump={"name": "synthetic" if config.source == "synthetic" else source.name, "posts": metadata["posts"]}, dropped=what_was_dropped(found), counts=found,
-             data={"manifest_sha256": sha256(out / "manifest.json"), "rows": images["images"]})
-    for name, rows in kept.items(): run.metric(f"images, {name}", rows, n=rows)
+    found = {
+        "metadata": metadata,
+        "files": files.counts,
+        "file without post": orphans,
+        "choice": choice,
+        "images": images,
+        "kept": kept,
+    }
+    run.note(
+        dump={"name": "synthetic" if config.source == "synthetic" else source.name, "posts": metadata["posts"]},
+        dropped=what_was_dropped(found),
+        counts=found,
+        data={"manifest_sha256": sha256(out / "manifest.json"), "rows": images["images"]},
+    )
+    for name, rows in kept.items():
+        run.metric(f"images, {name}", rows, n=rows)
     run.metric("tags of an image", choice["tags"] / choice["chosen"], n=choice["chosen"])
     return found | {"folder": out}
 
@@ -152,16 +243,31 @@ def facts(
     import ibis
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
+
     folder = Path(folder) / "metadata"
     words, chosen = pq.read_table(folder / "vocabulary.parquet"), pq.read_table(folder / "selection.parquet")
     posts, _ = as_rated(duckdb_posts(ibis.duckdb.connect(), folder / "posts"))
-    ratings = {row["rating"] or "unknown": row["number"] for row in posts.group_by("rating").aggregate(number=posts.count()).to_pyarrow().to_pylist()}
-    return {"tags": list(zip(words["tag"].to_pylist(), words["category"].to_pylist(), words["count"].to_pylist())), "ratings": ratings,
-            "sizes": np.stack([chosen["width"].to_numpy(zero_copy_only=False), chosen["height"].to_numpy(zero_copy_only=False)], 1),
-            "per_image": pc.list_value_length(chosen["tags"]).to_numpy(zero_copy_only=False)}
+    ratings = {
+        row["rating"] or "unknown": row["number"]
+        for row in posts.group_by("rating").aggregate(number=posts.count()).to_pyarrow().to_pylist()
+    }
+    return {
+        "tags": list(zip(words["tag"].to_pylist(), words["category"].to_pylist(), words["count"].to_pylist())),
+        "ratings": ratings,
+        "sizes": np.stack(
+            [chosen["width"].to_numpy(zero_copy_only=False), chosen["height"].to_numpy(zero_copy_only=False)], 1
+        ),
+        "per_image": pc.list_value_length(chosen["tags"]).to_numpy(zero_copy_only=False),
+    }
 
 
-_COLOURS = {"general": "#1f77d0", "character": "#2ea043", "copyright": "#8250df", "artist": "#d1242f", "meta": "#8c959f"}
+_COLOURS = {
+    "general": "#1f77d0",
+    "character": "#2ea043",
+    "copyright": "#8250df",
+    "artist": "#d1242f",
+    "meta": "#8c959f",
+}
 
 
 def overview(
@@ -170,17 +276,27 @@ def overview(
 ):
     "A figure: the commonest tags by category, ratings of all posts, sizes of the chosen ones, tags of an image."
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 4.4), layout="constrained")
-    tags, *others = figure.subplot_mosaic([["tags", "ratings"], ["tags", "sizes"], ["tags", "each"]], width_ratios=[1.5, 1]).values()
+    tags, *others = figure.subplot_mosaic(
+        [["tags", "ratings"], ["tags", "sizes"], ["tags", "each"]], width_ratios=[1.5, 1]
+    ).values()
     shown = found["tags"][:top][::-1]
-    tags.barh([spaced(tag).replace("$", r"\$") for tag, *_ in shown], [count for *_, count in shown], color=[_COLOURS[category] for _, category, _ in shown])
+    tags.barh(
+        [spaced(tag).replace("$", r"\$") for tag, *_ in shown],
+        [count for *_, count in shown],
+        color=[_COLOURS[category] for _, category, _ in shown],
+    )
     tags.tick_params(labelsize=5.5)
     tags.set_xlabel("posts", fontsize=7)
     tags.set_title(f"posts with a tag (the first {len(shown)} of {len(found['tags']):,})", fontsize=7)
-    for category in dict.fromkeys(category for _, category, _ in shown): tags.barh([], [], color=_COLOURS[category], label=category)
+    for category in dict.fromkeys(category for _, category, _ in shown):
+        tags.barh([], [], color=_COLOURS[category], label=category)
     tags.legend(fontsize=7, loc="lower right")
     ratings, sizes, each = others
-    order = [name for name in ("general", "sensitive", "questionable", "explicit", "unknown") if name in found["ratings"]]
+    order = [
+        name for name in ("general", "sensitive", "questionable", "explicit", "unknown") if name in found["ratings"]
+    ]
     ratings.barh(order[::-1], [found["ratings"][name] for name in order][::-1], color="#1f77d0")
     ratings.set(title="ratings, all posts", xlabel="posts")
     sizes.scatter(*found["sizes"][:5_000].T, s=2, alpha=0.4, color="#1f77d0", linewidths=0)
@@ -189,7 +305,8 @@ def overview(
     each.set(title=f"tags of an image (mean {np.mean(found['per_image']):.1f})", xlabel="tags", ylabel="images")
     for axes in others:
         axes.tick_params(labelsize=6)
-        for text in (axes.title, axes.xaxis.label, axes.yaxis.label): text.set_fontsize(7)
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            text.set_fontsize(7)
     return figure
 
 

@@ -23,32 +23,50 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
+from ..base.files import DISK_FULL, atomic_write, locked
 from .images import DumpImage, dump_image
-from ..data.images import FITS, ImageError
 from .near_duplicates import duplicate_counts, near_duplicates
 from .plan import SIGNATURES, Record, plan_shards, read_records, settle, write_record
+from ..data.images import FITS, ImageError
 from ..data.shards import ShardError, ShardWriter, shard_schema, write_manifest
-from ..base.files import DISK_FULL, atomic_write, locked
 from ..training.guards import wants_bar
 
 # %% ../../nbs/danbooru/shards.ipynb #3a8ac950
 DAMAGE = ("no file", "damaged image", "not an image")
 _JOB, _GROUP = 16, 256  # files of a job, rows of a row group
-_DISK = {errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENODEV, errno.ENXIO, errno.EACCES, errno.EPERM}
+_DISK = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ETIMEDOUT,
+    errno.EHOSTDOWN,
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.EACCES,
+    errno.EPERM,
+}
 
 
 def _made(path, original, options):
     "A `DumpImage`, or the damage and a sentence."
-    if not path: return "no file", "The dump has no file of this post."
-    try: return dump_image(path, original=original, **options)
+    if not path:
+        return "no file", "The dump has no file of this post."
+    try:
+        return dump_image(path, original=original, **options)
     except ImageError as e:
-        if getattr(e.__cause__, "errno", None) in _DISK: raise ShardError(f"{path} cannot be read: {e.__cause__.strerror}. The same call continues.") from e
+        if getattr(e.__cause__, "errno", None) in _DISK:
+            raise ShardError(f"{path} cannot be read: {e.__cause__.strerror}. The same call continues.") from e
         return e.damage, str(e)
 
 
 def _images(plan, rows, source, options, pool, ahead):
     "(row, what `_made` gives) of each row, in order."
-    width, height = plan.posts["width"].to_numpy(zero_copy_only=False), plan.posts["height"].to_numpy(zero_copy_only=False)
+    width, height = (
+        plan.posts["width"].to_numpy(zero_copy_only=False),
+        plan.posts["height"].to_numpy(zero_copy_only=False),
+    )
 
     def job(part):
         results = []
@@ -58,22 +76,27 @@ def _images(plan, rows, source, options, pool, ahead):
         return results
 
     waiting = deque()
-    parts = (rows[at:at + _JOB].tolist() for at in range(0, len(rows), _JOB))
+    parts = (rows[at : at + _JOB].tolist() for at in range(0, len(rows), _JOB))
     try:
         while True:
-            while len(waiting) < ahead and (part := next(parts, None)): waiting.append((part, pool.submit(job, part)))
-            if not waiting: return
+            while len(waiting) < ahead and (part := next(parts, None)):
+                waiting.append((part, pool.submit(job, part)))
+            if not waiting:
+                return
             part, future = waiting.popleft()
             yield from zip(part, future.result())
     finally:
-        for _, future in waiting: future.cancel()
+        for _, future in waiting:
+            future.cancel()
 
 # %% ../../nbs/danbooru/shards.ipynb #1a7108f6
 def _columns(plan, group):
     "What `ShardWriter.add` takes, of the rows and images of a row group."
     posts = plan.posts.take(pa.array([row for row, _ in group])).drop_columns("split")
     data = pa.array([image.data for _, image in group], pa.binary())
-    image = pa.StructArray.from_arrays([data, pa.nulls(len(group), pa.string())], ["bytes", "path"])  # faster than a dict for each
+    image = pa.StructArray.from_arrays(
+        [data, pa.nulls(len(group), pa.string())], ["bytes", "path"]
+    )  # faster than a dict for each
     return {"image": image, **{name: posts[name].combine_chunks() for name in posts.column_names}}
 
 
@@ -92,33 +115,55 @@ def _write_split(folder, split, plan, records, images_of, shard_bytes, bar):
             for row, image in images_of(rows[at:]):
                 place += 1
                 bar.update()
-                if not isinstance(image, DumpImage): bad.append([int(plan.posts["id"][row].as_py()), str(plan.paths[row]), *image])
-                else: group.append((row, image))
+                if not isinstance(image, DumpImage):
+                    bad.append([int(plan.posts["id"][row].as_py()), str(plan.paths[row]), *image])
+                else:
+                    group.append((row, image))
                 if len(group) == _GROUP or place == len(rows):
-                    if group: writer.add(_columns(plan, group))
+                    if group:
+                        writer.add(_columns(plan, group))
                     signatures += [(plan.posts["id"][r].as_py(), image.hash, image.thumb) for r, image in group]
                     group = []
-                    if place == len(rows): writer.close_shard()
-                    if not writer.entries: continue
-                    table = pa.table([pa.array(column, field.type) for column, field in zip(zip(*signatures), SIGNATURES)], schema=SIGNATURES)
+                    if place == len(rows):
+                        writer.close_shard()
+                    if not writer.entries:
+                        continue
+                    table = pa.table(
+                        [pa.array(column, field.type) for column, field in zip(zip(*signatures), SIGNATURES)],
+                        schema=SIGNATURES,
+                    )
                     done.append(Record(writer.entries.pop(), at, place, bad, [], table))
                     write_record(folder, split, len(done) - 1, done[-1])
                     at, signatures, bad = place, [], []
-                    if len(done) in records: break  # of an earlier run
-            else: break
+                    if len(done) in records:
+                        break  # of an earlier run
+            else:
+                break
     return done, bad
 
 # %% ../../nbs/danbooru/shards.ipynb #60ccd3b8
 def _pairs(done, near):
     "Pairs of near-duplicates over all splits, by id: first, second, their splits, bits."
-    tables = [r.signatures.append_column("split", pa.array([split]*len(r.signatures), pa.string())) for split, records in done.items() for r in records]
-    if not tables: tables = [SIGNATURES.append(pa.field("split", pa.string())).empty_table()]
+    tables = [
+        r.signatures.append_column("split", pa.array([split] * len(r.signatures), pa.string()))
+        for split, records in done.items()
+        for r in records
+    ]
+    if not tables:
+        tables = [SIGNATURES.append(pa.field("split", pa.string())).empty_table()]
     signs = pa.concat_tables(tables).sort_by("id").combine_chunks()
-    thumbs = np.frombuffer(b"".join(chunk.buffers()[1] for chunk in signs["thumb"].chunks if len(chunk)), np.uint8).reshape(-1, 192)
+    thumbs = np.frombuffer(
+        b"".join(chunk.buffers()[1] for chunk in signs["thumb"].chunks if len(chunk)), np.uint8
+    ).reshape(-1, 192)
     pairs = near_duplicates(signs["hash"].to_numpy(), thumbs, near)
     first, second, split = pa.array(pairs[:, 0]), pa.array(pairs[:, 1]), signs["split"].to_numpy(zero_copy_only=False)
-    table = {"first": signs["id"].take(first), "second": signs["id"].take(second), "first split": signs["split"].take(first),
-             "second split": signs["split"].take(second), "bits": pa.array(pairs[:, 2], pa.int8())}
+    table = {
+        "first": signs["id"].take(first),
+        "second": signs["id"].take(second),
+        "first split": signs["split"].take(first),
+        "second split": signs["split"].take(second),
+        "bits": pa.array(pairs[:, 2], pa.int8()),
+    }
     return pa.table(table), duplicate_counts(pairs, split)
 
 
@@ -126,19 +171,25 @@ def _without(folder, split, number, record, later):
     "The record of the shard without the later ones of pairs, which are taken out of it."
     here = record.signatures["id"]
     gone = here.filter(pc.is_in(here, later)).to_pylist()
-    if gone == record.dropped: return record
-    path, ids = folder/f"{split}-{number:05d}.parquet", pa.array(gone, pa.int64())
-    with ShardWriter(folder, split, shard_schema(), float("inf"), _GROUP, first=number) as writer, pq.ParquetFile(path) as file:
+    if gone == record.dropped:
+        return record
+    path, ids = folder / f"{split}-{number:05d}.parquet", pa.array(gone, pa.int64())
+    with (
+        ShardWriter(folder, split, shard_schema(), float("inf"), _GROUP, first=number) as writer,
+        pq.ParquetFile(path) as file,
+    ):
         for batch in file.iter_batches(_GROUP):
             kept = pa.Table.from_batches([batch.filter(pc.invert(pc.is_in(batch["id"], ids)))])
             writer.add({name: kept[name] for name in kept.column_names})
-    if not writer.entries: path.unlink()  # all rows were copies
+    if not writer.entries:
+        path.unlink()  # all rows were copies
     record = record._replace(shard=writer.entries[0] if writer.entries else None, dropped=gone)
     write_record(folder, split, number, record)
     return record
 
 # %% ../../nbs/danbooru/shards.ipynb #4e64fcb6
-def _size(count): return f"{count/1e9:.2f} GB" if count >= 1e8 else f"{count/1e6:.2f} MB"
+def _size(count):
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 @contextmanager
@@ -151,16 +202,23 @@ def _room(folder, plan, images_of, left):
     each, total = (np.mean(sizes) + 300 if sizes else 0), sum(map(len, plan.splits.values()))
     said = "what is finished stays, and the same call continues"
     free = shutil.disk_usage(folder).free
-    if left*each > free:
-        raise ShardError(f"The shards need about {_size(left*each)} more, and the disk of {folder} has {_size(free)} free: make room there; {said}.")
-    try: yield
+    if left * each > free:
+        raise ShardError(
+            f"The shards need about {_size(left * each)} more, and the disk of {folder} has {_size(free)} free: make room there; {said}."
+        )
+    try:
+        yield
     except (OSError, ShardError) as e:
-        if not {getattr(e, "errno", None), getattr(e.__cause__, "errno", None)} & DISK_FULL: raise
+        if not {getattr(e, "errno", None), getattr(e.__cause__, "errno", None)} & DISK_FULL:
+            raise
         sizes = [file.stat().st_size for file in folder.glob("*-?????.parquet")]
-        missing = max(0, total*each - sum(sizes))
-        if missing < 0.1*total*each: missing = max([missing, *sizes])  # a shard is written anew without its copies
-        raise ShardError(f"The disk of {folder} is full: about {_size(missing)} are still needed, {_size(shutil.disk_usage(folder).free)} "
-                         f"are free (or the size of files is limited); {said}.") from e
+        missing = max(0, total * each - sum(sizes))
+        if missing < 0.1 * total * each:
+            missing = max([missing, *sizes])  # a shard is written anew without its copies
+        raise ShardError(
+            f"The disk of {folder} is full: about {_size(missing)} are still needed, {_size(shutil.disk_usage(folder).free)} "
+            f"are free (or the size of files is limited); {said}."
+        ) from e
 
 
 def write_image_shards(
@@ -180,40 +238,72 @@ def write_image_shards(
     progress: bool | None = None,  # a bar; None: where one can be seen
 ) -> dict:  # posts, images, each damage, near-duplicates
     "Write the images of the selected posts as shards, or finish what an earlier call began; ShardError says in a sentence what is in the way."
-    for name, value, good in (("fit", fit, fit in FITS), ("format", format, format in ("jpeg", "png")), ("size", size, 8 <= size <= 4096),
-                              ("quality", quality, 1 <= quality <= 100), ("shard_bytes", shard_bytes, shard_bytes > 0), ("near", near, near is None or 0 <= near <= 10)):
-        if not good: raise ShardError(f"{name} is {value!r}; see the help of write_image_shards for what it can be.")
-    if drop_near and near is None: raise ShardError("drop_near needs near, the number of bits.")
+    for name, value, good in (
+        ("fit", fit, fit in FITS),
+        ("format", format, format in ("jpeg", "png")),
+        ("size", size, 8 <= size <= 4096),
+        ("quality", quality, 1 <= quality <= 100),
+        ("shard_bytes", shard_bytes, shard_bytes > 0),
+        ("near", near, near is None or 0 <= near <= 10),
+    ):
+        if not good:
+            raise ShardError(f"{name} is {value!r}; see the help of write_image_shards for what it can be.")
+    if drop_near and near is None:
+        raise ShardError("drop_near needs near, the number of bits.")
     folder, source = Path(out), os.fspath(source)
-    if not os.path.isdir(source): raise ShardError(f"The dump {source} is not a folder.")
-    plan, options = plan_shards(selection, getattr(inventory, "files", inventory)), {"size": size, "fit": fit, "trim": trim, "format": format, "quality": quality}
-    if not plan.splits: raise ShardError("The selection is empty.")
+    if not os.path.isdir(source):
+        raise ShardError(f"The dump {source} is not a folder.")
+    plan, options = (
+        plan_shards(selection, getattr(inventory, "files", inventory)),
+        {"size": size, "fit": fit, "trim": trim, "format": format, "quality": quality},
+    )
+    if not plan.splits:
+        raise ShardError("The selection is empty.")
     workers = workers or (os.cpu_count() or 1) + 1
     settings = {**options, "near": near, "drop_near": drop_near, "shard_bytes": int(shard_bytes), "posts": plan.digest}
     with locked(folder), ThreadPoolExecutor(workers) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, on files that it reads all the same
-        for old in [*folder.glob(".*.tmp*"), *(folder/".records").glob(".*.tmp*")]: old.unlink()  # of a run that was killed
+        for old in [*folder.glob(".*.tmp*"), *(folder / ".records").glob(".*.tmp*")]:
+            old.unlink()  # of a run that was killed
         settle(folder, settings)
         records = {split: read_records(folder, split) for split in plan.splits}
         total = len(plan.posts)
         left = total - sum(record.stop - record.start for parts in records.values() for record in parts.values())
-        images_of = lambda rows: _images(plan, rows, source, options, pool, 64 + 2*workers)
-        with _room(folder, plan, images_of, left), tqdm(total=total, unit=" images", disable=not (wants_bar() if progress is None else progress)) as bar:
+        images_of = lambda rows: _images(plan, rows, source, options, pool, 64 + 2 * workers)
+        with (
+            _room(folder, plan, images_of, left),
+            tqdm(total=total, unit=" images", disable=not (wants_bar() if progress is None else progress)) as bar,
+        ):
             done, bad = {}, []
             for split in plan.splits:
                 done[split], behind = _write_split(folder, split, plan, records[split], images_of, shard_bytes, bar)
                 bad += [one for record in done[split] for one in record.bad] + behind
-            counts = {"posts": total, "images": 0, **dict.fromkeys(DAMAGE, 0), **Counter(damage for _, _, damage, _ in bad)}
+            counts = {
+                "posts": total,
+                "images": 0,
+                **dict.fromkeys(DAMAGE, 0),
+                **Counter(damage for _, _, damage, _ in bad),
+            }
             if near is not None:
                 pairs, found = _pairs(done, near)
-                atomic_write(folder/"duplicates.parquet", lambda temporary: pq.write_table(pairs, temporary))
-                counts |= {"near-duplicate pairs": found["pairs"], "later copies": found["later copies"], "pairs across splits": found["across splits"]}
+                atomic_write(folder / "duplicates.parquet", lambda temporary: pq.write_table(pairs, temporary))
+                counts |= {
+                    "near-duplicate pairs": found["pairs"],
+                    "later copies": found["later copies"],
+                    "pairs across splits": found["across splits"],
+                }
                 if drop_near:
                     later = pairs["second"].unique()
-                    done = {split: [_without(folder, split, n, record, later) for n, record in enumerate(parts)] for split, parts in done.items()}
+                    done = {
+                        split: [_without(folder, split, n, record, later) for n, record in enumerate(parts)]
+                        for split, parts in done.items()
+                    }
                     counts["dropped copies"] = sum(len(record.dropped) for parts in done.values() for record in parts)
             names = ("id", "path", "damage", "reason")
-            atomic_write(folder/"bad.jsonl", "".join(json.dumps(dict(zip(names, one)), ensure_ascii=False) + "\n" for one in sorted(bad)))
+            atomic_write(
+                folder / "bad.jsonl",
+                "".join(json.dumps(dict(zip(names, one)), ensure_ascii=False) + "\n" for one in sorted(bad)),
+            )
             entries = {split: [record.shard for record in parts if record.shard] for split, parts in done.items()}
             counts["images"] = sum(entry["rows"] for parts in entries.values() for entry in parts)
             write_manifest(folder, entries, shard_schema().names, {**settings, "pillow": PIL.__version__}, counts)

@@ -15,15 +15,24 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from .metadata_table import duckdb_posts
-from ..data.folders import spaced
 from ..base.files import DISK_FULL, atomic_write, locked
+from .metadata_table import duckdb_posts
+from ..data.caption_text import spaced
 
 # %% ../../nbs/danbooru/subset.ipynb #9bddfa50
 RATINGS = ("general", "sensitive", "questionable", "explicit")
 FLAGS = ("deleted", "banned", "flagged", "pending")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "avif", "gif", "bmp")  # gif: its first frame
-DROPPED = (*FLAGS, "rating unknown", "rating not wanted", "no image format", "no file", "same picture", "child of a kept post", "too few tags")
+DROPPED = (
+    *FLAGS,
+    "rating unknown",
+    "rating not wanted",
+    "no image format",
+    "no file",
+    "same picture",
+    "child of a kept post",
+    "too few tags",
+)
 
 
 class SubsetError(ValueError):
@@ -38,10 +47,16 @@ def as_rated(
     posts,  # an ibis table of posts
 ) -> tuple:  # an ibis table of posts, and how many of them were rated anew
     "The posts with `s` in the sense of their time: where none is general and all are older than that rating, it was safe, and counts as general."
-    table = posts.aggregate(posts=posts.count(), general=(posts.rating == "general").sum(), s=(posts.rating == "sensitive").sum(),
-                            dated=posts.created_at.count(), late=posts.created_at.between(_RENAMED, datetime.now()).sum())  # what lies in the future is damaged
+    table = posts.aggregate(
+        posts=posts.count(),
+        general=(posts.rating == "general").sum(),
+        s=(posts.rating == "sensitive").sum(),
+        dated=posts.created_at.count(),
+        late=posts.created_at.between(_RENAMED, datetime.now()).sum(),
+    )  # what lies in the future is damaged
     found = table.to_pyarrow().to_pylist()[0]
-    if found["general"] or not found["s"] or found["posts"] < _ENOUGH or not found["dated"] or found["late"]: return posts, 0
+    if found["general"] or not found["s"] or found["posts"] < _ENOUGH or not found["dated"] or found["late"]:
+        return posts, 0
     return posts.mutate(rating=(posts.rating == "sensitive").ifelse("general", posts.rating)), int(found["s"])
 
 
@@ -53,10 +68,15 @@ def reasons(
 ):  # an ibis table: the posts and `dropped`, null for those that stay
     "The first reason against each post."
     import ibis
+
     cases = [(posts[f"is_{flag}"], flag) for flag in FLAGS if flag not in keep]
-    cases += [(~posts.rating.isin(RATINGS).fill_null(False), "rating unknown"), (~posts.rating.isin(ratings), "rating not wanted"),
-              (~posts.ext.lower().isin(EXTENSIONS).fill_null(False), "no image format")]
-    if files is not None: cases.append((~posts.id.isin(files.id), "no file"))
+    cases += [
+        (~posts.rating.isin(RATINGS).fill_null(False), "rating unknown"),
+        (~posts.rating.isin(ratings), "rating not wanted"),
+        (~posts.ext.lower().isin(EXTENSIONS).fill_null(False), "no image format"),
+    ]
+    if files is not None:
+        cases.append((~posts.id.isin(files.id), "no file"))
     return posts.mutate(dropped=ibis.cases(*cases, else_=None))
 
 # %% ../../nbs/danbooru/subset.ipynb #0ca5bd0e
@@ -66,9 +86,11 @@ def alone(
 ):  # an ibis table: the posts and `dropped`
     "Against posts whose picture, or parent, is there as well."
     import ibis
+
     first = posts.id.min().over(group_by="md5")
     cases = [(posts.md5.notnull() & (posts.id > first), "same picture")]
-    if not relatives: cases.append((posts.parent_id.isin(posts.view().id).fill_null(False), "child of a kept post"))
+    if not relatives:
+        cases.append((posts.parent_id.isin(posts.view().id).fill_null(False), "child of a kept post"))
     return posts.mutate(dropped=ibis.cases(*cases, else_=None))
 
 # %% ../../nbs/danbooru/subset.ipynb #49cd6d63
@@ -81,6 +103,7 @@ def tag_rows(
 ):  # an ibis table: id, category, tag
     "A row for each tag of each post."
     import ibis
+
     parts = [posts.select(posts.id, category=ibis.literal(name), tag=posts[name].unnest()) for name in categories]
     return ibis.union(*parts) if len(parts) > 1 else parts[0]
 
@@ -119,6 +142,7 @@ _PEOPLE = re.compile(r"(\d\+?|multiple_)(girls?|boys?|others?)|no_humans")
 
 class _Words(dict):
     "Tag → whether it counts people, and the tag in words; each is looked at once."
+
     def __missing__(self, tag):
         self[tag] = found = bool(_PEOPLE.fullmatch(tag)), spaced(tag)
         return found
@@ -149,42 +173,71 @@ def select(
     memory: str = "2GB",  # that DuckDB may take before it uses the disk
 ) -> dict:  # posts, how many of them are general as `as_rated` says, dropped (each reason), usable, chosen, splits, vocabulary, tags
     "Choose posts and write them with their tags, sorted by id."
-    for name, given, known in (("ratings", ratings, RATINGS), ("keep", keep, FLAGS), ("categories", categories, CATEGORIES)):
+    for name, given, known in (
+        ("ratings", ratings, RATINGS),
+        ("keep", keep, FLAGS),
+        ("categories", categories, CATEGORIES),
+    ):
         wrong = [one for one in given if one not in known]
-        if wrong: raise SubsetError(f"{name} has {wrong[0]!r}; there are {', '.join(known)}.")
-    if n < 1: raise SubsetError(f"n is {n}; at least 1 post must be chosen.")
-    if not ratings or not categories: raise SubsetError("At least one rating and one category of tags are needed.")
+        if wrong:
+            raise SubsetError(f"{name} has {wrong[0]!r}; there are {', '.join(known)}.")
+    if n < 1:
+        raise SubsetError(f"n is {n}; at least 1 post must be chosen.")
+    if not ratings or not categories:
+        raise SubsetError("At least one rating and one category of tags are needed.")
     import ibis
+
     out = Path(out)
     with locked(out, ".select.lock"), _room(out):
         if isinstance(posts, (str, os.PathLike)):
-            if not list(Path(posts).glob("*.parquet")): raise SubsetError(f"{posts} holds no table of posts; write_posts makes one.")
-            connection = ibis.duckdb.connect(memory_limit=memory, temp_directory=str(out / ".spill"), preserve_insertion_order=False)
+            if not list(Path(posts).glob("*.parquet")):
+                raise SubsetError(f"{posts} holds no table of posts; write_posts makes one.")
+            connection = ibis.duckdb.connect(
+                memory_limit=memory, temp_directory=str(out / ".spill"), preserve_insertion_order=False
+            )
             posts = duckdb_posts(connection, posts)
-        return _select(posts, out, n, seed, tuple(ratings), tuple(keep), min_tag_count, min_tags, tuple(c for c in CATEGORIES if c in categories), relatives, files)
+        return _select(
+            posts,
+            out,
+            n,
+            seed,
+            tuple(ratings),
+            tuple(keep),
+            min_tag_count,
+            min_tags,
+            tuple(c for c in CATEGORIES if c in categories),
+            relatives,
+            files,
+        )
 
 
 @contextmanager
 def _room(out):
     "Says so where the disk is full; DuckDB has an error of its own for that."
-    try: yield
+    try:
+        yield
     except Exception as e:
         full = isinstance(e, OSError) and e.errno in DISK_FULL
-        if not full and "No space left" not in str(e): raise
-        raise SubsetError(f"There is no room for {out} (No space left on device); what is complete stays: make room and run again.") from e
+        if not full and "No space left" not in str(e):
+            raise
+        raise SubsetError(
+            f"There is no room for {out} (No space left on device); what is complete stays: make room and run again."
+        ) from e
 
 
 def _select(posts, out, n, seed, ratings, keep, min_tag_count, min_tags, categories, relatives, files):
     import ibis
     import pyarrow as pa
     import pyarrow.parquet as pq
+
     known = None if files is None else ibis.memtable(files.select(["id"]))
     posts, safe = as_rated(posts)
     judged = reasons(posts, ratings, keep, known)
     dropped = Counter()
 
     def count(table):
-        for reason, number in _counted(table): dropped[reason] += number
+        for reason, number in _counted(table):
+            dropped[reason] += number
         return table.filter(table.dropped.isnull()).drop("dropped")
 
     kept = _held(count(judged))
@@ -197,32 +250,63 @@ def _select(posts, out, n, seed, ratings, keep, min_tag_count, min_tags, categor
     usable = enough.count().execute()
     dropped["too few tags"] = kept.count().execute() - usable
     chosen = enough.mutate(place=place(enough.id, seed)).order_by("place", "id").limit(n)
-    found = kept.semi_join(chosen, "id").select("id", "ext", "rating", "score", "width", "height", *categories).order_by("id").to_pyarrow()
+    found = (
+        kept.semi_join(chosen, "id")
+        .select("id", "ext", "rating", "score", "width", "height", *categories)
+        .order_by("id")
+        .to_pyarrow()
+    )
     table = words.order_by(words["count"].desc(), words.tag, words.category).to_pyarrow()
     allowed = {name: set() for name in categories}
-    for tag, category in zip(table["tag"].to_pylist(), table["category"].to_pylist()): allowed[category].add(tag)
+    for tag, category in zip(table["tag"].to_pylist(), table["category"].to_pylist()):
+        allowed[category].add(tag)
     lists = zip(*(found[name].to_pylist() for name in categories))
     known = _Words()
-    tags = [ordered({name: [tag for tag in part or () if tag in allowed[name]] for name, part in zip(categories, row)}, known) for row in lists]
+    tags = [
+        ordered(
+            {name: [tag for tag in part or () if tag in allowed[name]] for name, part in zip(categories, row)}, known
+        )
+        for row in lists
+    ]
     ids = found["id"].to_pylist()
-    columns = {"id": pa.array(ids, pa.int64()), "split": [split_of(i) for i in ids], "ext": found["ext"], "rating": found["rating"], "score": found["score"].cast(pa.int32()),
-               "width": found["width"].cast(pa.int32()), "height": found["height"].cast(pa.int32()), "tags": pa.array(tags, pa.list_(pa.string()))}
+    columns = {
+        "id": pa.array(ids, pa.int64()),
+        "split": [split_of(i) for i in ids],
+        "ext": found["ext"],
+        "rating": found["rating"],
+        "score": found["score"].cast(pa.int32()),
+        "width": found["width"].cast(pa.int32()),
+        "height": found["height"].cast(pa.int32()),
+        "tags": pa.array(tags, pa.list_(pa.string())),
+    }
     for name, content in (("vocabulary", table), ("selection", pa.table(columns))):
         atomic_write(out / f"{name}.parquet", lambda temporary: pq.write_table(content, temporary, compression="zstd"))
     total = posts.count().execute()
     splits = Counter(columns["split"])
-    return {"posts": int(total), "safe": safe, "dropped": {name: int(dropped[name]) for name in DROPPED}, "usable": int(usable), "chosen": len(ids),
-            "splits": {name: splits[name] for name in ("train", "validation", "test")}, "vocabulary": len(table), "tags": sum(map(len, tags))}
+    return {
+        "posts": int(total),
+        "safe": safe,
+        "dropped": {name: int(dropped[name]) for name in DROPPED},
+        "usable": int(usable),
+        "chosen": len(ids),
+        "splits": {name: splits[name] for name in ("train", "validation", "test")},
+        "vocabulary": len(table),
+        "tags": sum(map(len, tags)),
+    }
 
 
 def _held(table):
     "The table, computed once; another engine than DuckDB decides for itself."
     connection = table.get_backend()
-    if connection.name != "duckdb": return table
+    if connection.name != "duckdb":
+        return table
     return connection.create_table(f"mmgen_{uuid.uuid4().hex[:12]}", table, temp=True)
 
 
 def _counted(table):
     "(reason, number of posts) of each reason."
     found = table.filter(table.dropped.notnull())
-    return [(row["dropped"], row["number"]) for row in found.group_by("dropped").aggregate(number=found.count()).to_pyarrow().to_pylist()]
+    return [
+        (row["dropped"], row["number"])
+        for row in found.group_by("dropped").aggregate(number=found.count()).to_pyarrow().to_pylist()
+    ]

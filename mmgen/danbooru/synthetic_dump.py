@@ -20,42 +20,69 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..base.files import atomic_write
+from .synthetic_posts import BLOCK, RATINGS, WIDTH, PostBlock, columns, first_face, quoted
 from ..data.portrait_sets import in_parallel
 from ..data.portraits import png, sample
-from .synthetic_posts import BLOCK, RATINGS, WIDTH, PostBlock, columns, first_face, quoted
-from ..base.files import atomic_write
 
 # %% ../../nbs/danbooru/synthetic_dump.ipynb #87fc688b
 class SyntheticDumpError(ValueError):
     "A dump that cannot be written as asked."
 
 
-LINE_DAMAGE = ("truncated line", "malformed line", "wrong encoding", "no id", "no tags", "duplicate id", "overlong tag", "HTML entity")
+LINE_DAMAGE = (
+    "truncated line",
+    "malformed line",
+    "wrong encoding",
+    "no id",
+    "no tags",
+    "duplicate id",
+    "overlong tag",
+    "HTML entity",
+)
 FILE_DAMAGE = ("no file", "damaged image", "not an image", "file without post")
 LOST = LINE_DAMAGE[:5]  # of these posts nothing is to be had, so they have no files either
 IMAGE_EXTENSIONS = ("jpg", "png", "gif")
 
 # %% ../../nbs/danbooru/synthetic_dump.ipynb #5f916840
 _ENTITIES = ("salt_&amp;_pepper", "cat&#039;s_cradle", "&lt;3", "say_&quot;hello&quot;", "it&#39;s_raining")
-_SENTENCES = ("503 Service Temporarily Unavailable", "<html><body>Try again later.</body></html>", "{'id': '12', 'tags': []}")
+_SENTENCES = (
+    "503 Service Temporarily Unavailable",
+    "<html><body>Try again later.</body></html>",
+    "{'id': '12', 'tags': []}",
+)
 
 
 def _damaged(block, i, damage, nth, file):
     "The line of a post with a damage; a byte that is not UTF-8 is a lone surrogate."
     if damage in ("overlong tag", "HTML entity"):
-        extra = "long_" + "x"*(999_995 if nth == 0 else 295) if damage == "overlong tag" else _ENTITIES[nth % len(_ENTITIES)]
+        extra = (
+            "long_" + "x" * (999_995 if nth == 0 else 295)
+            if damage == "overlong tag"
+            else _ENTITIES[nth % len(_ENTITIES)]
+        )
         line = block.line(i, file=file, extra=extra)
-        return line if nth % 2 else line.replace(quoted(extra), json.dumps(extra)).replace(quoted(extra)[1:], json.dumps(extra)[1:])
+        return (
+            line
+            if nth % 2
+            else line.replace(quoted(extra), json.dumps(extra)).replace(quoted(extra)[1:], json.dumps(extra)[1:])
+        )
     line = block.line(i, file=file, tagged=damage != "no tags")
     if damage == "truncated line":
-        cut = line[:len(line)*(2 + nth % 7)//9]
-        while cut[-1] == "}" or not cut[-1].isascii(): cut = cut[:-1]
+        cut = line[: len(line) * (2 + nth % 7) // 9]
+        while cut[-1] == "}" or not cut[-1].isascii():
+            cut = cut[:-1]
         return cut
     if damage == "malformed line":
-        return (line.replace('"created_at":', '"created_at"', 1), line.replace('"score":"', '"score":', 1),
-                _SENTENCES[nth//3 % 3])[nth % 3]
-    if damage == "wrong encoding": return line.replace('"source":"', '"source":"' + ("caf\udce9 ", "\udc83~\udc83N ")[nth % 2], 1)
-    if damage == "no id": return "{" + ('"id":null,' if nth % 2 else "") + line.partition(",")[2]
+        return (
+            line.replace('"created_at":', '"created_at"', 1),
+            line.replace('"score":"', '"score":', 1),
+            _SENTENCES[nth // 3 % 3],
+        )[nth % 3]
+    if damage == "wrong encoding":
+        return line.replace('"source":"', '"source":"' + ("caf\udce9 ", "\udc83~\udc83N ")[nth % 2], 1)
+    if damage == "no id":
+        return "{" + ('"id":null,' if nth % 2 else "") + line.partition(",")[2]
     return line
 
 # %% ../../nbs/danbooru/synthetic_dump.ipynb #6b00e107
@@ -66,16 +93,18 @@ def _file_name(form, number):
 
 def _text(job):
     "The bytes of a file's posts, block by block."
-    if job["bom"]: yield b"\xef\xbb\xbf"
-    for number in range(job["start"]//BLOCK, -(-job["stop"]//BLOCK)):
-        block, first = PostBlock(job["form"], job["seed"], number, job["size"], job["n"], job["faces"]), number*BLOCK
+    if job["bom"]:
+        yield b"\xef\xbb\xbf"
+    for number in range(job["start"] // BLOCK, -(-job["stop"] // BLOCK)):
+        block, first = PostBlock(job["form"], job["seed"], number, job["size"], job["n"], job["faces"]), number * BLOCK
         lines = []
         for post in range(max(first, job["start"]), min(first + BLOCK, job["stop"])):
             i, file = post - first, job["files"].get(post)
             damage, nth = job["damage"].get(post, (None, 0))
             lines.append(_damaged(block, i, damage, nth, file) if damage in LINE_DAMAGE else block.line(i, file=file))
             lines += [block.line(i, id=twin, file=file) for twin in job["twins"].get(post, ())]
-            if damage not in LOST: job["tags"] += len(block.tags[i]) + (damage == "HTML entity")
+            if damage not in LOST:
+                job["tags"] += len(block.tags[i]) + (damage == "HTML entity")
             job["repeats"] += int(block.repeats[i]) * (damage not in LOST)
         yield ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape")
 
@@ -83,15 +112,21 @@ def _text(job):
 def _write_lines(job):
     "Write one file of metadata and count its tags and bytes."
     job |= {"tags": 0, "repeats": 0}
+
     def write(path):
         if job["compress"] == "gz":
-            with open(path, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as out: out.writelines(_text(job))
+            with open(path, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as out:
+                out.writelines(_text(job))
         elif job["compress"] == "zst":
             import zstandard
+
             with open(path, "wb") as raw, zstandard.ZstdCompressor(level=3).stream_writer(raw) as out:
-                for part in _text(job): out.write(part)
+                for part in _text(job):
+                    out.write(part)
         else:
-            with open(path, "wb") as out: out.writelines(_text(job))
+            with open(path, "wb") as out:
+                out.writelines(_text(job))
+
     path = atomic_write(job["path"], write)
     return {"tags": job["tags"], "repeated tags": job["repeats"], "bytes": path.stat().st_size}
 
@@ -111,22 +146,29 @@ def _picture(job):
     "Write the files of a post; the md5 and the bytes of its original."
     folder, post, seed, width, height, ext, size, damage, nth, kinds = job
     side = min(width, height)
-    face = Image.open(io.BytesIO(png(sample(seed), min(side, 256)))).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+    face = (
+        Image.open(io.BytesIO(png(sample(seed), min(side, 256))))
+        .convert("RGB")
+        .resize((side, side), Image.Resampling.BICUBIC)
+    )
     original = Image.new("RGB", (width, height), _CANVAS[seed % len(_CANVAS)])
-    original.paste(face, ((width - side)//2, (height - side)//2))
+    original.paste(face, ((width - side) // 2, (height - side) // 2))
     data = {f"original/{post % 1000:04d}/{post}.{ext}": _stored(original, {"jpg": "JPEG"}.get(ext, ext.upper()), 90)}
     made = next(iter(data.values()))
     if "512px" in kinds:
-        scale = size/max(width, height)
-        small = original.resize((max(1, round(width*scale)), max(1, round(height*scale))), Image.Resampling.LANCZOS)
+        scale = size / max(width, height)
+        small = original.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.LANCZOS)
         square = Image.new("RGB", (size, size))
-        square.paste(small, ((size - small.width)//2, (size - small.height)//2))
+        square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
         data[f"512px/{post % 1000:04d}/{post}.jpg"] = _stored(square, "JPEG", 88)
     for name, content in data.items():
-        if name.partition("/")[0] not in kinds or damage == "no file": continue
-        content = {"damaged image": content[:len(content)*7//8], "not an image": _NO_IMAGE[nth % 2]}.get(damage, content)
-        (Path(folder)/name).parent.mkdir(parents=True, exist_ok=True)
-        (Path(folder)/name).write_bytes(content)
+        if name.partition("/")[0] not in kinds or damage == "no file":
+            continue
+        content = {"damaged image": content[: len(content) * 7 // 8], "not an image": _NO_IMAGE[nth % 2]}.get(
+            damage, content
+        )
+        (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+        (Path(folder) / name).write_bytes(content)
     return hashlib.md5(made).hexdigest(), len(made)
 
 # %% ../../nbs/danbooru/synthetic_dump.ipynb #a6d5d7d6
@@ -135,20 +177,26 @@ def _plan(kept, damage, seed):
     order = np.random.default_rng([seed, 2**32 - 1]).permutation(kept)
     wanted = {name: count for name, count in damage.items() if name != "file without post"}
     if sum(wanted.values()) > len(kept):
-        raise SyntheticDumpError(f"{sum(wanted.values())} damages do not fit into the {len(kept)} posts that the usual filters keep.")
+        raise SyntheticDumpError(
+            f"{sum(wanted.values())} damages do not fit into the {len(kept)} posts that the usual filters keep."
+        )
     ends = np.cumsum(list(wanted.values()), dtype=int)
-    return {name: order[end - count:end].tolist() for (name, count), end in zip(wanted.items(), ends)}
+    return {name: order[end - count : end].tolist() for (name, count), end in zip(wanted.items(), ends)}
 
 
 def _asked(damage, n, images):
     "The damage as counts by name, checked."
     names = LINE_DAMAGE + (FILE_DAMAGE if images else ())
-    if isinstance(damage, float): damage = {name: max(1, round(n*damage/len(names))) for name in names}
+    if isinstance(damage, float):
+        damage = {name: max(1, round(n * damage / len(names))) for name in names}
     for name, count in (damage or {}).items():
         if name not in names:
-            raise SyntheticDumpError(f"There is no damage {name!r}; there are {', '.join(names)}"
-                                     + ("." if images else f"; and, with images, {', '.join(FILE_DAMAGE)}."))
-        if count < 0: raise SyntheticDumpError(f"{count} of {name!r} cannot be planted.")
+            raise SyntheticDumpError(
+                f"There is no damage {name!r}; there are {', '.join(names)}"
+                + ("." if images else f"; and, with images, {', '.join(FILE_DAMAGE)}.")
+            )
+        if count < 0:
+            raise SyntheticDumpError(f"{count} of {name!r} cannot be planted.")
     return {name: int((damage or {}).get(name, 0)) for name in LINE_DAMAGE + FILE_DAMAGE}
 
 
@@ -157,7 +205,9 @@ def write_dump(
     n: int,  # posts
     form: str = "2017",  # "2017" (used until 2020) or "2021"
     seed: int = 0,
-    damage: dict[str, int] | float | None = None,  # a number for each kind, or the share of posts that are struck, evenly by all kinds
+    damage: dict[str, int]
+    | float
+    | None = None,  # a number for each kind, or the share of posts that are struck, evenly by all kinds
     images: bool = True,  # write pictures, for the safe or general posts in 512px/ and for all in original/
     size: int = 512,  # side of the pictures in 512px/; originals are 1 to 2.4 times as long
     originals: bool = True,  # write original/ too
@@ -169,80 +219,154 @@ def write_dump(
 ) -> dict:  # what was written and planted, `ids` of each damage included
     "Write a synthetic dump, all of it or nothing."
     folder = Path(folder)
-    if form not in RATINGS: raise SyntheticDumpError(f"There is no form {form!r}; choose 2017 or 2021.")
+    if form not in RATINGS:
+        raise SyntheticDumpError(f"There is no form {form!r}; choose 2017 or 2021.")
     if compress not in (None, "gz", "zst", "tar.xz"):
         raise SyntheticDumpError(f"There is no compression {compress!r}; choose gz, zst, tar.xz or None.")
-    if n < 1: raise SyntheticDumpError(f"n is {n}; a dump has at least 1 post.")
+    if n < 1:
+        raise SyntheticDumpError(f"n is {n}; a dump has at least 1 post.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise SyntheticDumpError(f"{folder} exists and is not an empty folder; a synthetic dump is written to a new one.")
+        raise SyntheticDumpError(
+            f"{folder} exists and is not an empty folder; a synthetic dump is written to a new one."
+        )
     damage = _asked(damage, n, images)
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.tmp")
     try:
-        found = _write(temporary, n, form, seed, damage, images, size, originals, files or -(-n//200_000), compress, bom, min(faces, n), workers)
-        if folder.exists(): folder.rmdir()
+        found = _write(
+            temporary,
+            n,
+            form,
+            seed,
+            damage,
+            images,
+            size,
+            originals,
+            files or -(-n // 200_000),
+            compress,
+            bom,
+            min(faces, n),
+            workers,
+        )
+        if folder.exists():
+            folder.rmdir()
         os.replace(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return found | {"metadata": [str(folder/name) for name in found["metadata"]]}
+    return found | {"metadata": [str(folder / name) for name in found["metadata"]]}
 
 
 def _write(folder, n, form, seed, damage, images, size, originals, files, compress, bom, faces, workers):
-    parts = [columns(form, seed, block, size, n)[1] for block in range(-(-n//BLOCK))]
+    parts = [columns(form, seed, block, size, n)[1] for block in range(-(-n // BLOCK))]
     draw = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    ids, rating, is_image = draw["id"], np.array([RATINGS[form][r] for r in draw["rating"]]), np.isin(draw["ext"], IMAGE_EXTENSIONS)
+    ids, rating, is_image = (
+        draw["id"],
+        np.array([RATINGS[form][r] for r in draw["rating"]]),
+        np.isin(draw["ext"], IMAGE_EXTENSIONS),
+    )
     kept = (rating == "general") & is_image & ~draw["deleted"] & ~draw["banned"] & ~draw["flagged"]
     planted = _plan(np.flatnonzero(kept & ~draw["pending"] & (draw["ext"] != "gif")), damage, seed)
     struck = {post: (name, nth) for name, posts in planted.items() for nth, post in enumerate(posts)}
     rng = np.random.default_rng([seed, 2**32 - 2])
     twins = {}
-    for post in planted["duplicate id"]: twins.setdefault(int(rng.integers(post, n)), []).append(int(ids[post]))
+    for post in planted["duplicate id"]:
+        twins.setdefault(int(rng.integers(post, n)), []).append(int(ids[post]))
     lost = np.zeros(n, bool)
     lost[[post for name in LOST for post in planted[name]]] = True
     sums, orphans = {}, []
     if images:
-        kinds = lambda post: ("512px",)*(rating[post] == "general") + ("original",)*originals
-        jobs = [(str(folder), int(ids[post]), first_face(seed) + post % faces, int(draw["width"][post]), int(draw["height"][post]), str(draw["ext"][post]),
-                 size, *struck.get(post, (None, 0)), kinds(post)) for post in np.flatnonzero(is_image & ~lost).tolist() if kinds(post)]
+        kinds = lambda post: ("512px",) * (rating[post] == "general") + ("original",) * originals
+        jobs = [
+            (
+                str(folder),
+                int(ids[post]),
+                first_face(seed) + post % faces,
+                int(draw["width"][post]),
+                int(draw["height"][post]),
+                str(draw["ext"][post]),
+                size,
+                *struck.get(post, (None, 0)),
+                kinds(post),
+            )
+            for post in np.flatnonzero(is_image & ~lost).tolist()
+            if kinds(post)
+        ]
         numbers = {int(i): post for post, i in enumerate(ids)}
         sums = {numbers[job[1]]: made for job, made in zip(jobs, in_parallel(_picture, jobs, workers))}
-        free = np.setdiff1d(np.arange(1, (ids[-1]//WIDTH + 1)*WIDTH + 1), ids)
+        free = np.setdiff1d(np.arange(1, (ids[-1] // WIDTH + 1) * WIDTH + 1), ids)
         if damage["file without post"] > len(free):
-            raise SyntheticDumpError(f"Among {n} posts there is no room for {damage['file without post']} files without post.")
+            raise SyntheticDumpError(
+                f"Among {n} posts there is no room for {damage['file without post']} files without post."
+            )
         orphans = np.sort(rng.choice(free, damage["file without post"], replace=False)).tolist()
-        in_parallel(_picture, [(str(folder), i, first_face(seed) + i % faces, size, size, "jpg", size, None, 0, kinds_of_orphan)
-                               for i in orphans for kinds_of_orphan in [("512px",) + ("original",)*originals]], workers)
-    bounds = [n*f//files for f in range(files + 1)]
+        in_parallel(
+            _picture,
+            [
+                (str(folder), i, first_face(seed) + i % faces, size, size, "jpg", size, None, 0, kinds_of_orphan)
+                for i in orphans
+                for kinds_of_orphan in [("512px",) + ("original",) * originals]
+            ],
+            workers,
+        )
+    bounds = [n * f // files for f in range(files + 1)]
     suffix = f".{compress}" if compress in ("gz", "zst") else ""
     names = [f"metadata/{_file_name(form, f)}{suffix}" for f in range(files)]
-    jobs = [{"path": str(folder/name), "form": form, "seed": seed, "start": start, "stop": stop, "size": size, "faces": faces,
-             "n": n, "bom": bom, "compress": compress, "files": {p: sums[p] for p in range(start, stop) if p in sums},
-             "damage": {p: d for p, d in struck.items() if start <= p < stop}, "twins": {p: t for p, t in twins.items() if start <= p < stop}}
-            for name, start, stop in zip(names, bounds, bounds[1:])]
+    jobs = [
+        {
+            "path": str(folder / name),
+            "form": form,
+            "seed": seed,
+            "start": start,
+            "stop": stop,
+            "size": size,
+            "faces": faces,
+            "n": n,
+            "bom": bom,
+            "compress": compress,
+            "files": {p: sums[p] for p in range(start, stop) if p in sums},
+            "damage": {p: d for p, d in struck.items() if start <= p < stop},
+            "twins": {p: t for p, t in twins.items() if start <= p < stop},
+        }
+        for name, start, stop in zip(names, bounds, bounds[1:])
+    ]
     done = in_parallel(_write_lines, jobs, workers, least=1)
-    if compress == "tar.xz": names = [_archive(folder, names)]
+    if compress == "tar.xz":
+        names = [_archive(folder, names)]
     alive, counts = ~lost, Counter()
-    for one in done: counts.update(one)
+    for one in done:
+        counts.update(one)
     bad = np.zeros(n, bool)
     bad[[post for name in FILE_DAMAGE[:3] for post in planted[name]]] = True
-    return {"form": form, "posts": int(alive.sum()), "lines": n + damage["duplicate id"], **counts,
-            "ratings": {name: int((rating[alive] == name).sum()) for name in RATINGS[form].values()},
-            **{name: int((draw[name] & alive).sum()) for name in ("deleted", "banned", "flagged", "pending")},
-            "not an image's extension": int((~is_image & alive).sum()), "kept": int((kept & alive).sum()),
-            "usable": int((kept & alive & ~bad).sum()) if images else 0, "damage": damage,
-            "ids": {name: sorted(int(ids[post]) for post in posts) for name, posts in planted.items()} | {"file without post": orphans},
-            "files": {"metadata": len(names)} | {kind: sum(1 for _ in (folder/kind).rglob("*.*")) for kind in ("512px", "original")},
-            "metadata": names}
+    return {
+        "form": form,
+        "posts": int(alive.sum()),
+        "lines": n + damage["duplicate id"],
+        **counts,
+        "ratings": {name: int((rating[alive] == name).sum()) for name in RATINGS[form].values()},
+        **{name: int((draw[name] & alive).sum()) for name in ("deleted", "banned", "flagged", "pending")},
+        "not an image's extension": int((~is_image & alive).sum()),
+        "kept": int((kept & alive).sum()),
+        "usable": int((kept & alive & ~bad).sum()) if images else 0,
+        "damage": damage,
+        "ids": {name: sorted(int(ids[post]) for post in posts) for name, posts in planted.items()}
+        | {"file without post": orphans},
+        "files": {"metadata": len(names)}
+        | {kind: sum(1 for _ in (folder / kind).rglob("*.*")) for kind in ("512px", "original")},
+        "metadata": names,
+    }
 
 
 def _archive(folder, names):
     "All files of metadata in one archive, with nothing of today in it; they are then removed."
+
     def write(path):
         with tarfile.open(path, "w:xz", preset=3) as archive:
             for name in names:
                 info = tarfile.TarInfo(name)
-                info.size = (folder/name).stat().st_size
-                with open(folder/name, "rb") as file: archive.addfile(info, file)
-    atomic_write(folder/"metadata.json.tar.xz", write)
-    shutil.rmtree(folder/"metadata")
+                info.size = (folder / name).stat().st_size
+                with open(folder / name, "rb") as file:
+                    archive.addfile(info, file)
+
+    atomic_write(folder / "metadata.json.tar.xz", write)
+    shutil.rmtree(folder / "metadata")
     return "metadata.json.tar.xz"

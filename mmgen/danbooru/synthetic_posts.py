@@ -15,8 +15,10 @@ from ..data.portraits import sample, tags, vocabulary
 
 # %% ../../nbs/danbooru/synthetic_posts.ipynb #e62951e4
 CATEGORIES = {"general": 0, "artist": 1, "copyright": 3, "character": 4, "meta": 5}
-RATINGS = {"2017": {"s": "general", "q": "questionable", "e": "explicit"},
-           "2021": {"g": "general", "s": "sensitive", "q": "questionable", "e": "explicit"}}
+RATINGS = {
+    "2017": {"s": "general", "q": "questionable", "e": "explicit"},
+    "2021": {"g": "general", "s": "sensitive", "q": "questionable", "e": "explicit"},
+}
 _SHARES = {"2017": (0.74, 0.16, 0.10), "2021": (0.46, 0.31, 0.13, 0.10)}
 _EXTENSIONS, _EXT_SHARES = ("jpg", "png", "gif", "zip", "mp4", "swf"), (0.74, 0.24, 0.014, 0.003, 0.002, 0.001)
 _DATES = {"2017": ("2005-05-24T03:35:31", "2018-01-01"), "2021": ("2005-05-24T03:35:31", "2022-01-01")}
@@ -24,13 +26,34 @@ BLOCK, WIDTH = 2_000, 2_200  # so many posts are drawn at once, with ids from a 
 
 # %% ../../nbs/danbooru/synthetic_posts.ipynb #e22f0698
 _SYLLABLES = "a ba chi do e fu ga ha i ji ka ko ku ma me mi mo na ne no o pi ra re ri ro ru sa se shi so su ta te to tsu u wa ya yo yu za zu".split()
-_LOOKS = ("black white red blue green yellow pink purple brown orange grey striped checkered plaid floral frilled torn wet long short "
-          "open folded tied see-through sleeveless layered fur-trimmed gold silver polka_dot").split()
-_THINGS = ("shirt skirt dress jacket coat ribbon bow hat scarf gloves socks boots shoes necktie bag belt kimono hoodie apron cape "
-           "umbrella sky flower star moon cup book chair table window door sword bell feather leaf cat dog bird fish butterfly").split()
-_SIGNS = (":d", ":3", "^_^", ">_<", "\\m/", ";)", "o_o", "'o'", "\"_\"", "rock_&_roll", "re:start", "café", "2000s_(style)", "=_=")
-_META = ("highres absurdres commentary commentary_request translated bad_id bad_pixiv_id english_commentary translation_request scan "
-         "official_art lowres md5_mismatch partial_commentary duplicate third-party_edit").split()
+_LOOKS = (
+    "black white red blue green yellow pink purple brown orange grey striped checkered plaid floral frilled torn wet long short "
+    "open folded tied see-through sleeveless layered fur-trimmed gold silver polka_dot"
+).split()
+_THINGS = (
+    "shirt skirt dress jacket coat ribbon bow hat scarf gloves socks boots shoes necktie bag belt kimono hoodie apron cape "
+    "umbrella sky flower star moon cup book chair table window door sword bell feather leaf cat dog bird fish butterfly"
+).split()
+_SIGNS = (
+    ":d",
+    ":3",
+    "^_^",
+    ">_<",
+    "\\m/",
+    ";)",
+    "o_o",
+    "'o'",
+    '"_"',
+    "rock_&_roll",
+    "re:start",
+    "café",
+    "2000s_(style)",
+    "=_=",
+)
+_META = (
+    "highres absurdres commentary commentary_request translated bad_id bad_pixiv_id english_commentary translation_request scan "
+    "official_art lowres md5_mismatch partial_commentary duplicate third-party_edit"
+).split()
 
 
 def _invented(n, first):
@@ -50,30 +73,48 @@ def _words():
     "Every tag's name, category and JSON, in alphabetical order, and for each kind the numbers of its tags, common ones first."
     faces = [tag.replace(" ", "_") for tag in vocabulary() if not tag.startswith("no ")]
     people = ["solo", "1girl", "1boy", "1other"]
-    general = [f"{look}_{thing}" for look in _LOOKS for thing in _THINGS] + [f"{name}_pose" for name in _invented(8_000, 200_000)]
+    general = [f"{look}_{thing}" for look in _LOOKS for thing in _THINGS] + [
+        f"{name}_pose" for name in _invented(8_000, 200_000)
+    ]
     np.random.default_rng(1).shuffle(general)
     series = [f"{name}_monogatari" for name in _invented(2_000, 100_000)]
-    kinds = {"face": faces, "people": people, "general": general[:40] + list(_SIGNS) + general[40:], "artist": _invented(50_000, 0), "copyright": series,
-             "character": [f"{name}_({series[i % 997]})" for i, name in enumerate(_invented(25_000, 60_000))], "meta": _META}
+    kinds = {
+        "face": faces,
+        "people": people,
+        "general": general[:40] + list(_SIGNS) + general[40:],
+        "artist": _invented(50_000, 0),
+        "copyright": series,
+        "character": [f"{name}_({series[i % 997]})" for i, name in enumerate(_invented(25_000, 60_000))],
+        "meta": _META,
+    }
     category = {}
     for kind, names in kinds.items():
-        for name in names: category.setdefault(name, CATEGORIES.get(kind, 0))
+        for name in names:
+            category.setdefault(name, CATEGORIES.get(kind, 0))
     names = sorted(category)
     number = {name: i for i, name in enumerate(names)}
-    text = [f'{{"id":"{7*i + 11}","name":{quoted(name)},"category":"{category[name]}"}}' for i, name in enumerate(names)]
-    return names, [category[name] for name in names], text, {kind: np.array([number[n] for n in dict.fromkeys(v)]) for kind, v in kinds.items()}
+    text = [
+        f'{{"id":"{7 * i + 11}","name":{quoted(name)},"category":"{category[name]}"}}' for i, name in enumerate(names)
+    ]
+    return (
+        names,
+        [category[name] for name in names],
+        text,
+        {kind: np.array([number[n] for n in dict.fromkeys(v)]) for kind, v in kinds.items()},
+    )
 
 
 def quoted(text):
     "As JSON; like some exporters, with these five characters as \\u escapes."
     text = json.dumps(text, ensure_ascii=False)
-    for character in "&<>='": text = text.replace(character, f"\\u{ord(character):04x}")
+    for character in "&<>='":
+        text = text.replace(character, f"\\u{ord(character):04x}")
     return text
 
 
 def first_face(seed):
     "The portrait of the first post; the next ones follow."
-    return seed*1_000_003 % 90_000_000
+    return seed * 1_000_003 % 90_000_000
 
 
 @lru_cache(maxsize=1)
@@ -85,21 +126,29 @@ def face_tags(start, count):
 # %% ../../nbs/danbooru/synthetic_posts.ipynb #6b2d3a36
 def columns(form, seed, block, size, n):
     "The generator of a block of a dump of n posts, and what it drew: name → array."
-    rng, count = np.random.default_rng([seed, block]), min(BLOCK, n - block*BLOCK)
-    draw = {"id": 1 + block*WIDTH + np.sort(rng.choice(WIDTH, count, replace=False)),
-            "rating": rng.choice(list(RATINGS[form]), count, p=_SHARES[form]),
-            "ext": rng.choice(_EXTENSIONS, count, p=np.array(_EXT_SHARES)/sum(_EXT_SHARES))}
-    for name, share in (("deleted", 0.056), ("banned", 0.004), ("flagged", 0.001), ("pending", 0.002)): draw[name] = rng.random(count) < share
-    ratio = rng.choice([1, 3/4, 2/3, 0.707, 9/16, 4/3, 3/2, 16/9], count, p=[0.16, 0.2, 0.15, 0.22, 0.05, 0.09, 0.08, 0.05])
-    longest = size*(1 + 1.4*rng.random(count)**3)
-    draw["width"], draw["height"] = (longest*np.minimum(1, ratio)).astype(int), (longest*np.minimum(1, 1/ratio)).astype(int)
+    rng, count = np.random.default_rng([seed, block]), min(BLOCK, n - block * BLOCK)
+    draw = {
+        "id": 1 + block * WIDTH + np.sort(rng.choice(WIDTH, count, replace=False)),
+        "rating": rng.choice(list(RATINGS[form]), count, p=_SHARES[form]),
+        "ext": rng.choice(_EXTENSIONS, count, p=np.array(_EXT_SHARES) / sum(_EXT_SHARES)),
+    }
+    for name, share in (("deleted", 0.056), ("banned", 0.004), ("flagged", 0.001), ("pending", 0.002)):
+        draw[name] = rng.random(count) < share
+    ratio = rng.choice(
+        [1, 3 / 4, 2 / 3, 0.707, 9 / 16, 4 / 3, 3 / 2, 16 / 9], count, p=[0.16, 0.2, 0.15, 0.22, 0.05, 0.09, 0.08, 0.05]
+    )
+    longest = size * (1 + 1.4 * rng.random(count) ** 3)
+    draw["width"], draw["height"] = (
+        (longest * np.minimum(1, ratio)).astype(int),
+        (longest * np.minimum(1, 1 / ratio)).astype(int),
+    )
     return rng, draw
 
 
 def _some(rng, pool, counts):
     "For each count as many of the pool, the r-th of which is drawn with a probability near 1/r."
-    table = np.cumsum(1/(np.arange(len(pool)) + 3))
-    drawn = pool[np.searchsorted(table, rng.random(counts.sum())*table[-1])]
+    table = np.cumsum(1 / (np.arange(len(pool)) + 3))
+    drawn = pool[np.searchsorted(table, rng.random(counts.sum()) * table[-1])]
     return np.split(drawn, np.cumsum(counts)[:-1])
 
 
@@ -107,30 +156,55 @@ def _tag_numbers(rng, first, count, seed, faces):
     "The tags of so many posts from one on, as numbers."
     kinds = _words()[3]
     face = face_tags(first_face(seed), faces)
-    parts = [_some(rng, kinds[kind], counts) for kind, counts in (
-        ("general", rng.poisson(6.8, count)), ("artist", (rng.random(count) < 0.96)*1), ("character", rng.poisson(1.3, count)),
-        ("copyright", 1 + (rng.random(count) < 0.3)), ("meta", rng.poisson(2.2, count)))]
+    parts = [
+        _some(rng, kinds[kind], counts)
+        for kind, counts in (
+            ("general", rng.poisson(6.8, count)),
+            ("artist", (rng.random(count) < 0.96) * 1),
+            ("character", rng.poisson(1.3, count)),
+            ("copyright", 1 + (rng.random(count) < 0.3)),
+            ("meta", rng.poisson(2.2, count)),
+        )
+    ]
     who = kinds["people"][np.searchsorted([0.7, 0.95, 1], rng.random(count)) + 1]
     solo = kinds["people"][0]
     lists = [part.tolist() for lists in zip(*parts) for part in lists]
-    return [[*face[(first + i) % faces], solo, person, *lists[5*i], *lists[5*i + 1], *lists[5*i + 2], *lists[5*i + 3], *lists[5*i + 4]]
-            for i, person in enumerate(who.tolist())]
+    return [
+        [
+            *face[(first + i) % faces],
+            solo,
+            person,
+            *lists[5 * i],
+            *lists[5 * i + 1],
+            *lists[5 * i + 2],
+            *lists[5 * i + 3],
+            *lists[5 * i + 4],
+        ]
+        for i, person in enumerate(who.tolist())
+    ]
 
 
 def _times(stamps):
     "As they stand in the dump: 2008-06-10 03:08:07.34205 UTC"
-    return [f"{text[:10]} {text[11:].rstrip('0').rstrip('.')} UTC" for text in np.datetime_as_string(stamps, unit="us").tolist()]
+    return [
+        f"{text[:10]} {text[11:].rstrip('0').rstrip('.')} UTC"
+        for text in np.datetime_as_string(stamps, unit="us").tolist()
+    ]
 
 # %% ../../nbs/danbooru/synthetic_posts.ipynb #aa9b5a8f
-_OLD = ('{"id":"%d","created_at":"%s","uploader_id":"%d","score":"%d","source":%s,"md5":"%s","last_commented_at":"%s","rating":"%s",'
-        '"image_width":"%d","image_height":"%d","is_note_locked":false,"file_ext":"%s","last_noted_at":"1970-01-01 00:00:00 UTC",'
-        '"is_rating_locked":false,"parent_id":"%d","has_children":false,"approver_id":"%d","file_size":"%d","is_status_locked":false,'
-        '"up_score":"%d","down_score":"%d","is_pending":%s,"is_flagged":%s,"is_deleted":%s,"updated_at":"%s","is_banned":%s,'
-        '"pixiv_id":"%d","tags":[%s],"pools":[%s],"favs":[%s]}')
-_NEW = ('{"id":"%d","created_at":"%s","uploader_id":"%d","score":"%d","source":%s,"md5":"%s",%s"rating":"%s","image_width":"%d",'
-        '"image_height":"%d","fav_count":"%d","file_ext":"%s",%s"has_children":false,%s"file_size":"%d","up_score":"%d","down_score":"%d",'
-        '"is_pending":%s,"is_flagged":%s,"is_deleted":%s,"updated_at":"%s","is_banned":%s,%s"bit_flags":"0","has_active_children":false,'
-        '"has_visible_children":false,"has_large":%s,"tag_count":"%d",%s"tag_string":%s,%s,"file_url":"https://example.org/%s.%s"}')
+_OLD = (
+    '{"id":"%d","created_at":"%s","uploader_id":"%d","score":"%d","source":%s,"md5":"%s","last_commented_at":"%s","rating":"%s",'
+    '"image_width":"%d","image_height":"%d","is_note_locked":false,"file_ext":"%s","last_noted_at":"1970-01-01 00:00:00 UTC",'
+    '"is_rating_locked":false,"parent_id":"%d","has_children":false,"approver_id":"%d","file_size":"%d","is_status_locked":false,'
+    '"up_score":"%d","down_score":"%d","is_pending":%s,"is_flagged":%s,"is_deleted":%s,"updated_at":"%s","is_banned":%s,'
+    '"pixiv_id":"%d","tags":[%s],"pools":[%s],"favs":[%s]}'
+)
+_NEW = (
+    '{"id":"%d","created_at":"%s","uploader_id":"%d","score":"%d","source":%s,"md5":"%s",%s"rating":"%s","image_width":"%d",'
+    '"image_height":"%d","fav_count":"%d","file_ext":"%s",%s"has_children":false,%s"file_size":"%d","up_score":"%d","down_score":"%d",'
+    '"is_pending":%s,"is_flagged":%s,"is_deleted":%s,"updated_at":"%s","is_banned":%s,%s"bit_flags":"0","has_active_children":false,'
+    '"has_visible_children":false,"has_large":%s,"tag_count":"%d",%s"tag_string":%s,%s,"file_url":"https://example.org/%s.%s"}'
+)
 
 
 def _tags_old(words, numbers):
@@ -142,60 +216,124 @@ def _tags_new(words, numbers, extra=None):
     "The tag_string fields of a 2021 line: their count, the counts and the strings by category."
     names, category = words[0], words[1]
     by = {c: [] for c in CATEGORIES.values()}
-    for i in numbers: by[category[i]].append(names[i])
-    if extra: by[0].append(extra)
+    for i in numbers:
+        by[category[i]].append(names[i])
+    if extra:
+        by[0].append(extra)
     counts = "".join([f'"tag_count_{kind}":"{len(by[c])}",' for kind, c in CATEGORIES.items()])
     strings = ",".join([f'"tag_string_{kind}":{quoted(" ".join(by[c]))}' for kind, c in CATEGORIES.items()])
-    return len(numbers) + bool(extra), counts, quoted(" ".join([names[i] for i in numbers] + ([extra] if extra else []))), strings
+    return (
+        len(numbers) + bool(extra),
+        counts,
+        quoted(" ".join([names[i] for i in numbers] + ([extra] if extra else []))),
+        strings,
+    )
 
 # %% ../../nbs/danbooru/synthetic_posts.ipynb #c5b3bd35
 class PostBlock:
     "The posts of a block, from which any line can be made."
+
     def __init__(self, form, seed, block, size, n, faces):
         self.form, self.words = form, _words()
         rng, draw = columns(form, seed, block, size, n)
-        count, last_id = len(draw["id"]), -(-n//BLOCK)*WIDTH
+        count, last_id = len(draw["id"]), -(-n // BLOCK) * WIDTH
         self.draw = {name: column.tolist() for name, column in draw.items()}
         self.repeats = rng.random(count) < 0.01 if form == "2017" else np.zeros(count, bool)
         start, end = (np.datetime64(date, "us") for date in _DATES[form])
         span = (end - start).astype(int)
-        made = (draw["id"]/last_id*span).astype("int64")
+        made = (draw["id"] / last_id * span).astype("int64")
         at = lambda offset: _times(start + offset.astype("timedelta64[us]"))
-        self.made, self.changed = at(made), at(made + ((span - made)*rng.random(count)**4).astype("int64"))
+        self.made, self.changed = at(made), at(made + ((span - made) * rng.random(count) ** 4).astype("int64"))
         commented = rng.random(count) < 0.1
         self.commented = [text if yes else None for yes, text in zip(commented.tolist(), self.changed)]
         number = lambda share, top: np.where(rng.random(count) < share, rng.integers(1, top, count), 0).tolist()
         self.uploader, self.approver = rng.integers(1, 500_000, count).tolist(), number(0.5, 500_000)
-        self.pixiv, self.parent = number(0.6, 90_000_000), (number(0.08, block*WIDTH) if block else [0]*count)
+        self.pixiv, self.parent = number(0.6, 90_000_000), (number(0.08, block * WIDTH) if block else [0] * count)
         self.up, self.down = (rng.geometric(0.15, count) - 1).tolist(), (-(rng.geometric(0.8, count) - 1)).tolist()
-        self.bytes, self.md5 = rng.integers(30_000, 4_000_000, count).tolist(), rng.bytes(16*count).hex()
-        self.favs = np.split(rng.integers(1, 600_000, sum(self.up)).astype(str), np.cumsum(self.up)[:-1]) if form == "2017" else None
+        self.bytes, self.md5 = rng.integers(30_000, 4_000_000, count).tolist(), rng.bytes(16 * count).hex()
+        self.favs = (
+            np.split(rng.integers(1, 600_000, sum(self.up)).astype(str), np.cumsum(self.up)[:-1])
+            if form == "2017"
+            else None
+        )
         self.pools = number(0.04, 15_000)
-        self.tags = [sorted(set(numbers)) for numbers in _tag_numbers(rng, block*BLOCK, count, seed, faces)]
+        self.tags = [sorted(set(numbers)) for numbers in _tag_numbers(rng, block * BLOCK, count, seed, faces)]
 
     def source(self, i):
-        if self.pixiv[i]: return quoted(f"https://www.pixiv.net/member_illust.php?mode=medium&illust_id={self.pixiv[i]}")
+        if self.pixiv[i]:
+            return quoted(f"https://www.pixiv.net/member_illust.php?mode=medium&illust_id={self.pixiv[i]}")
         return ('""', '"https://twitter.com/example/status/%d"' % self.uploader[i], '"同人誌 「空の色」"')[i % 3]
 
     def line(self, i, id=None, file=None, extra=None, tagged=True):
         "The line of a post, as a str; `file` is its md5 and size, `extra` one more tag."
         draw, flag = self.draw, lambda name: "true" if self.draw[name][i] else "false"
         numbers = self.tags[i] if tagged else []
-        md5, size = file or (self.md5[32*i:32*i + 32], self.bytes[i])
+        md5, size = file or (self.md5[32 * i : 32 * i + 32], self.bytes[i])
         id, score = id or draw["id"][i], self.up[i] + self.down[i]
         if self.form == "2017":
-            if self.repeats[i] and numbers: numbers = sorted([*numbers, numbers[i % len(numbers)]])
+            if self.repeats[i] and numbers:
+                numbers = sorted([*numbers, numbers[i % len(numbers)]])
             text = _tags_old(self.words, numbers)
-            if extra: text += f'{"," if text else ""}{{"id":"3","name":{quoted(extra)},"category":"0"}}'
-            return _OLD % (id, self.made[i], self.uploader[i], score, self.source(i), md5, self.commented[i] or "1970-01-01 00:00:00 UTC",
-                           draw["rating"][i], draw["width"][i], draw["height"][i], draw["ext"][i], self.parent[i], self.approver[i], size,
-                           self.up[i], self.down[i], flag("pending"), flag("flagged"), flag("deleted"), self.changed[i], flag("banned"),
-                           self.pixiv[i], text, f'"{self.pools[i]}","series"' if self.pools[i] else "",
-                           '"' + '","'.join(self.favs[i]) + '"' if self.up[i] else "")
+            if extra:
+                text += f'{"," if text else ""}{{"id":"3","name":{quoted(extra)},"category":"0"}}'
+            return _OLD % (
+                id,
+                self.made[i],
+                self.uploader[i],
+                score,
+                self.source(i),
+                md5,
+                self.commented[i] or "1970-01-01 00:00:00 UTC",
+                draw["rating"][i],
+                draw["width"][i],
+                draw["height"][i],
+                draw["ext"][i],
+                self.parent[i],
+                self.approver[i],
+                size,
+                self.up[i],
+                self.down[i],
+                flag("pending"),
+                flag("flagged"),
+                flag("deleted"),
+                self.changed[i],
+                flag("banned"),
+                self.pixiv[i],
+                text,
+                f'"{self.pools[i]}","series"' if self.pools[i] else "",
+                '"' + '","'.join(self.favs[i]) + '"' if self.up[i] else "",
+            )
         some = lambda name, value: f'"{name}":"{value}",' if value else ""
         count, counts, every, strings = _tags_new(self.words, numbers, extra)
-        return _NEW % (id, self.made[i], self.uploader[i], score, self.source(i), md5, some("last_commented_at", self.commented[i]),
-                       draw["rating"][i], draw["width"][i], draw["height"][i], self.up[i], draw["ext"][i], some("parent_id", self.parent[i]),
-                       some("approver_id", self.approver[i]), size, self.up[i], self.down[i], flag("pending"), flag("flagged"),
-                       flag("deleted"), self.changed[i], flag("banned"), some("pixiv_id", self.pixiv[i]),
-                       "true" if draw["width"][i] > 850 else "false", count, counts, every, strings, md5, draw["ext"][i])
+        return _NEW % (
+            id,
+            self.made[i],
+            self.uploader[i],
+            score,
+            self.source(i),
+            md5,
+            some("last_commented_at", self.commented[i]),
+            draw["rating"][i],
+            draw["width"][i],
+            draw["height"][i],
+            self.up[i],
+            draw["ext"][i],
+            some("parent_id", self.parent[i]),
+            some("approver_id", self.approver[i]),
+            size,
+            self.up[i],
+            self.down[i],
+            flag("pending"),
+            flag("flagged"),
+            flag("deleted"),
+            self.changed[i],
+            flag("banned"),
+            some("pixiv_id", self.pixiv[i]),
+            "true" if draw["width"][i] > 850 else "false",
+            count,
+            counts,
+            every,
+            strings,
+            md5,
+            draw["ext"][i],
+        )

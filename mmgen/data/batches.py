@@ -6,7 +6,10 @@
 __all__ = ['local_order', 'Batches', 'cached']
 
 # %% ../../nbs/data/batches.ipynb #fa3214a7
-import hashlib, json, random, warnings
+import hashlib
+import json
+import random
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,45 +21,64 @@ from safetensors.torch import load_file, save_file
 from ..base.files import atomic_write, repo_root
 
 # %% ../../nbs/data/batches.ipynb #75c5c56f
-def local_order(groups: np.ndarray, # rows of each row group
-                seed: list[int], # for example [seed, epoch]
-                window: int = 16 # row groups among which rows are mixed
-                ) -> np.ndarray: # all row numbers, permuted
+def local_order(
+    groups: np.ndarray,  # rows of each row group
+    seed: list[int],  # for example [seed, epoch]
+    window: int = 16,  # row groups among which rows are mixed
+) -> np.ndarray:  # all row numbers, permuted
     "A permutation that reads row groups in turn"
     rng, starts = np.random.default_rng(seed), np.cumsum(groups) - groups
     order, parts = rng.permutation(len(groups)), []
     for at in range(0, len(order), window):
-        rows = np.concatenate([np.arange(starts[g], starts[g] + groups[g]) for g in order[at:at + window]])
+        rows = np.concatenate([np.arange(starts[g], starts[g] + groups[g]) for g in order[at : at + window]])
         parts.append(rng.permutation(rows))
     return np.concatenate(parts)
 
 # %% ../../nbs/data/batches.ipynb #3e5bb52c
 class Batches:
     "Batches of columns, each a function of its step"
-    def __init__(self, columns: dict, # name → array, tensor, list or column decoded when indexed, all of one length
-                 batch_size: int,
-                 seed: int,
-                 transform=None, # (batch: dict, rng: random.Random) -> dict
-                 window: int = 16 # row groups of shards among which rows are mixed
-                 ):
+
+    def __init__(
+        self,
+        columns: dict,  # name → array, tensor, list or column decoded when indexed, all of one length
+        batch_size: int,
+        seed: int,
+        transform=None,  # (batch: dict, rng: random.Random) -> dict
+        window: int = 16,  # row groups of shards among which rows are mixed
+    ):
         lengths = {name: len(column) for name, column in columns.items()}
         if len(set(lengths.values())) != 1 or not min(lengths.values()):
             raise ValueError(f"Columns must have one length above 0; they have {lengths}.")
-        if batch_size < 1: raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
-        if window < 1: raise ValueError(f"window is {window}; it must be at least 1.")
-        self.columns, self.batch_size, self.seed, self.transform, self.window = columns, batch_size, seed, transform, window
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1.")
+        if window < 1:
+            raise ValueError(f"window is {window}; it must be at least 1.")
+        self.columns, self.batch_size, self.seed, self.transform, self.window = (
+            columns,
+            batch_size,
+            seed,
+            transform,
+            window,
+        )
         self.rows, self._orders, self._told = next(iter(lengths.values())), {}, None
         self.shards = [column for column in columns.values() if hasattr(column, "groups")]
-        for column in self.shards: column.keep(2*window + 8)
+        for column in self.shards:
+            column.keep(2 * window + 8)
 
-    def __len__(self): return self.rows
+    def __len__(self):
+        return self.rows
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch not in self._orders:
-            self._orders = {e: order for e, order in self._orders.items() if abs(e - epoch) == 1} # at its end an epoch and the next are asked for in turn
+            self._orders = {
+                e: order for e, order in self._orders.items() if abs(e - epoch) == 1
+            }  # at its end an epoch and the next are asked for in turn
             seed = [self.seed, epoch]
-            self._orders[epoch] = (local_order(self.shards[0].groups, seed, self.window) if self.shards
-                                   else np.random.default_rng(seed).permutation(self.rows))
+            self._orders[epoch] = (
+                local_order(self.shards[0].groups, seed, self.window)
+                if self.shards
+                else np.random.default_rng(seed).permutation(self.rows)
+            )
         return self._orders[epoch]
 
     def _stream(self, position: int, count: int) -> list[int]:
@@ -64,46 +86,54 @@ class Batches:
         found = []
         while len(found) < count:
             epoch, first = divmod(position + len(found), self.rows)
-            found += self._permutation(epoch)[first:first + count - len(found)].tolist()
+            found += self._permutation(epoch)[first : first + count - len(found)].tolist()
         return found
 
     def ids(self, step: int) -> list[int]:
         "The rows of a batch"
-        return self._stream(step*self.batch_size, self.batch_size)
+        return self._stream(step * self.batch_size, self.batch_size)
 
-    def batch(self, step: int # from 0
-              ) -> dict: # each column's rows (arrays as tensors), `index`: the row numbers, `position`: the places in the stream
+    def batch(
+        self,
+        step: int,  # from 0
+    ) -> dict:  # each column's rows (arrays as tensors), `index`: the row numbers, `position`: the places in the stream
         "Batch number `step`"
-        ids, first = self.ids(step), step*self.batch_size
+        ids, first = self.ids(step), step * self.batch_size
         batch = {"index": torch.tensor(ids), "position": torch.arange(first, first + self.batch_size)}
         for name, column in self.columns.items():
             values = [column[i] for i in ids] if isinstance(column, Sequence) else column[ids]
             batch[name] = torch.from_numpy(values) if isinstance(values, np.ndarray) else values
-        if self.shards: self._read_ahead(first)
+        if self.shards:
+            self._read_ahead(first)
         return self.transform(batch, random.Random(f"{self.seed} {step}")) if self.transform else batch
 
     def _read_ahead(self, position: int):
         "Have the row groups read that half a window of rows needs; looked after four times in a window"
-        rows = min(self.rows, int(self.shards[0].groups[:self.window].sum()))
-        if self._told == position//max(1, rows//4): return
-        self._told = position//max(1, rows//4)
-        coming = self._stream(position, self.batch_size + rows//4 + rows//2)
-        for column in self.shards: column.ahead(coming)
+        rows = min(self.rows, int(self.shards[0].groups[: self.window].sum()))
+        if self._told == position // max(1, rows // 4):
+            return
+        self._told = position // max(1, rows // 4)
+        coming = self._stream(position, self.batch_size + rows // 4 + rows // 2)
+        for column in self.shards:
+            column.ahead(coming)
 
-    __getitem__ = batch # for the workers of a `DataLoader`
+    __getitem__ = batch  # for the workers of a `DataLoader`
 
 # %% ../../nbs/data/batches.ipynb #0c3a27c6
-def cached(name: str, # first part of the file's name
-           key: dict, # JSON: all that the result depends on (data, its size and seed, the weights' hash)
-           make, # () -> dict of tensors
-           root: str | Path | None = None # None: data/cache in the repository
-           ) -> dict[str, torch.Tensor]:
+def cached(
+    name: str,  # first part of the file's name
+    key: dict,  # JSON: all that the result depends on (data, its size and seed, the weights' hash)
+    make,  # () -> dict of tensors
+    root: str | Path | None = None,  # None: data/cache in the repository
+) -> dict[str, torch.Tensor]:
     "The tensors of `make`, computed once"
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = (Path(root) if root else repo_root()/"data"/"cache")/f"{name}-{digest}.safetensors"
+    path = (Path(root) if root else repo_root() / "data" / "cache") / f"{name}-{digest}.safetensors"
     if path.is_file():
-        try: return load_file(path)
-        except SafetensorError: warnings.warn(f"{path.name} in the cache is damaged and is made again.")
+        try:
+            return load_file(path)
+        except SafetensorError:
+            warnings.warn(f"{path.name} in the cache is damaged and is made again.")
     tensors = {k: v.detach().cpu().contiguous() for k, v in make().items()}
     atomic_write(path, lambda temporary: save_file(tensors, temporary))
     return tensors

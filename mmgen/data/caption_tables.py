@@ -20,12 +20,16 @@ def read_text(
     path: Path,
 ) -> str:
     "A text file, without its byte order mark; UnicodeDecodeError where it is in another encoding than UTF-8 or UTF-16."
-    try: data = path.read_bytes()
-    except OSError as e: raise SourceError(f"{path} cannot be read: {e.strerror}.") from e
-    if data[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"): return data.decode("utf-32")
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"): return data.decode("utf-16")
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise SourceError(f"{path} cannot be read: {e.strerror}.") from e
+    if data[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
+        return data.decode("utf-32")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16")
     even, odd = data[::2].count(0), data[1::2].count(0)
-    if 4*max(even, odd) > len(data) and 10*min(even, odd) < max(even, odd):
+    if 4 * max(even, odd) > len(data) and 10 * min(even, odd) < max(even, odd):
         return data.decode("utf-16-be" if even > odd else "utf-16-le")
     return data.decode("utf-8-sig")
 
@@ -36,9 +40,12 @@ def read_json(
     where: str = "",  # in the file, for the message
 ):
     "Parsed JSON; SourceError where it is none."
-    try: return json.loads(text)
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as e:
-        reason = "too many brackets in each other" if isinstance(e, RecursionError) else str(e).splitlines()[0].rstrip(".")
+        reason = (
+            "too many brackets in each other" if isinstance(e, RecursionError) else str(e).splitlines()[0].rstrip(".")
+        )
         raise SourceError(f"{path.name}{where} is not JSON: {reason}.") from e
 
 # %% ../../nbs/data/caption_tables.ipynb #d4918e2f
@@ -53,21 +60,29 @@ def _rows(
     try:
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq
+
             return pq.read_table(path).to_pylist()
         text = read_text(path)
         if path.suffix == ".csv":
             reader = csv.DictReader(io.StringIO(text, newline=""))
             lines = [(row.pop(None, ()), reader.line_num, row) for row in reader]
-    except SourceError: raise
-    except UnicodeDecodeError as e: raise SourceError(f"{path.name} is not in UTF-8; please save it so.") from e
+    except SourceError:
+        raise
+    except UnicodeDecodeError as e:
+        raise SourceError(f"{path.name} is not in UTF-8; please save it so.") from e
     except Exception as e:  # csv's and pyarrow's
-        raise SourceError(f"{path.name} cannot be read as {path.suffix[1:]}: {(str(e).splitlines() or [type(e).__name__])[0].rstrip('.')}.") from e
+        raise SourceError(
+            f"{path.name} cannot be read as {path.suffix[1:]}: {(str(e).splitlines() or [type(e).__name__])[0].rstrip('.')}."
+        ) from e
     if path.suffix == ".csv":
         long = next((number for rest, number, _ in lines if any(rest)), None)
         if long:
-            raise SourceError(f"{path.name} has more fields in line {long} than in its first line: put captions with commas in quotes.")
+            raise SourceError(
+                f"{path.name} has more fields in line {long} than in its first line: put captions with commas in quotes."
+            )
         return [row for *_, row in lines]
-    if path.suffix != ".jsonl": return read_json(path, text)
+    if path.suffix != ".jsonl":
+        return read_json(path, text)
     return [read_json(path, line, f", line {n}") for n, line in enumerate(text.split("\n"), 1) if line.strip()]
 
 
@@ -81,7 +96,11 @@ def _of_coco(
         if isinstance(note, dict) and isinstance(note.get("caption"), str):
             captions.setdefault(str(note.get("image_id")), []).append(note["caption"])
     found = [row for row in images if isinstance(row, dict) and isinstance(row.get("file_name"), str)]
-    return [([row["file_name"]], {"captions": captions[str(row.get("id"))]}) for row in found if str(row.get("id")) in captions]
+    return [
+        ([row["file_name"]], {"captions": captions[str(row.get("id"))]})
+        for row in found
+        if str(row.get("id")) in captions
+    ]
 
 
 def _names(
@@ -92,7 +111,8 @@ def _names(
     urls = [place.get(key) for place in (row, file) for key in ("file_url", "url", "image_url", "large_file_url")]
     names = [re.split(r"[?#]", url)[0].rpartition("/")[2] for url in urls if isinstance(url, str)]
     stem, ending = row.get("filename"), row.get("extension")
-    if isinstance(stem, str): names.append(f"{stem}.{ending}" if isinstance(ending, str) else stem)
+    if isinstance(stem, str):
+        names.append(f"{stem}.{ending}" if isinstance(ending, str) else stem)
     marks = [place.get(key) for place in (row, file) for key in ("md5", "id")]
     return [name for name in [*names, *(str(mark) for mark in marks if isinstance(mark, (str, int)))] if name]
 
@@ -108,23 +128,33 @@ def table_entries(
         inner = next((rows[key] for key in _LISTS if isinstance(rows.get(key), list)), None)
         if inner is None:
             kinds = {str: "text", list: "tags"}
-            said = [([name], {kinds[type(about)]: about} if type(about) in kinds else about) for name, about in rows.items()]
+            said = [
+                ([name], {kinds[type(about)]: about} if type(about) in kinds else about) for name, about in rows.items()
+            ]
             return [(names, about) for names, about in said if isinstance(about, dict)]
         rows = inner
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows): return []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return []
     key = next((key for key in _KEYS if rows and isinstance(rows[0].get(key), str)), None)
     columns = ", ".join(map(str, rows[0]))[:200] if rows else ""
     if rows and key and not any(_says_something(row, path) for row in rows):
-        raise SourceError(f"{path.name} has the columns {columns}; it needs tags, or a text as one of {', '.join(TEXT_COLUMNS)}.")
+        raise SourceError(
+            f"{path.name} has the columns {columns}; it needs tags, or a text as one of {', '.join(TEXT_COLUMNS)}."
+        )
     if rows and not key and not any(map(_names, rows)):
-        raise SourceError(f"{path.name} has the columns {columns}; it needs file_name, the path of each image from its folder.")
-    if not key: return [(_names(row), _booru(row)) for row in rows if _names(row)]
+        raise SourceError(
+            f"{path.name} has the columns {columns}; it needs file_name, the path of each image from its folder."
+        )
+    if not key:
+        return [(_names(row), _booru(row)) for row in rows if _names(row)]
     return [([str(row[key])], row) for row in rows if row.get(key)]
 
 
 def _says_something(row: dict, path: Path) -> bool:
-    try: return read_entry(row) is not None
-    except SourceError as e: raise SourceError(f"{path.name}: {e}") from e
+    try:
+        return read_entry(row) is not None
+    except SourceError as e:
+        raise SourceError(f"{path.name}: {e}") from e
 
 
 def _booru(row: dict) -> dict:
@@ -132,7 +162,8 @@ def _booru(row: dict) -> dict:
     if isinstance(row.get("sentences"), list):
         return {"captions": row["sentences"]}  # Karpathy's splits of COCO and Flickr
     tags, own = row.get("tags"), any(row.get(name) for name in ("tag_string", "tag_string_general", "tags_general"))
-    if own or not tags or isinstance(tags, str) and "," in tags: return row
+    if own or not tags or isinstance(tags, str) and "," in tags:
+        return row
     if isinstance(tags, dict):
         others = ("artist", "contributor", "invalid", "lore", "meta")
         tags = [tag for kind, some in tags.items() if kind not in others for tag in read_tags(some)]
@@ -160,9 +191,12 @@ class ImageNames:
             counts = Counter(part for p in images for part in parts(p))
             for p in images:
                 for part in parts(p):
-                    if counts[part] == 1: self.known.setdefault(part, p)
+                    if counts[part] == 1:
+                        self.known.setdefault(part, p)
         inside = [p for p in images if p.is_relative_to(root)]
-        self.known |= {name.as_posix(): p for p in inside for name in (p.relative_to(root), p.relative_to(root).with_suffix(""))}
+        self.known |= {
+            name.as_posix(): p for p in inside for name in (p.relative_to(root), p.relative_to(root).with_suffix(""))
+        }
 
     def find(
         self,
@@ -170,7 +204,8 @@ class ImageNames:
     ) -> Path | None:
         "The image of the first of the names that is known."
         for name in (name.replace("\\", "/").removeprefix("./") for name in names):
-            if file := self.known.get(name) or self.known.get(name.rpartition("/")[2]): return file
+            if file := self.known.get(name) or self.known.get(name.rpartition("/")[2]):
+                return file
         return None
 
 
@@ -179,8 +214,10 @@ def fits(
     images: list[Path],
 ) -> bool:
     "Whether a file is a table of some of the images."
-    try: entries = table_entries(path)
-    except SourceError: return False
+    try:
+        entries = table_entries(path)
+    except SourceError:
+        return False
     names = ImageNames(images, path.parent)
     return any(names.find(entry) for entry, _ in entries)
 
@@ -190,9 +227,14 @@ def why_no_table(
     images: list[Path],
 ) -> str:
     "What a file is that lies beside images and is not read."
-    if fits(path, images): return "it names images: give it in place of the folder to read its captions"
-    try: rows = _rows(path)
-    except SourceError as e: return str(e).removeprefix(path.name).strip().rstrip(".")
-    if isinstance(rows, dict) and "labels" in rows: return "StyleGAN's labels: numbers of classes, no captions"
-    if isinstance(rows, dict) and "annotations" in rows: return "COCO's annotations without captions of these images"
+    if fits(path, images):
+        return "it names images: give it in place of the folder to read its captions"
+    try:
+        rows = _rows(path)
+    except SourceError as e:
+        return str(e).removeprefix(path.name).strip().rstrip(".")
+    if isinstance(rows, dict) and "labels" in rows:
+        return "StyleGAN's labels: numbers of classes, no captions"
+    if isinstance(rows, dict) and "annotations" in rows:
+        return "COCO's annotations without captions of these images"
     return "names none of the images"

@@ -48,12 +48,21 @@ def spaced(
     tag: str,
 ) -> str:
     "A booru's tag in words: long_hair becomes long hair, ^_^ stays."
-    return tag if re.fullmatch(r"[^A-Za-z]*[A-Za-z]?[^A-Za-z_]*_[^A-Za-z_]*[A-Za-z]?[^A-Za-z]*", tag) else tag.replace("_", " ")
+    return (
+        tag
+        if re.fullmatch(r"[^A-Za-z]*[A-Za-z]?[^A-Za-z_]*_[^A-Za-z_]*[A-Za-z]?[^A-Za-z]*", tag)
+        else tag.replace("_", " ")
+    )
 
 
 def _unquoted(text: str) -> str:
     "Without quotation marks around all of it."
-    while len(text) > 2 and _QUOTES.get(text[0]) == text[-1] and not {text[0], text[-1]} & set(text[1:-1]) and re.search(r"\w", text):
+    while (
+        len(text) > 2
+        and _QUOTES.get(text[0]) == text[-1]
+        and not {text[0], text[-1]} & set(text[1:-1])
+        and re.search(r"\w", text)
+    ):
         text = text[1:-1].strip()
     return text
 
@@ -65,7 +74,8 @@ def _without_prompt_words(text: str, weight: str, stop: str) -> str:
     text = re.sub(r"[{\[](?:\d+\$\$)?([^{}\[\]|]+)\|[^{}\[\]]*[}\]]", r"\1", text)
     for _ in range(8):  # brackets in brackets, from the inside
         text, found = re.subn(rf"(?<!\\)\(({_INNER}):\s*{weight}\s*\)", r"\1", text)
-        if not found: break
+        if not found:
+            break
     return text
 
 
@@ -74,7 +84,8 @@ def _pairs_kept(text: str) -> str:
     return re.sub(r"\\\((.*?)\\\)", "\x01\\1\x02", re.sub(r"\\\[(.*?)\\\]", "\x03\\1\x04", text))
 
 
-def _pairs_back(text: str) -> str: return text.translate({1: "(", 2: ")", 3: "[", 4: "]"})
+def _pairs_back(text: str) -> str:
+    return text.translate({1: "(", 2: ")", 3: "[", 4: "]"})
 
 
 def _balanced(text: str, opening: str, closing: str) -> bool:
@@ -82,17 +93,26 @@ def _balanced(text: str, opening: str, closing: str) -> bool:
     depth = 0
     for letter in text:
         depth += (letter == opening) - (letter == closing)
-        if depth < 0: return False
+        if depth < 0:
+            return False
     return depth == 0
 
 
 def _unbracketed(tag: str) -> str:
     "Without emphasis: brackets around all of a tag, and what is left of a group's brackets."
-    for opening, closing in 3*tuple(_BRACKETS.items()):
-        while len(tag) > 3 and tag[0] == opening and tag[-1] == closing and _balanced(tag[1:-1], opening, closing) and re.search(r"\w\w", tag):
+    for opening, closing in 3 * tuple(_BRACKETS.items()):
+        while (
+            len(tag) > 3
+            and tag[0] == opening
+            and tag[-1] == closing
+            and _balanced(tag[1:-1], opening, closing)
+            and re.search(r"\w\w", tag)
+        ):
             tag = tag[1:-1].strip()
-        if re.search(r"\w\w", tag) and tag[0] == opening and tag.count(opening) > tag.count(closing): tag = tag.lstrip(opening + " ")
-        if re.search(r"\w\w", tag) and tag[-1] == closing and tag.count(closing) > tag.count(opening): tag = tag.rstrip(closing + " ")
+        if re.search(r"\w\w", tag) and tag[0] == opening and tag.count(opening) > tag.count(closing):
+            tag = tag.lstrip(opening + " ")
+        if re.search(r"\w\w", tag) and tag[-1] == closing and tag.count(closing) > tag.count(opening):
+            tag = tag.rstrip(closing + " ")
     return tag
 
 
@@ -102,7 +122,8 @@ def clean_tag(
     "One tag, without the signs of prompts and quotation marks."
     tag = _pairs_kept(_without_prompt_words(tidy(tag), r"-?\d*\.?\d+", ""))
     before = None
-    while tag != before: before, tag = tag, _unquoted(_unbracketed(tag.strip()))
+    while tag != before:
+        before, tag = tag, _unquoted(_unbracketed(tag.strip()))
     return " ".join(_pairs_back(tag).split())
 
 
@@ -121,8 +142,10 @@ def _shown(value) -> str:
 
 def one_tag(tag) -> str:
     "One of a list of tags; Danbooru's are objects with a name."
-    if isinstance(tag, dict) and isinstance(tag.get("name"), str): return clean_tag(spaced(tag["name"]))
-    if tag is None or tag != tag: return ""  # null, NaN
+    if isinstance(tag, dict) and isinstance(tag.get("name"), str):
+        return clean_tag(spaced(tag["name"]))
+    if tag is None or tag != tag:
+        return ""  # null, NaN
     if not isinstance(tag, (str, int, float)):
         raise SourceError(f"a tag is {_shown(tag)}; it must be a word, or an object with a name.")
     return clean_tag(str(tag))
@@ -133,7 +156,8 @@ def _split(text: str) -> list[str]:
     text = _unquoted(_without_prompt_words("\n".join(map(tidy, text.splitlines())), r"-?\d*\.?\d+", ","))
     for opening, closing in _BRACKETS.items():
         inner = r"(?:[^\{0}\{1}\\]|\\.)*".format(opening, closing)
-        for _ in range(3): text = re.sub(rf"(?:^|(?<=[,\s]))\{opening}({inner},{inner})(?<!\\)\{closing}(?=\s*(?:,|$))", r"\1", text)
+        for _ in range(3):
+            text = re.sub(rf"(?:^|(?<=[,\s]))\{opening}({inner},{inner})(?<!\\)\{closing}(?=\s*(?:,|$))", r"\1", text)
     return re.split(r"[,，、\n]", text)
 
 
@@ -158,7 +182,8 @@ def read_tags(
         if "_" in value and not re.search(r"[,，、\n]", value.strip()) and not re.search(r"__\w[\w/*.-]*?__", value):
             return tags_at_spaces(value)
         value = _split(value)
-    if value is None or value != value: return []
+    if value is None or value != value:
+        return []
     if not isinstance(value, (list, tuple)):
         raise SourceError(f"tags are {_shown(value)}; they must be a list, or a text with commas.")
     return [tag for tag in map(one_tag, value) if tag]
@@ -169,7 +194,9 @@ def parted_by_spaces(
 ) -> bool:
     "Whether captions are tags as boorus show them, 1girl long_hair smile: spaces between them and underscores in them."
     several = [text for text in texts if len(text.split()) > 1]
-    return 2*sum("_" in text for text in several) > len(several) and not any(re.search(r"[,\n]|[.!?]$", text.strip()) for text in texts)
+    return 2 * sum("_" in text for text in several) > len(several) and not any(
+        re.search(r"[,\n]|[.!?]$", text.strip()) for text in texts
+    )
 
 # %% ../../nbs/data/caption_text.ipynb #b50efdde
 class First(str):
@@ -181,8 +208,9 @@ def is_sentence(
 ) -> bool:
     "Whether a caption reads as a sentence: it ends as one, or it has very many words between two commas."
     words = [len(part.split()) for part in text.split(",")]
-    if text.rstrip().endswith(_ENDS[3:]): return True
-    return max(words) > 6 or sum(words) > 4*len(words) or (sum(words) > 2 and text.rstrip().endswith(_ENDS))
+    if text.rstrip().endswith(_ENDS[3:]):
+        return True
+    return max(words) > 6 or sum(words) > 4 * len(words) or (sum(words) > 2 and text.rstrip().endswith(_ENDS))
 
 
 def read_caption(
@@ -190,12 +218,19 @@ def read_caption(
 ) -> list[str] | str:  # tags where each has its own line, else one line; `First` where there are several
     "A caption of any number of lines."
     lines = [line for line in map(tidy, re.split(r"\r\n|\r|\n", text)) if line]
-    if len(lines) < 2: return lines[0] if lines else ""
-    if 2*sum(is_sentence(line) or (" " in line and line.endswith(_ENDS)) for line in lines) < len(lines):
-        if any(re.search("[,，、]", line) for line in lines): return list(dict.fromkeys(read_tags("\n".join(lines))))
-        return list(dict.fromkeys(tag for line in lines for tag in (read_tags(line) if "_" in line else [clean_tag(line)]) if tag))
+    if len(lines) < 2:
+        return lines[0] if lines else ""
+    if 2 * sum(is_sentence(line) or (" " in line and line.endswith(_ENDS)) for line in lines) < len(lines):
+        if any(re.search("[,，、]", line) for line in lines):
+            return list(dict.fromkeys(read_tags("\n".join(lines))))
+        return list(
+            dict.fromkeys(
+                tag for line in lines for tag in (read_tags(line) if "_" in line else [clean_tag(line)]) if tag
+            )
+        )
     broken = lines[-1].endswith(_ENDS) and not any(line.endswith(_ENDS) for line in lines[:-1])
-    if broken or re.search(r"\n\s*\n", text.strip()): return " ".join(lines)
+    if broken or re.search(r"\n\s*\n", text.strip()):
+        return " ".join(lines)
     return First(lines[0])
 
 
@@ -204,18 +239,28 @@ def read_entry(
 ):  # a list of tags, a text, or None
     "The caption of an entry."
     tags = read_tags(entry.get("tags"))
-    booru = [entry.get(f"{prefix}_{kind}") for kind in ("character", "copyright", "general") for prefix in ("tag_string", "tags")]
+    booru = [
+        entry.get(f"{prefix}_{kind}")
+        for kind in ("character", "copyright", "general")
+        for prefix in ("tag_string", "tags")
+    ]
     booru = booru if any(booru) else [entry.get("tag_string")]
     if any(booru):
-        parts = [map(one_tag, value.split()) if isinstance(value, str) else read_tags(value) for value in booru if value]
+        parts = [
+            map(one_tag, value.split()) if isinstance(value, str) else read_tags(value) for value in booru if value
+        ]
         tags = list(dict.fromkeys(spaced(tag) for part in parts for tag in part if tag))
     text = next((entry[name] for name in TEXT_COLUMNS if entry.get(name)), None)
-    if isinstance(text, (list, tuple)): text = _first(text)
-    if isinstance(text, str): text = text if isinstance(text, First) else read_caption(text)
+    if isinstance(text, (list, tuple)):
+        text = _first(text)
+    if isinstance(text, str):
+        text = text if isinstance(text, First) else read_caption(text)
     if not isinstance(text, (str, list)) or not text:
         return tags if tags or {"tags", "tag_string", *TEXT_COLUMNS} & entry.keys() else None
-    if not tags: return text
-    if isinstance(text, str) and is_sentence(text): return type(text)(f"{text}, {', '.join(tags)}")
+    if not tags:
+        return text
+    if isinstance(text, str) and is_sentence(text):
+        return type(text)(f"{text}, {', '.join(tags)}")
     return list(dict.fromkeys([*(read_tags(text) if isinstance(text, str) else text), *tags]))
 
 

@@ -54,8 +54,14 @@ def known_tags(
     return [tag for tag, count in counts.most_common(most) if count >= least]
 
 # %% ../../nbs/data/captions.ipynb #64a9b0c5
-ABSENCES = {"no glasses": "eyewear", "no earrings": "earrings", "no mustache": "mustache",
-            "no freckles": "freckles", "no blush": "blush", "no mole": "mole"}
+ABSENCES = {
+    "no glasses": "eyewear",
+    "no earrings": "earrings",
+    "no mustache": "mustache",
+    "no freckles": "freckles",
+    "no blush": "blush",
+    "no mole": "mole",
+}
 
 
 def absent(
@@ -67,49 +73,93 @@ def absent(
 
 # %% ../../nbs/data/captions.ipynb #cbf4f737
 _COUNTED = (
-    "ponytail", "high ponytail", "braid", "single braid", "hair bun", "single hair bun", "double bun",
-    "topknot", "mohawk", "buzz cut", "bob cut", "hime cut", "undercut", "pompadour", "flattop",
-    "half updo", "hair flower", "head wreath", "shaved head", "closed mouth", "wavy mouth",
-    "v-shaped mouth", "furrowed brow", "unibrow", "raised eyebrow", "fang", "scar on eyebrow", "beard")
+    "ponytail",
+    "high ponytail",
+    "braid",
+    "single braid",
+    "hair bun",
+    "single hair bun",
+    "double bun",
+    "topknot",
+    "mohawk",
+    "buzz cut",
+    "bob cut",
+    "hime cut",
+    "undercut",
+    "pompadour",
+    "flattop",
+    "half updo",
+    "hair flower",
+    "head wreath",
+    "shaved head",
+    "closed mouth",
+    "wavy mouth",
+    "v-shaped mouth",
+    "furrowed brow",
+    "unibrow",
+    "raised eyebrow",
+    "fang",
+    "scar on eyebrow",
+    "beard",
+)
 PREDICATES = {tag: (f"has a {tag}",) for tag in _COUNTED} | {
-    "afro": ("has an afro",), "ahoge": ("has an ahoge",),
-    "open mouth": ("has an open mouth", "opens the mouth"), "bald": ("is bald", "has no hair"),
+    "afro": ("has an afro",),
+    "ahoge": ("has an ahoge",),
+    "open mouth": ("has an open mouth", "opens the mouth"),
+    "bald": ("is bald", "has no hair"),
     "balding": ("is balding", "is going bald"),
     "blonde hair": ("has blonde hair", "has blond hair", "is blonde"),
     "brown hair": ("has brown hair", "is a brunette"),
     "grey hair": ("has grey hair", "has gray hair", "has silver hair"),
-    "orange hair": ("has orange hair", "has ginger hair"), "red hair": ("has red hair", "is a redhead"),
+    "orange hair": ("has orange hair", "has ginger hair"),
+    "red hair": ("has red hair", "is a redhead"),
     "purple hair": ("has purple hair", "has violet hair"),
     "aqua eyes": ("has aqua eyes", "has turquoise eyes", "has cyan eyes"),
     "yellow eyes": ("has yellow eyes", "has golden eyes"),
     "purple eyes": ("has purple eyes", "has violet eyes"),
     "grey eyes": ("has grey eyes", "has gray eyes"),
-    "tan": ("has tan skin", "has tanned skin", "is tanned"), "pale skin": ("has pale skin", "is pale"),
-    "glasses": ("wears glasses", "wears spectacles", "wears eyeglasses"), "eyewear": ("wears eyewear",),
+    "tan": ("has tan skin", "has tanned skin", "is tanned"),
+    "pale skin": ("has pale skin", "is pale"),
+    "glasses": ("wears glasses", "wears spectacles", "wears eyeglasses"),
+    "eyewear": ("wears eyewear",),
     "sunglasses": ("wears sunglasses", "wears shades", "wears dark glasses"),
-    "round eyewear": ("wears round glasses",), "small eyewear": ("wears small glasses",),
+    "round eyewear": ("wears round glasses",),
+    "small eyewear": ("wears small glasses",),
     "thick-framed eyewear": ("wears thick-framed glasses", "wears thick glasses"),
-    "semi-rimless eyewear": ("wears half-rimmed glasses",), "earrings": ("wears earrings",),
-    "multiple earrings": ("wears several earrings",), "hoop earrings": ("wears hoop earrings",),
-    "hook earrings": ("wears hook earrings",), "stud earrings": ("wears stud earrings",),
-    "lipstick": ("wears lipstick",), "mustache": ("has a mustache", "has a moustache"),
+    "semi-rimless eyewear": ("wears half-rimmed glasses",),
+    "earrings": ("wears earrings",),
+    "multiple earrings": ("wears several earrings",),
+    "hoop earrings": ("wears hoop earrings",),
+    "hook earrings": ("wears hook earrings",),
+    "stud earrings": ("wears stud earrings",),
+    "lipstick": ("wears lipstick",),
+    "mustache": ("has a mustache", "has a moustache"),
     "mole": ("has a mole", "has a birthmark", "has a beauty mark"),
     "blush": ("is blushing", "has blushing cheeks", "has red cheeks"),
     "smile": ("has a smile", "is smiling", "smiles", "is happy"),
-    "smirk": ("has a smirk", "is smirking"), "grin": ("has a grin", "is grinning"),
-    "frown": ("has a frown", "is frowning", "looks sad"), "laughing": ("is laughing",),
-    "surprised": ("is surprised", "looks surprised"), "shouting": ("is shouting",),
-    "drooling": ("is drooling",), "expressionless": ("is expressionless", "shows no expression"),
-    "squinting": ("is squinting",), "wide-eyed": ("is wide-eyed", "has wide open eyes"),
-    "wink": ("is winking", "winks"), "looking up": ("is looking up",),
+    "smirk": ("has a smirk", "is smirking"),
+    "grin": ("has a grin", "is grinning"),
+    "frown": ("has a frown", "is frowning", "looks sad"),
+    "laughing": ("is laughing",),
+    "surprised": ("is surprised", "looks surprised"),
+    "shouting": ("is shouting",),
+    "drooling": ("is drooling",),
+    "expressionless": ("is expressionless", "shows no expression"),
+    "squinting": ("is squinting",),
+    "wide-eyed": ("is wide-eyed", "has wide open eyes"),
+    "wink": ("is winking", "winks"),
+    "looking up": ("is looking up",),
     "looking to the side": ("is looking to the side", "looks sideways"),
-    "closed eyes": ("has closed eyes", "has the eyes closed"), "one eye closed": ("has one eye closed",),
+    "closed eyes": ("has closed eyes", "has the eyes closed"),
+    "one eye closed": ("has one eye closed",),
     "tongue out": ("has the tongue out", "sticks out the tongue"),
     "heart in mouth": ("has a heart in the mouth",),
     "no glasses": ("wears no glasses", "does not wear glasses", "is without glasses"),
     "no earrings": ("wears no earrings", "does not wear earrings", "is without earrings"),
     "no mustache": ("has no mustache", "has no moustache", "is without a mustache"),
-    "no blush": ("is not blushing", "has no blush"), "no mole": ("has no mole", "has no birthmark")}
+    "no blush": ("is not blushing", "has no blush"),
+    "no mole": ("has no mole", "has no birthmark"),
+}
 _PEOPLE = {"she": ("girl", "woman"), "he": ("boy", "man"), "the person": ("person", "face", "character")}
 _OPENINGS = ("{}", "{}", "a portrait of {}", "a picture of {}", "a drawing of {}", "an image of {}")
 
@@ -140,6 +190,7 @@ def describe(
 # %% ../../nbs/data/captions.ipynb #6791c2b8
 class Claim(NamedTuple):
     "A text and what it states; it is true of every image that has all these tags (and absences)."
+
     text: str
     states: tuple[str, ...]
 
@@ -174,6 +225,7 @@ def short_claim(
 # %% ../../nbs/data/captions.ipynb #3089bf40
 class CutWarning(UserWarning):
     "A prompt is longer than the text encoder reads."
+
     once = True  # one is enough for a command
 
 
@@ -202,8 +254,11 @@ def fit(
         read, lost, count = cut(text, tokenizer, limit)
         if lost:
             shown = lost if len(lost) <= 120 else f"{lost[:117]}..."
-            warnings.warn(f"The prompt has {count} tokens and the text encoder reads {limit}: "
-                          f"it does not see {shown!r}.", CutWarning, stacklevel=3)
+            warnings.warn(
+                f"The prompt has {count} tokens and the text encoder reads {limit}: it does not see {shown!r}.",
+                CutWarning,
+                stacklevel=3,
+            )
         kept.append(read)
     return kept
 

@@ -15,7 +15,10 @@ def face_of(
 ) -> Options:
     "A face that the tags describe; a part that no tag speaks of is absent, or the first of its variants."
     face, spec, said = sample(0, style), table(style), set(found)
-    parts = {slot: next((name for name in names if name in said), next(iter(names))) for slot, names in spec["colors"].items()}
+    parts = {
+        slot: next((name for name in names if name in said), next(iter(names)))
+        for slot, names in spec["colors"].items()
+    }
     for part, variants in spec["parts"].items():
         seen = said & {tag for variant in variants.values() for tag in variant["tags"]}
         agrees = lambda name: len(seen & set(variants[name]["tags"])) / len(seen | set(variants[name]["tags"]))
@@ -32,8 +35,10 @@ def edited_caption(
     said = [part.strip() for part in caption.split(",") if part.strip()]
     wish = [] if tag.startswith("no ") else [tag]
     face = face_of(said, style) if said and set(said) <= set(vocabulary(style)) else None
-    try: after = change(face, tag) if face else None
-    except PortraitError: after = None
+    try:
+        after = change(face, tag) if face else None
+    except PortraitError:
+        after = None
     if after is None:
         gone = _excluded(tag, style)
         return ", ".join(dict.fromkeys([*wish, *(t for t in said if t not in gone)]))

@@ -17,12 +17,24 @@ import torch
 from ..base.images import to_float
 from .captions import caption
 from .portrait_sets import in_parallel
-from .portraits import LENGTHS, Options, PortraitError, SPLITS, change, is_held_out, render, sample, table, tags
+from mmgen.data.portraits import (
+    LENGTHS,
+    SPLITS,
+    Options,
+    PortraitError,
+    change,
+    is_held_out,
+    render,
+    sample,
+    table,
+    tags,
+)
 
 # %% ../../nbs/data/edits.ipynb #454d81e6
 @dataclass(frozen=True)
 class Edit:
     "One wish: a face, the tag that shall be true, the face with the tag."
+
     seed: int
     kind: str  # see `KINDS`
     attribute: str  # of `portraits.attributes`: what the tag changes
@@ -76,7 +88,15 @@ def as_batch(
     return pictures("source"), texts("source"), texts("target"), pictures("target")
 
 # %% ../../nbs/data/edits.ipynb #e833291e
-NEIGHBOUR_OPTIONS = {"eyes": 4, "details": 4, "mouth": 1, "eyebrows": 1, "glasses": 1, "earrings": 1, "eyes_color": 1}  # name → weight
+NEIGHBOUR_OPTIONS = {
+    "eyes": 4,
+    "details": 4,
+    "mouth": 1,
+    "eyebrows": 1,
+    "glasses": 1,
+    "earrings": 1,
+    "eyes_color": 1,
+}  # name → weight
 
 
 def _choices(name, style):
@@ -94,10 +114,16 @@ def twins(
     "For each variant of a part the one that looks most like it, on four plain faces of 64 pixels; None: without the part."
     variants, spec = _choices(part, style), table(style)
     faces = [sample(seed, style).replace(**dict.fromkeys(spec["optional"])) for seed in range(4)]
-    looks = np.stack([[render(face.replace(**{part: variant}), 64).astype(float) for face in faces] for variant in variants])
+    looks = np.stack(
+        [[render(face.replace(**{part: variant}), 64).astype(float) for face in faces] for variant in variants]
+    )
     apart = [np.square(looks - look).sum((1, 2, 3, 4)) for look in looks]
-    return {variant: min((other for other in variants if other != variant), key=lambda other: apart[i][variants.index(other)])
-            for i, variant in enumerate(variants)}
+    return {
+        variant: min(
+            (other for other in variants if other != variant), key=lambda other: apart[i][variants.index(other)]
+        )
+        for i, variant in enumerate(variants)
+    }
 
 
 def neighbour(
@@ -131,7 +157,10 @@ def neighbours(
     return np.stack(in_parallel(_rendered, [(make, seed, style, size) for seed in which], workers))
 
 # %% ../../nbs/data/edits.ipynb #c0de0012
-LOOKS, PERSON = ("hair_color", "eyes_color", "hair", "glasses", "earrings"), ("eyes", "mouth", "eyebrows", "details", "skin")
+LOOKS, PERSON = (
+    ("hair_color", "eyes_color", "hair", "glasses", "earrings"),
+    ("eyes", "mouth", "eyebrows", "details", "skin"),
+)
 
 
 def disguise(

@@ -9,26 +9,82 @@ __all__ = ['IMAGE_SUFFIXES', 'CAPTION_SUFFIXES', 'split_folders', 'read_folder',
 import math
 import re
 import warnings
-from collections import Counter
 from pathlib import Path
 
 from PIL import Image as PILImage
 
 from .caption_tables import ImageNames, fits, read_json, read_text, table_entries, why_no_table
-from .caption_text import (TEXT_COLUMNS, First, SourceError, SourceNotice, clean_tag, clean_text, is_sentence, one_tag, parted_by_spaces,
-                                     read_caption, read_entry, read_tags, spaced, tags_at_spaces)
+from mmgen.data.caption_text import (
+    TEXT_COLUMNS,
+    First,
+    SourceError,
+    SourceNotice,
+    clean_tag,
+    clean_text,
+    is_sentence,
+    one_tag,
+    parted_by_spaces,
+    read_caption,
+    read_entry,
+    read_tags,
+    tags_at_spaces,
+)
 from .images import image_formats, printable
 
 # %% ../../nbs/data/folders.ipynb #56f49c02
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".heif", ".hif", ".jxl", ".gif", ".bmp",
-                  ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".webp",
+    ".avif",
+    ".heic",
+    ".heif",
+    ".hif",
+    ".jxl",
+    ".gif",
+    ".bmp",
+    ".tif",
+    ".tiff",
+)
 CAPTION_SUFFIXES = (".txt", ".caption", ".json")
-_NOT_READ = {suffix: "no image format that is read" for suffix in (  # pictures and films that people have beside images
-    ".psd", ".svg", ".ico", ".tga", ".jp2", ".j2k", ".exr", ".hdr", ".eps", ".pdf", ".raw", ".dng", ".cr2",
-    ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".clip", ".kra", ".xcf")}
+_NOT_READ = {
+    suffix: "no image format that is read"
+    for suffix in (  # pictures and films that people have beside images
+        ".psd",
+        ".svg",
+        ".ico",
+        ".tga",
+        ".jp2",
+        ".j2k",
+        ".exr",
+        ".hdr",
+        ".eps",
+        ".pdf",
+        ".raw",
+        ".dng",
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".orf",
+        ".rw2",
+        ".raf",
+        ".clip",
+        ".kra",
+        ".xcf",
+    )
+}
 _NOT_READ |= {suffix: "a film" for suffix in (".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v", ".ugoira")}
-_NEEDS = {".heic": "pip install pillow-heif", ".heif": "pip install pillow-heif", ".hif": "pip install pillow-heif",
-          ".jxl": "pip install pillow-jxl-plugin", ".avif": "pip install -U pillow"}
+_NEEDS = {
+    ".heic": "pip install pillow-heif",
+    ".heif": "pip install pillow-heif",
+    ".hif": "pip install pillow-heif",
+    ".jxl": "pip install pillow-jxl-plugin",
+    ".avif": "pip install -U pillow",
+}
 _MASK = r"(?:alpha[ _-]?)?masks?|masklabels?|alphas?|condlabels?|cond|conditioning(?:[ _-](?:images?|data))?"
 
 # %% ../../nbs/data/folders.ipynb #7ac731a8
@@ -36,10 +92,16 @@ def _files(
     folder: Path,
 ) -> list[Path]:
     "Everything below a folder, sorted, but hidden files and folders; links to folders are not followed."
-    found = [p for p in folder.rglob("*") if not any(part.startswith((".", "__MACOSX")) for part in p.relative_to(folder).parts)]
+    found = [
+        p
+        for p in folder.rglob("*")
+        if not any(part.startswith((".", "__MACOSX")) for part in p.relative_to(folder).parts)
+    ]
     linked = sorted(p for p in found if not p.suffix and p.is_symlink() and p.is_dir())
     if linked:
-        _notice(f"{linked[0]} is a link to a folder, and links are not followed; name {linked[0].resolve()}, or move it here.")
+        _notice(
+            f"{linked[0]} is a link to a folder, and links are not followed; name {linked[0].resolve()}, or move it here."
+        )
     return sorted(found)
 
 
@@ -48,8 +110,10 @@ def _why_not(
 ) -> str | None:
     "Why a file with the name of a picture is not read; None where it is, or is no picture."
     suffix = file.suffix.lower()
-    if suffix in _NOT_READ: return None if file.is_dir() else _NOT_READ[suffix]
-    if suffix not in IMAGE_SUFFIXES: return None
+    if suffix in _NOT_READ:
+        return None if file.is_dir() else _NOT_READ[suffix]
+    if suffix not in IMAGE_SUFFIXES:
+        return None
     if not file.is_file():
         return "a folder" if file.is_dir() else "a link to nothing" if file.is_symlink() else "not a file"
     kinds = image_formats()
@@ -64,13 +128,17 @@ def _images(
     found = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not _why_not(p)]
     strange = next((p for p in found if not _is_unicode(str(p))), None)
     if strange:
-        raise SourceError(f"The file name {ascii(strange.name)} in {ascii(str(strange.parent))} is not in UTF-8; rename it (an archive from another system?).")
+        raise SourceError(
+            f"The file name {ascii(strange.name)} in {ascii(str(strange.parent))} is not in UTF-8; rename it (an archive from another system?)."
+        )
     return found
 
 
 def _is_unicode(name: str) -> bool:
-    try: return bool(name.encode())
-    except UnicodeEncodeError: return False
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _masks(
@@ -82,7 +150,8 @@ def _masks(
     for p in images:
         mark = re.fullmatch(rf"(.+?)[-_. ](?:{_MASK})", p.stem, re.IGNORECASE)
         inside = any(re.fullmatch(_MASK, part, re.IGNORECASE) for part in p.relative_to(folder).parts[:-1])
-        if (inside or mark and p.with_name(mark[1]) in stems) and not _beside(p): found.add(p)
+        if (inside or mark and p.with_name(mark[1]) in stems) and not _beside(p):
+            found.add(p)
     return found
 
 
@@ -103,12 +172,16 @@ def _tell_left_out(
     "Pictures that are not read, with their number, names and why."
     why = {}
     for p in files:
-        if reason := _why_not(p): why.setdefault(reason, []).append(p)
+        if reason := _why_not(p):
+            why.setdefault(reason, []).append(p)
     parts = [f"{len(some)} ({_listed(some, folder)}): {reason}" for reason, some in why.items()]
-    if parts: _notice(f"Files in {folder} are left out: {'; '.join(parts)}.")
+    if parts:
+        _notice(f"Files in {folder} are left out: {'; '.join(parts)}.")
     if masks:
-        _notice(f"{len(masks)} masks or conditioning images in {folder} are left out: {_listed(sorted(masks), folder)}; "
-                      "one that shall be learned needs a caption beside it.")
+        _notice(
+            f"{len(masks)} masks or conditioning images in {folder} are left out: {_listed(sorted(masks), folder)}; "
+            "one that shall be learned needs a caption beside it."
+        )
 
 
 def split_folders(
@@ -119,13 +192,16 @@ def split_folders(
     within = {p: len(_pictures(p)) for p in sorted(folder.iterdir()) if p.name.lower() in names and p.is_dir()}
     within = {p: count for p, count in within.items() if count}
     parts = {p.name.lower(): p for p in within}
-    if not parts: return {"train": folder}
+    if not parts:
+        return {"train": folder}
     outside = len(_pictures(folder)) - sum(within.values())
     told = " and ".join(f"{count} images in {p.name}/" for p, count in within.items())
     if outside and "train" in parts:
         _notice(f"The folder {folder} has {told}; {outside} outside of these folders are left out.")
     elif outside:
-        raise SourceError(f"The folder {folder} has {told}, and {outside} outside of such folders: move those to train/, or give the others another name.")
+        raise SourceError(
+            f"The folder {folder} has {told}, and {outside} outside of such folders: move those to train/, or give the others another name."
+        )
     return parts
 
 
@@ -141,7 +217,8 @@ def _beside(
     "The caption file of an image, if any."
     for suffix in (*CAPTION_SUFFIXES, *map(str.upper, CAPTION_SUFFIXES)):
         for path in (image.with_suffix(suffix), image.with_name(image.name + suffix)):
-            if path.is_file(): return path
+            if path.is_file():
+                return path
     waifuc = image.with_name(f".{image.stem}_meta.json")
     return waifuc if waifuc.is_file() else None
 
@@ -156,7 +233,15 @@ def _class(
     return (int(found[1]), clean_tag(found[2])) if found else (1, "")
 
 # %% ../../nbs/data/folders.ipynb #a95eafac
-_TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "meta_lat.json", "meta_clean.json", "meta_cap_dd.json", "meta_cap.json")
+_TABLES = (
+    "metadata.jsonl",
+    "metadata.csv",
+    "metadata.parquet",
+    "meta_lat.json",
+    "meta_clean.json",
+    "meta_cap_dd.json",
+    "meta_cap.json",
+)
 
 
 def _table(
@@ -165,17 +250,27 @@ def _table(
 ) -> tuple[Path | None, list[Path]]:  # the table of a folder, if it has one; files that look like one and are none
     "The file that says something of all images."
     beside = {q for p in images for q in (p.with_suffix(".json"), p.with_name(p.name + ".json"))}
-    others = [p for p in sorted(folder.iterdir()) if p.suffix in (".json", ".jsonl", ".csv") and p not in beside and p.is_file()
-              and not p.name.startswith(".") and p.name not in ("metadata_cache.json", *_TABLES)]
+    others = [
+        p
+        for p in sorted(folder.iterdir())
+        if p.suffix in (".json", ".jsonl", ".csv")
+        and p not in beside
+        and p.is_file()
+        and not p.name.startswith(".")
+        and p.name not in ("metadata_cache.json", *_TABLES)
+    ]
     for name in _TABLES:
-        if (folder/name).is_file(): return folder/name, others
+        if (folder / name).is_file():
+            return folder / name, others
     for name in _TABLES[:3]:  # of a data set whose splits are folders
-        above = folder.parent/name
+        above = folder.parent / name
         if above.is_file() and any(names[0].startswith(f"{folder.name}/") for names, _ in table_entries(above)):
             return above, others
     found = [p for p in others if p.suffix != ".csv" and fits(p, images)]
     if len(found) > 1:
-        raise SourceError(f"The folder {folder} has {len(found)} tables, {', '.join(p.name for p in found)}; name one of them instead of the folder.")
+        raise SourceError(
+            f"The folder {folder} has {len(found)} tables, {', '.join(p.name for p in found)}; name one of them instead of the folder."
+        )
     return (found[0] if found else None), [p for p in others if p not in found]
 
 
@@ -186,21 +281,32 @@ def _from_table(
 ) -> dict:
     "Image → caption, as the table says."
     entries, known = table_entries(path), ImageNames(images, path.parent)
-    if path.parent == folder.parent != folder: entries = [(names, about) for names, about in entries if names[0].startswith(f"{folder.name}/")]
+    if path.parent == folder.parent != folder:
+        entries = [(names, about) for names, about in entries if names[0].startswith(f"{folder.name}/")]
     captions, missing = {}, []
     for names, entry in entries:
         file = known.find(names)
-        if file is None: missing.append(names[0])
+        if file is None:
+            missing.append(names[0])
         else:
-            try: captions.setdefault(file, read_entry(entry))
-            except SourceError as e: raise SourceError(f"{path.name}, {names[0]}: {e}") from e
-    if not captions: raise SourceError(f"{path.name} names {len(entries)} images, and none of them lies in {folder}"
-                                       + (f": {missing[0]}, for example, does not." if missing else "."))
+            try:
+                captions.setdefault(file, read_entry(entry))
+            except SourceError as e:
+                raise SourceError(f"{path.name}, {names[0]}: {e}") from e
+    if not captions:
+        raise SourceError(
+            f"{path.name} names {len(entries)} images, and none of them lies in {folder}"
+            + (f": {missing[0]}, for example, does not." if missing else ".")
+        )
     if missing:
-        _notice(f"{len(missing)} of {len(entries)} images that {path.name} names are not in {folder}: {missing[0]}, for example.")
+        _notice(
+            f"{len(missing)} of {len(entries)} images that {path.name} names are not in {folder}: {missing[0]}, for example."
+        )
     if len(captions) < len(images):
         left = next(p for p in images if p not in captions)
-        _notice(f"{len(images) - len(captions)} of {len(images)} images in {folder} are not named in {path.name} and are left out: {left.name}, for example.")
+        _notice(
+            f"{len(images) - len(captions)} of {len(images)} images in {folder} are not named in {path.name} and are left out: {left.name}, for example."
+        )
     return captions
 
 
@@ -219,29 +325,40 @@ def _from_files(
     captions, bare, unreadable, named = {}, [], [], 0
     for image in images:
         file = _beside(image)
-        try: text = read_text(file) if file else None
+        try:
+            text = read_text(file) if file else None
         except UnicodeDecodeError:
             unreadable.append(file)
             continue
         caption = read_caption(text) if file and file.suffix.lower() != ".json" else None
         if file and file.suffix.lower() == ".json":
             entry = read_json(file, text)
-            try: caption = _of_json(entry)
-            except SourceError as e: raise SourceError(f"{file}: {e}") from e
-        if caption is None and _class(image, folder)[1]: caption, named = [_class(image, folder)[1]], named + 1
-        if caption is None: bare.append(image)
-        else: captions[image] = caption
+            try:
+                caption = _of_json(entry)
+            except SourceError as e:
+                raise SourceError(f"{file}: {e}") from e
+        if caption is None and _class(image, folder)[1]:
+            caption, named = [_class(image, folder)[1]], named + 1
+        if caption is None:
+            bare.append(image)
+        else:
+            captions[image] = caption
     if unreadable:
-        raise SourceError(f"{len(unreadable)} of {len(images)} captions in {folder} are not in UTF-8: {unreadable[0].name}, for example; please save them so.")
+        raise SourceError(
+            f"{len(unreadable)} of {len(images)} captions in {folder} are not in UTF-8: {unreadable[0].name}, for example; please save them so."
+        )
     if bare:
-        raise SourceError(f"{len(bare)} of {len(images)} images in {folder} have no tags: for example, "
-                          f"{bare[0].relative_to(folder)} needs {bare[0].stem}.txt beside it (green hair, smile, ...).")
+        raise SourceError(
+            f"{len(bare)} of {len(images)} images in {folder} have no tags: for example, "
+            f"{bare[0].relative_to(folder)} needs {bare[0].stem}.txt beside it (green hair, smile, ...)."
+        )
     if named:
         _notice(f"{named} of {len(images)} images in {folder} have no caption and take their folder's name for one.")
     pictures = [p for p in files if p.suffix.lower() in (*IMAGE_SUFFIXES, *_NOT_READ)]
     stems = {p.with_suffix("") for p in pictures} | set(pictures)
     alone = [p for p in files if p.suffix in (".txt", ".caption") and p.with_suffix("") not in stems and p.is_file()]
-    if alone: _notice(f"{len(alone)} captions in {folder} have no image: {alone[0].name}, for example.")
+    if alone:
+        _notice(f"{len(alone)} captions in {folder} have no image: {alone[0].name}, for example.")
     return captions
 
 
@@ -249,8 +366,10 @@ def _of_json(
     entry,
 ):  # as of `read_entry`
     "The caption of a file of JSON beside an image: an entry, a list of tags, or a tagger's scores."
-    if isinstance(entry, list): return read_tags(entry)
-    if not isinstance(entry, dict): return None
+    if isinstance(entry, list):
+        return read_tags(entry)
+    if not isinstance(entry, dict):
+        return None
     scores = entry and all(type(value) is float and 0 <= value <= 1 for value in entry.values())
     return read_tags(entry) if scores else read_entry(entry)
 
@@ -260,58 +379,84 @@ def read_folder(
     table: str | Path | None = None,  # the file with all captions; default: the folder's own, if it has one
 ) -> "datasets.Dataset":  # columns image, tags or text, and repeats where folders' names give different ones
     "A folder of images as a data set; SourceError where captions are missing or unreadable."
-    from datasets import Dataset, Features, Image as ImageFeature, List, Value
+    from datasets import Dataset, Features, List, Value
+    from datasets import Image as ImageFeature
+
     folder = Path(folder)
-    try: files = _files(folder) if folder.is_dir() else None
+    try:
+        files = _files(folder) if folder.is_dir() else None
     except (OSError, ValueError) as e:
         raise SourceError(f"The folder {str(folder)[:200]} cannot be read: {getattr(e, 'strerror', None) or e}.") from e
-    if files is None: raise SourceError(f"There is no folder {str(folder)[:200]}.")
+    if files is None:
+        raise SourceError(f"There is no folder {str(folder)[:200]}.")
     images = _images(files)
     others = []
-    if table: table = Path(table)
-    else: table, others = _table(folder, images)
+    if table:
+        table = Path(table)
+    else:
+        table, others = _table(folder, images)
     masks = set() if table else _masks(folder, images)
     images = [p for p in images if p not in masks]
     _tell_left_out(folder, files, masks)
-    if not images: raise SourceError(f"The folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
+    if not images:
+        raise SourceError(f"The folder {folder} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
     if others:
-        _notice(f"Not read in {folder}: " + "; ".join(f"{p.name} ({'captions are taken from ' + table.name if table else why_no_table(p, images)})" for p in others[:5])
-                       + (f"; and {len(others) - 5} more." if len(others) > 5 else "."))
+        _notice(
+            f"Not read in {folder}: "
+            + "; ".join(
+                f"{p.name} ({'captions are taken from ' + table.name if table else why_no_table(p, images)})"
+                for p in others[:5]
+            )
+            + (f"; and {len(others) - 5} more." if len(others) > 5 else ".")
+        )
     found = _from_table(table, folder, images) if table else _from_files(folder, files, images)
     images, captions = list(found), [caption or "" for caption in found.values()]
     empty = sum(not caption for caption in captions)
-    if empty == len(captions): raise SourceError(f"All {empty} captions in {folder} are empty.")
+    if empty == len(captions):
+        raise SourceError(f"All {empty} captions in {folder} are empty.")
     if empty:
         _notice(f"{empty} of {len(captions)} captions in {folder} are empty; these images are learned without a text.")
     several = [p for p, caption in zip(images, captions) if isinstance(caption, First)]
     if several:
-        _notice(f"{len(several)} of {len(captions)} images in {folder} have several captions; the first is taken: {several[0].name}, for example.")
+        _notice(
+            f"{len(several)} of {len(captions)} images in {folder} have several captions; the first is taken: {several[0].name}, for example."
+        )
     texts = [c for c in captions if isinstance(c, str) and c]
-    if parted_by_spaces(texts): captions, texts = [tags_at_spaces(c) if isinstance(c, str) else c for c in captions], []
-    if 2*sum(isinstance(c, First) or is_sentence(c) for c in texts) > len(captions) - empty:
+    if parted_by_spaces(texts):
+        captions, texts = [tags_at_spaces(c) if isinstance(c, str) else c for c in captions], []
+    if 2 * sum(isinstance(c, First) or is_sentence(c) for c in texts) > len(captions) - empty:
         captions = {"text": [clean_text(c) if isinstance(c, str) else ", ".join(c) for c in captions]}
-    else: captions = {"tags": [read_tags(c) for c in captions]}
+    else:
+        captions = {"tags": [read_tags(c) for c in captions]}
     kind = Value("string") if "text" in captions else List(Value("string"))
     columns = {"image": [str(p) for p in images]} | captions
     features = {"image": ImageFeature(), next(iter(captions)): kind}
     repeats = [_class(p, folder)[0] for p in images]
     if len(set(repeats)) > 1:
-        columns["repeats"], features["repeats"] = [n//math.gcd(*repeats) for n in repeats], Value("int64")
+        columns["repeats"], features["repeats"] = [n // math.gcd(*repeats) for n in repeats], Value("int64")
     return Dataset.from_dict(columns, Features(features))
 
 # %% ../../nbs/data/folders.ipynb #baa4c412
 def _of_words(dataset, name: str):
     "The data set with strings, or lists of strings, in a column: numbers are written out, classes named, nulls left out of lists."
     from datasets import ClassLabel, List, Value
+
     feature = dataset.features[name]
     inner = getattr(feature, "feature", feature)
     column = dataset.data.column(name)
     holes = hasattr(feature, "feature") and any(chunk.flatten().null_count for chunk in column.chunks)
-    if inner in (Value("string"), Value("large_string")) and not holes: return dataset
+    if inner in (Value("string"), Value("large_string")) and not holes:
+        return dataset
     word = (lambda value: inner.int2str(value)) if isinstance(inner, ClassLabel) else one_tag
     if not hasattr(feature, "feature"):
         return _replaced(dataset, name, name, [None if v is None else word(v) for v in dataset[name]], Value("string"))
-    return _replaced(dataset, name, name, [None if row is None else [word(v) for v in row if v is not None] for row in dataset[name]], List(Value("string")))
+    return _replaced(
+        dataset,
+        name,
+        name,
+        [None if row is None else [word(v) for v in row if v is not None] for row in dataset[name]],
+        List(Value("string")),
+    )
 
 
 def _replaced(dataset, name: str, new: str, values: list, kind):
@@ -325,20 +470,30 @@ def with_captions(
 ):  # with tags (lists of str) or text (str); unchanged where it has neither
     "The data set with its captions under the names that everything here reads."
     from datasets import List, Value
+
     name = next((name for name in ("tags", *TEXT_COLUMNS) if name in dataset.column_names), None)
-    if name is None: return dataset
+    if name is None:
+        return dataset
     new = "tags" if name == "tags" else "text"
-    try: dataset = _of_words(dataset, name)
-    except SourceError as e: raise SourceError(f"The column {name} of the data set {data} cannot be used: {e}") from e
+    try:
+        dataset = _of_words(dataset, name)
+    except SourceError as e:
+        raise SourceError(f"The column {name} of the data set {data} cannot be used: {e}") from e
     is_list = not isinstance(dataset.features[name], Value)
     none = dataset.data.column(name).null_count
-    if none: _notice(f"{none} rows of the data set {data} have no {name}; these images are learned without a text.")
-    elif name != new: _notice(f"The data set {data} has no tags or text; its {name} is taken for the text.")
-    if not none and is_list == (new == "tags"): return dataset if name == new else dataset.rename_column(name, new)
+    if none:
+        _notice(f"{none} rows of the data set {data} have no {name}; these images are learned without a text.")
+    elif name != new:
+        _notice(f"The data set {data} has no tags or text; its {name} is taken for the text.")
+    if not none and is_list == (new == "tags"):
+        return dataset if name == new else dataset.rename_column(name, new)
     values = dataset[name]
-    if new == "tags": values, kind = [read_tags(value) for value in values], List(Value("string"))
+    if new == "tags":
+        values, kind = [read_tags(value) for value in values], List(Value("string"))
     else:
         if is_list:
-            _notice(f"The data set {data} has up to {max(len(value or ()) for value in values)} texts for an image in {name}; the first is taken.")
+            _notice(
+                f"The data set {data} has up to {max(len(value or ()) for value in values)} texts for an image in {name}; the first is taken."
+            )
         values, kind = [str(value[0] if is_list else value) if value else "" for value in values], Value("string")
     return _replaced(dataset, name, new, values, kind)

@@ -45,15 +45,23 @@ class ImageNotice(UserWarning):
 
 
 _PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}  # module → function that registers it
-_KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"),
-          (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"))
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
 _HEADS = (  # what files begin with that Pillow alone does not read
-    (rb"....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)",
-     "a HEIC image, for which Pillow needs a plug-in: pip install pillow-heif"),
+    (
+        rb"....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)",
+        "a HEIC image, for which Pillow needs a plug-in: pip install pillow-heif",
+    ),
     (rb"....ftypavi[fs]", "an AVIF image, which this version of Pillow does not read: pip install -U pillow"),
     (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL image, for which Pillow needs a plug-in: pip install pillow-jxl-plugin"),
     (rb"version https://git-lfs", "a pointer of Git LFS in place of the image: git lfs pull fetches it"),
-    (rb"\s*<", "a web page, an SVG drawing or another text; save the image itself"))
+    (rb"\s*<", "a web page, an SVG drawing or another text; save the image itself"),
+)
 
 
 @functools.cache
@@ -61,15 +69,19 @@ def image_formats() -> list[str]:
     "All that Pillow and its installed plug-ins read but PostScript, which Pillow hands to another program."
     Image.init()
     for module, register in _PLUGINS.items():
-        try: plugin = importlib.import_module(module)
-        except ImportError: continue
-        if register: getattr(plugin, register)()
+        try:
+            plugin = importlib.import_module(module)
+        except ImportError:
+            continue
+        if register:
+            getattr(plugin, register)()
     return [kind for kind in Image.ID if kind != "EPS"]
 
 
 def _named(source) -> str:
     "How an image is called in a sentence."
-    if not isinstance(source, (str, Path)): return "The image"
+    if not isinstance(source, (str, Path)):
+        return "The image"
     name = os.path.basename(os.fspath(source).rstrip("/")) or str(source)
     return f"The image {name[:100]}"
 
@@ -79,10 +91,12 @@ def _check_path(
 ):
     "ImageError where a path leads to no file."
     text, name = os.fspath(path), _named(path)
-    if not text.strip(): raise ImageError("The path of the image is empty.", "no file")
+    if not text.strip():
+        raise ImageError("The path of the image is empty.", "no file")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|data:", text):
         raise ImageError(f"{text[:60]} is an address, and images are read from files: download it first.", "no file")
-    try: found = os.stat(path)
+    try:
+        found = os.stat(path)
     except FileNotFoundError as e:
         if os.path.islink(path):
             raise ImageError(f"{name} is a link to {os.readlink(path)!r}, which does not exist.", "no file") from e
@@ -90,36 +104,52 @@ def _check_path(
     except (OSError, ValueError) as e:  # ValueError: a character that no path has
         raise ImageError(f"{name} cannot be opened: {getattr(e, 'strerror', None) or e}.", "no file") from e
     kind = next((kind for is_kind, kind in _KINDS if is_kind(found.st_mode)), None)
-    if kind: raise ImageError(f"{name} cannot be opened: it is {kind}, not a file.", "no file")
-    if not found.st_size: raise ImageError(f"{name} is empty (0 bytes).", "not an image")
+    if kind:
+        raise ImageError(f"{name} cannot be opened: it is {kind}, not a file.", "no file")
+    if not found.st_size:
+        raise ImageError(f"{name} is empty (0 bytes).", "not an image")
 
 
 def _opened(
     source,  # as for `read_image`
 ) -> Image.Image:  # not decoded yet
     "An image of any source; ImageError where the source is none."
-    if isinstance(source, Image.Image): return source
+    if isinstance(source, Image.Image):
+        return source
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or not (source.ndim == 2 or source.ndim == 3 and source.shape[2] in (3, 4)) or not source.size:
-            raise ImageError(f"The image is an array of {source.dtype} of shape {source.shape}; uint8 of shape (H, W, 3) is needed.")
+        if (
+            source.dtype != np.uint8
+            or not (source.ndim == 2 or source.ndim == 3 and source.shape[2] in (3, 4))
+            or not source.size
+        ):
+            raise ImageError(
+                f"The image is an array of {source.dtype} of shape {source.shape}; uint8 of shape (H, W, 3) is needed."
+            )
         return Image.fromarray(source)
-    if isinstance(source, (str, Path)): _check_path(source)
+    if isinstance(source, (str, Path)):
+        _check_path(source)
     elif isinstance(source, (bytes, bytearray, memoryview)):
-        if not len(source): raise ImageError("The image is empty (0 bytes).", "not an image")
+        if not len(source):
+            raise ImageError("The image is empty (0 bytes).", "not an image")
         source = io.BytesIO(source)
     elif isinstance(source, io.TextIOBase):
         raise ImageError("The image is a file that is open as text; open it with mode 'rb'.")
     elif not callable(getattr(source, "read", None)):
-        raise ImageError(f"The image is of the type {type(source).__name__}; it must be a path, the bytes of a file, an open file, "
-                         "a PIL image or a uint8 array (H, W, 3).", "not an image")
+        raise ImageError(
+            f"The image is of the type {type(source).__name__}; it must be a path, the bytes of a file, an open file, "
+            "a PIL image or a uint8 array (H, W, 3).",
+            "not an image",
+        )
     return Image.open(source, formats=image_formats())
 
 
 def _head(source) -> bytes:
     "The first bytes of a source that Pillow does not know."
     if isinstance(source, (str, Path)):
-        with open(source, "rb") as file: return file.read(32)
-    if isinstance(source, (bytes, bytearray, memoryview)): return bytes(source[:32])
+        with open(source, "rb") as file:
+            return file.read(32)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source[:32])
     source.seek(0)
     return source.read(32)
 
@@ -137,12 +167,20 @@ def _transform(
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile)) if profile else ImageCms.createProfile("LAB")
         space = source.profile.xcolor_space if profile else "Lab "
-        if _SPACES.get(space) != mode.removesuffix("A"): return f"it is for {space.strip()} images"
-        change = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGBA" if mode == "RGBA" else "RGB",
-                                         ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION)
+        if _SPACES.get(space) != mode.removesuffix("A"):
+            return f"it is for {space.strip()} images"
+        change = ImageCms.buildTransform(
+            source,
+            ImageCms.createProfile("sRGB"),
+            mode,
+            "RGBA" if mode == "RGBA" else "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
     except Exception as e:  # ImageCms raises PyCMSError, OSError, ValueError, ... on damaged profiles
         return f"it is damaged ({(str(e).splitlines() or [type(e).__name__])[0].rstrip('.')})"
-    if mode not in ("RGB", "RGBA"): return change
+    if mode not in ("RGB", "RGBA"):
+        return change
     levels = np.linspace(0, 255, 9).round().astype(np.uint8)
     cube = Image.fromarray(np.stack(np.meshgrid(levels, levels, levels), -1).reshape(27, 27, 3)).convert(mode)
     worst = np.abs(np.asarray(change.apply(cube), int) - np.asarray(cube, int)).max()
@@ -153,23 +191,31 @@ def _in_srgb(
     image: Image.Image,  # RGB, RGBA, L, CMYK or LAB
     profile: bytes,  # ICC; empty: none
     grey: bool,  # whether all channels are the same
-    square: Callable | None = None,  # makes the image smaller before its colours are converted, unless it is transparent
+    square: Callable
+    | None = None,  # makes the image smaller before its colours are converted, unless it is transparent
 ) -> tuple[Image.Image, str]:  # RGB or RGBA; why the profile was not used, "" where it was or there is none
     "The colours of an image in sRGB."
     plain = lambda: image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
-    if image.mode == "LAB": profile = b""
-    elif not profile: return plain(), ""
+    if image.mode == "LAB":
+        profile = b""
+    elif not profile:
+        return plain(), ""
     elif grey and profile[16:20] == b"GRAY":
         change = _transform(profile, "L")
-        if isinstance(change, str): return plain(), change
+        if isinstance(change, str):
+            return plain(), change
         done = image.getchannel(0)
         done = change.apply(square(done) if square and image.mode != "RGBA" else done)
-        if image.mode == "RGBA": done.putalpha(image.getchannel("A"))
+        if image.mode == "RGBA":
+            done.putalpha(image.getchannel("A"))
         return done, ""
-    if image.mode == "L": image = image.convert("RGB")
+    if image.mode == "L":
+        image = image.convert("RGB")
     change = _transform(profile, image.mode)
-    if isinstance(change, str): return plain(), change
-    if change is None: return plain(), ""
+    if isinstance(change, str):
+        return plain(), change
+    if change is None:
+        return plain(), ""
     return change.apply(square(image) if square and image.mode != "RGBA" else image), ""
 
 # %% ../../nbs/data/images.ipynb #f3a3f70e
@@ -183,11 +229,14 @@ def _rgb(
         values = np.array(image, np.float32)  # a copy, changed in place: a small file may hold many pixels
         np.nan_to_num(values, copy=False)
         top = 1.0 if image.mode == "F" and values.max() <= 1 else 255.0 if values.max() <= 255 else 65535.0
-        if image.mode.startswith("I;16"): top = 65535.0
-        np.multiply(values.clip(0, top, out=values), 255/top, out=values)
+        if image.mode.startswith("I;16"):
+            top = 65535.0
+        np.multiply(values.clip(0, top, out=values), 255 / top, out=values)
         image = Image.fromarray(values.round(out=values).astype(np.uint8))
-    elif image.has_transparency_data: image = image.convert("RGBA")
-    elif image.mode not in ("RGB", "L", "CMYK", "LAB"): image = image.convert("RGB")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+    elif image.mode not in ("RGB", "L", "CMYK", "LAB"):
+        image = image.convert("RGB")
     image, problem = _in_srgb(image, profile if isinstance(profile, bytes) else b"", grey, square)
     if image.mode == "RGBA":
         white = Image.new("RGBA", image.size, "white")
@@ -196,8 +245,15 @@ def _rgb(
     return image, problem
 
 
-_TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE",
-          6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 def _upright(
@@ -205,8 +261,10 @@ def _upright(
 ) -> Image.Image:
     "As its EXIF orientation says; `ImageOps.exif_transpose` writes EXIF anew and fails on fields of a wrong type."
     image.load()
-    try: turn = _TURNS.get(image.getexif().get(0x0112))
-    except Exception: turn = None  # EXIF that cannot be read says nothing
+    try:
+        turn = _TURNS.get(image.getexif().get(0x0112))
+    except Exception:
+        turn = None  # EXIF that cannot be read says nothing
     return image.transpose(Image.Transpose[turn]) if turn else image
 
 
@@ -214,14 +272,20 @@ def _check_limit(
     max_pixels: float,
 ):
     "ImageError where no number of pixels is below it."
-    if not isinstance(max_pixels, (int, float, np.number)) or isinstance(max_pixels, bool) or not 1 <= max_pixels <= 1e12:
+    if (
+        not isinstance(max_pixels, (int, float, np.number))
+        or isinstance(max_pixels, bool)
+        or not 1 <= max_pixels <= 1e12
+    ):
         raise ImageError(f"max_pixels is {_short(max_pixels)}; it must be a number of pixels, from 1 to 1e12.")
 
 
 def _short(value) -> str:
     "Any value in a sentence."
-    try: return " ".join(repr(value).split())[:60]
-    except ValueError: return "a number of thousands of digits"
+    try:
+        return " ".join(repr(value).split())[:60]
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _read(
@@ -232,24 +296,32 @@ def _read(
 ) -> tuple[Image.Image, str]:  # RGB; why its colour profile was not used, or ""
     "`read_image` without a warning."
     _check_limit(max_pixels)
-    name, limit = _named(source), f"at most {max_pixels/1e6:g} million pixels are read"
+    name, limit = _named(source), f"at most {max_pixels / 1e6:g} million pixels are read"
     try:
         image = _opened(source)
-        if image.width*image.height > max_pixels:
+        if image.width * image.height > max_pixels:
             raise ImageError(f"{name} has {image.width} × {image.height} pixels; {limit}.")
-        if not image.width*image.height:
+        if not image.width * image.height:
             raise ImageError(f"{name} has {image.width} × {image.height} pixels, so there is nothing to see.")
-        if least: image.draft(None, (least, least))
+        if least:
+            image.draft(None, (least, least))
         return _rgb(_upright(image), square)
-    except ImageError: raise
-    except Image.DecompressionBombError as e: raise ImageError(f"{name} is far too large; {limit}.") from e
-    except PermissionError as e: raise ImageError(f"{name} cannot be opened: {e.strerror}.", "no file") from e
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as e:
+        raise ImageError(f"{name} is far too large; {limit}.") from e
+    except PermissionError as e:
+        raise ImageError(f"{name} cannot be opened: {e.strerror}.", "no file") from e
     except UnidentifiedImageError as e:
-        kind = next((kind for head, kind in _HEADS if re.match(head, _head(source), re.DOTALL)),
-                    "not in an image format that Pillow reads")
+        kind = next(
+            (kind for head, kind in _HEADS if re.match(head, _head(source), re.DOTALL)),
+            "not in an image format that Pillow reads",
+        )
         raise ImageError(f"{name} is {kind}.", "not an image") from e
     except Exception as e:  # decoders raise OSError, SyntaxError, ValueError, ... on damaged files
-        raise ImageError(f"{name} is damaged or truncated: {(str(e).splitlines() or [type(e).__name__])[0].rstrip('.')}.") from e
+        raise ImageError(
+            f"{name} is damaged or truncated: {(str(e).splitlines() or [type(e).__name__])[0].rstrip('.')}."
+        ) from e
 
 
 def _warn(
@@ -257,7 +329,11 @@ def _warn(
 ):
     "The text names no image, so that Python says it once for many."
     if problem:
-        warnings.warn(f"The colour profile of an image is not used: {problem}; its colours are taken for sRGB.", ImageNotice, stacklevel=3)
+        warnings.warn(
+            f"The colour profile of an image is not used: {problem}; its colours are taken for sRGB.",
+            ImageNotice,
+            stacklevel=3,
+        )
 
 
 def read_image(
@@ -272,7 +348,7 @@ def read_image(
 
 # %% ../../nbs/data/images.ipynb #037466aa
 FITS = ("crop", "pad", "top")  # the centre square; the whole image, on white; the upper square
-MUCH = 1/3  # share of the area above which a crop is told
+MUCH = 1 / 3  # share of the area above which a crop is told
 
 
 def square_box(
@@ -282,7 +358,7 @@ def square_box(
 ) -> tuple[float, float, float, float]:  # left, top, right, bottom
     "The square part of an image that is kept."
     side = min(width, height)
-    x, y = (width - side)/2, 0 if fit == "top" else (height - side)/2
+    x, y = (width - side) / 2, 0 if fit == "top" else (height - side) / 2
     return x, y, x + side, y + side
 
 
@@ -292,7 +368,7 @@ def padded_size(
     size: int,  # of the square, pixels
 ) -> tuple[int, int]:
     "Width and height at which the whole image fits into a square; at least 1."
-    return tuple(max(1, round(side*size/max(width, height))) for side in (width, height))
+    return tuple(max(1, round(side * size / max(width, height))) for side in (width, height))
 
 
 def cut_share(
@@ -301,7 +377,7 @@ def cut_share(
     fit: str = "crop",
 ) -> float:
     "The share of an image's area that its square leaves out."
-    return 0.0 if fit == "pad" else 1 - min(width, height)/max(width, height)
+    return 0.0 if fit == "pad" else 1 - min(width, height) / max(width, height)
 
 
 def _square(
@@ -310,11 +386,13 @@ def _square(
     fit: str,
 ) -> Image.Image:
     "The image as a square, resized with antialiasing."
-    if image.size == (size, size): return image
-    if fit != "pad": return image.resize((size, size), Image.Resampling.LANCZOS, box=square_box(*image.size, fit))
+    if image.size == (size, size):
+        return image
+    if fit != "pad":
+        return image.resize((size, size), Image.Resampling.LANCZOS, box=square_box(*image.size, fit))
     small = image.resize(padded_size(*image.size, size), Image.Resampling.LANCZOS)
     square = Image.new(image.mode, (size, size), (0, 0, 0, 0) if image.mode == "CMYK" else "white")
-    square.paste(small, ((size - small.width)//2, (size - small.height)//2))
+    square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
     return square
 
 
@@ -327,10 +405,13 @@ def _check_square(
     _check_limit(max_pixels)
     if not isinstance(fit, str) or fit not in FITS:
         raise ImageError(f"fit is {_short(fit)}; it must be one of {', '.join(FITS)}.")
-    if size is None: return
+    if size is None:
+        return
     if isinstance(size, (bool, np.bool_)) or not isinstance(size, (int, np.integer)):
-        raise ImageError(f"size is {_short(size)}; it must be a whole number of pixels, or None for the image as it is.")
-    if not 1 <= size or int(size)**2 > max_pixels:
+        raise ImageError(
+            f"size is {_short(size)}; it must be a whole number of pixels, or None for the image as it is."
+        )
+    if not 1 <= size or int(size) ** 2 > max_pixels:
         raise ImageError(f"size is {_short(size)}; it must be from 1 to {int(max_pixels**0.5)} pixels.")
 
 
@@ -347,13 +428,15 @@ def decode_image(
 
     def square(image):
         nonlocal cut
-        if not size or image.size == (size, size): return image
+        if not size or image.size == (size, size):
+            return image
         cut = cut_share(*image.size, fit)
         return _square(image, int(size), fit)
 
     image, problem = _read(source, max_pixels, square=square)
     image = square(image)
-    if out is None: return np.array(image), cut, problem
+    if out is None:
+        return np.array(image), cut, problem
     out[:] = np.asarray(image)
     return out, cut, problem
 
@@ -371,9 +454,12 @@ def open_image(
         image, cut, problem = decode_image(source, size, fit, max_pixels, out)
     _warn(problem)
     if cut > MUCH and fit == "crop":
-        warnings.warn(f"{_named(source)} is far from square, and fit=crop leaves out {cut:.0%} of it; "
-                      "fit=pad keeps all of it, fit=top its upper part.",
-                      ImageNotice, stacklevel=2)
+        warnings.warn(
+            f"{_named(source)} is far from square, and fit=crop leaves out {cut:.0%} of it; "
+            "fit=pad keeps all of it, fit=top its upper part.",
+            ImageNotice,
+            stacklevel=2,
+        )
     return image
 
 
@@ -384,10 +470,17 @@ def tell_of_many(
     "What people should know of a data set's images, in a line for each kind."
     problems = [problem for _, problem in found if problem]
     if problems:
-        warnings.warn(f"The colour profiles of {len(problems)} of {len(found)} images are not used (of the first: {problems[0]}); "
-                      "their colours are taken for sRGB.", ImageNotice, stacklevel=3)
-    cut = sum(share for share, _ in found)/max(1, len(found))
+        warnings.warn(
+            f"The colour profiles of {len(problems)} of {len(found)} images are not used (of the first: {problems[0]}); "
+            "their colours are taken for sRGB.",
+            ImageNotice,
+            stacklevel=3,
+        )
+    cut = sum(share for share, _ in found) / max(1, len(found))
     if cut > MUCH and fit == "crop":
-        warnings.warn(f"fit=crop leaves out {cut:.0%} of the images' area, on average of {len(found)} images; "
-                      "fit=pad keeps all of it, fit=top the upper part.",
-                      ImageNotice, stacklevel=3)
+        warnings.warn(
+            f"fit=crop leaves out {cut:.0%} of the images' area, on average of {len(found)} images; "
+            "fit=pad keeps all of it, fit=top the upper part.",
+            ImageNotice,
+            stacklevel=3,
+        )

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from .shard_columns import ShardColumn, ShardImages
-from .shards import Shards, ShardBusy, ShardError, ShardWriter, write_manifest
 from ..base.files import repo_root, sha256
+from .shard_columns import ShardColumn, ShardImages
+from .shards import ShardBusy, ShardError, Shards, ShardWriter, write_manifest
 
 # %% ../../nbs/data/latents.ipynb #ecf03e23
 KIND = "mmgen latents"
@@ -38,27 +38,37 @@ def write_latents(
     "Latents of all images, in their order; made unless they are there."
     key = {"images": images.fingerprint, "weights": weights, "dtype": "float16"}
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    folder, split = (Path(root) if root else repo_root()/"data"/"cache")/f"latents-{digest}", images.cache.shards.split
-    if found := _finished(folder, split): return found
+    folder, split = (
+        (Path(root) if root else repo_root() / "data" / "cache") / f"latents-{digest}",
+        images.cache.shards.split,
+    )
+    if found := _finished(folder, split):
+        return found
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     file_of = np.array([k for k, _ in images.cache.shards.where])[images.of]
     parts = [np.flatnonzero(file_of == k) for k in np.unique(file_of)]
-    files = [folder/f"{split}-{i:05d}.parquet" for i in range(len(parts))]
+    files = [folder / f"{split}-{i:05d}.parquet" for i in range(len(parts))]
     for i in range(rank, len(parts), world):
         while not _facts(files[i], key):
-            try: _write_file(images, encode, key, folder, split, i, parts[i], group_rows)
-            except ShardBusy: time.sleep(1)  # another run with the same data: it does our work
+            try:
+                _write_file(images, encode, key, folder, split, i, parts[i], group_rows)
+            except ShardBusy:
+                time.sleep(1)  # another run with the same data: it does our work
     _wait(lambda: all(_facts(file, key) for file in files), folder)
-    if rank == 0: _complete(images, key, folder, split, files)
+    if rank == 0:
+        _complete(images, key, folder, split, files)
     return _wait(lambda: _finished(folder, split, quiet=True), folder)
 
 
 def _finished(folder, split, quiet=False):
     "The shards, if they are complete; what is damaged is told."
-    if not (folder/"manifest.json").is_file(): return None
-    try: return Shards(folder, split, KIND)
+    if not (folder / "manifest.json").is_file():
+        return None
+    try:
+        return Shards(folder, split, KIND)
     except ShardError as e:
-        if not quiet: warnings.warn(f"Latents are made again: {e}")
+        if not quiet:
+            warnings.warn(f"Latents are made again: {e}")
         return None
 
 
@@ -69,14 +79,19 @@ def _wait(done, folder):
         time.sleep(0.2)
         if time.monotonic() > said + 60:
             said = time.monotonic()
-            print(f"{said - start:.0f} s of waiting for latents of other processes in {folder}, which must be the same folder on all machines.", flush=True)
+            print(
+                f"{said - start:.0f} s of waiting for latents of other processes in {folder}, which must be the same folder on all machines.",
+                flush=True,
+            )
     return found
 
 
 def _facts(file, key):
     "What a file says of itself, if it is whole and for this key."
-    try: facts = json.loads(pq.read_metadata(file).metadata[b"mmgen.latents"])
-    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError): return None
+    try:
+        facts = json.loads(pq.read_metadata(file).metadata[b"mmgen.latents"])
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return None
     return facts if facts["key"] == key else None
 
 
@@ -84,13 +99,17 @@ def _encoded(images, encode, rows, group_rows):
     "Row numbers, latents, and the same in float16, group by group."
     images.keep(8)
     for at in range(0, len(rows), group_rows):
-        some = rows[at:at + group_rows]
+        some = rows[at : at + group_rows]
         pixels = images[some]
-        if at + group_rows < len(rows): images.ahead(rows[at + group_rows:at + 3*group_rows])
+        if at + group_rows < len(rows):
+            images.ahead(rows[at + group_rows : at + 3 * group_rows])
         exact = encode(pixels).float().cpu().numpy()
-        with np.errstate(over="ignore"): half = exact.astype(np.float16)
+        with np.errstate(over="ignore"):
+            half = exact.astype(np.float16)
         if not np.isfinite(half).all():
-            raise ShardError(f"Latents of the rows {some[0]} to {some[-1]} are not finite in float16: the autoencoder's values reach {np.abs(exact).max():g}.")
+            raise ShardError(
+                f"Latents of the rows {some[0]} to {some[-1]} are not finite in float16: the autoencoder's values reach {np.abs(exact).max():g}."
+            )
         yield images.rows[some], exact, half
 
 
@@ -100,15 +119,22 @@ def _write_file(images, encode, key, folder, split, number, rows, group_rows):
     first = next(blocks)
     shape = list(first[2].shape[1:])
     sums = {"n": 0, "sum": np.zeros(shape[0]), "squares": np.zeros(shape[0]), "rounding": np.zeros(shape[0])}
-    kind = pa.list_(pa.field("element", pa.float16(), nullable=False), int(np.prod(shape)))  # without nulls it is read faster
+    kind = pa.list_(
+        pa.field("element", pa.float16(), nullable=False), int(np.prod(shape))
+    )  # without nulls it is read faster
     schema = pa.schema([pa.field("latent", kind, nullable=False), ("row", pa.int64())])
     with ShardWriter(folder, split, schema, float("inf"), group_rows, first=number) as writer:
         for names, exact, half in chain([first], blocks):
-            writer.add({"latent": pa.FixedSizeListArray.from_arrays(pa.array(half.reshape(-1)), type=kind), "row": names})
+            writer.add(
+                {"latent": pa.FixedSizeListArray.from_arrays(pa.array(half.reshape(-1)), type=kind), "row": names}
+            )
             z = half.astype(np.float64)
-            for name, value in (("sum", z), ("squares", z**2), ("rounding", (z - exact)**2)): sums[name] += value.sum((0, 2, 3))
-            sums["n"] += len(z)*z[0, 0].size
-        facts = {"key": key, "shape": shape} | {name: value if name == "n" else value.tolist() for name, value in sums.items()}
+            for name, value in (("sum", z), ("squares", z**2), ("rounding", (z - exact) ** 2)):
+                sums[name] += value.sum((0, 2, 3))
+            sums["n"] += len(z) * z[0, 0].size
+        facts = {"key": key, "shape": shape} | {
+            name: value if name == "n" else value.tolist() for name, value in sums.items()
+        }
         writer.note({"mmgen.latents": json.dumps(facts)})
 
 
@@ -119,15 +145,32 @@ def _complete(images, key, folder, split, files):
     total, squares, rounding = (np.sum([f[name] for f in facts], axis=0) for name in ("sum", "squares", "rounding"))
     channels = len(total)
     scale = {}
-    for name, count, s, q in (("channel", n, total, squares), ("scalar", n*channels, total.sum(keepdims=True), squares.sum(keepdims=True))):
-        mean = s/count
-        scale[name] = {"mean": mean.tolist(), "std": np.sqrt((q - count*mean**2)/max(count - 1, 1)).tolist()}
+    for name, count, s, q in (
+        ("channel", n, total, squares),
+        ("scalar", n * channels, total.sum(keepdims=True), squares.sum(keepdims=True)),
+    ):
+        mean = s / count
+        scale[name] = {"mean": mean.tolist(), "std": np.sqrt((q - count * mean**2) / max(count - 1, 1)).tolist()}
     scalar = scale["scalar"]["std"][0]
-    scale |= {"scale_factor": 1/scalar, "rounding": float(np.sqrt(rounding.sum()/(n*channels))/scalar)}
-    entries = [{"file": file.name, "rows": pq.read_metadata(file).num_rows, "bytes": file.stat().st_size, "sha256": sha256(file)} for file in files]
-    source = sha256(images.cache.shards.folder/"manifest.json")
-    write_manifest(folder, {split: entries}, ["latent", "row"], {**key, "image_manifest": source, "size": images.size}, kind=KIND,
-                   latents={"shape": facts[0]["shape"], **scale})
+    scale |= {"scale_factor": 1 / scalar, "rounding": float(np.sqrt(rounding.sum() / (n * channels)) / scalar)}
+    entries = [
+        {
+            "file": file.name,
+            "rows": pq.read_metadata(file).num_rows,
+            "bytes": file.stat().st_size,
+            "sha256": sha256(file),
+        }
+        for file in files
+    ]
+    source = sha256(images.cache.shards.folder / "manifest.json")
+    write_manifest(
+        folder,
+        {split: entries},
+        ["latent", "row"],
+        {**key, "image_manifest": source, "size": images.size},
+        kind=KIND,
+        latents={"shape": facts[0]["shape"], **scale},
+    )
 
 # %% ../../nbs/data/latents.ipynb #18acd86d
 class LatentColumn(ShardColumn):

@@ -6,152 +6,225 @@
 __all__ = ['SPLIT_NAMES', 'load_source', 'Threads', 'ImageColumn', 'to_arrays', 'content_sha256']
 
 # %% ../../nbs/data/loading.ipynb #3ccd5a14
-import glob, hashlib, json, os
+import glob
+import hashlib
+import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from torch.utils.data import get_worker_info
 
-from .folders import SourceError, read_folder, split_folders, with_captions
-from .images import ImageError, decode_image, open_image, read_image, tell_of_many
 from ..base.files import found_path
+from .caption_text import SourceError
+from .folders import read_folder, split_folders, with_captions
+from .images import ImageError, decode_image, tell_of_many
 
 # %% ../../nbs/data/loading.ipynb #48158476
 SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
+
 def _checked(dataset, data: str):
     "The data set with its images as such, or what is missing"
     from datasets import Image as ImageFeature
+
     dataset = with_captions(dataset, data)
     if "image" not in dataset.column_names or not {"tags", "text"} & set(dataset.column_names):
-        raise SourceError(f"The data set {data} has the columns {', '.join(dataset.column_names)}; it needs "
-                          "image, and tags or text (datasets.Dataset.rename_column renames).")
-    if isinstance(dataset.features["image"], ImageFeature): return dataset
-    try: return dataset.cast_column("image", ImageFeature())
-    except Exception as e: # pyarrow's and datasets' own
-        raise SourceError(f"The column image of the data set {data} holds no images: {str(e).splitlines()[0].rstrip('.')}.") from e
+        raise SourceError(
+            f"The data set {data} has the columns {', '.join(dataset.column_names)}; it needs "
+            "image, and tags or text (datasets.Dataset.rename_column renames)."
+        )
+    if isinstance(dataset.features["image"], ImageFeature):
+        return dataset
+    try:
+        return dataset.cast_column("image", ImageFeature())
+    except Exception as e:  # pyarrow's and datasets' own
+        raise SourceError(
+            f"The column image of the data set {data} holds no images: {str(e).splitlines()[0].rstrip('.')}."
+        ) from e
+
 
 def _held_out(dataset, split: str, seed: int):
     "The part 90 : 5 : 5 of a data set that has one split, at least two rows in each of the last two (of fewer than 20 rows, one)"
     n = len(dataset)
-    k = max(2 if n >= 20 else 1, n//20)
-    if n < 3: raise SourceError(f"A data set of {n} rows cannot be cut into train, validation and test.")
+    k = max(2 if n >= 20 else 1, n // 20)
+    if n < 3:
+        raise SourceError(f"A data set of {n} rows cannot be cut into train, validation and test.")
     order = np.random.default_rng(seed).permutation(n)
-    return dataset.select({"train": order[2*k:], "validation": order[:k], "test": order[k:2*k]}[split])
+    return dataset.select({"train": order[2 * k :], "validation": order[:k], "test": order[k : 2 * k]}[split])
+
 
 def _holds_shards(folder: Path) -> bool:
     "Whether a folder is one of shards, finished or not; another program's manifest.json makes it none"
-    if not (folder/"manifest.json").is_file(): return any(folder.glob("train-*.parquet"))
-    try: manifest = json.loads((folder/"manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError): return True
+    if not (folder / "manifest.json").is_file():
+        return any(folder.glob("train-*.parquet"))
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return True
     return isinstance(manifest, dict) and str(manifest.get("kind")).startswith("mmgen")
 
-def load_source(data: str, # "portraits", "portraits:lorelei", a folder (of images, or of shards), its table of captions, a .parquet file or a name for `datasets.load_dataset`
-                split: str = "train", # "train", "validation" or "test"
-                size: int = 64, # side of the rendered portraits; others keep theirs until `to_arrays`
-                images: int | None = None, # how many; None: all (10 000 portraits)
-                seed: int = 0 # of the shuffle
-                ): # a `datasets.Dataset` with the columns image, and tags or text; of shards `ShardRows`
+
+def load_source(
+    data: str,  # "portraits", "portraits:lorelei", a folder (of images, or of shards), its table of captions, a .parquet file or a name for `datasets.load_dataset`
+    split: str = "train",  # "train", "validation" or "test"
+    size: int = 64,  # side of the rendered portraits; others keep theirs until `to_arrays`
+    images: int | None = None,  # how many; None: all (10 000 portraits)
+    seed: int = 0,  # of the shuffle
+):  # a `datasets.Dataset` with the columns image, and tags or text; of shards `ShardRows`
     "A data set by name"
     from datasets import Dataset, load_dataset, load_from_disk
-    if images is not None and images < 1: raise SourceError(f"images is {images}; it must be at least 1.")
+
+    if images is not None and images < 1:
+        raise SourceError(f"images is {images}; it must be at least 1.")
     if data.partition(":")[0] == "portraits":
         from mmgen.data import portrait_sets
-        return portrait_sets.dataset(images or 10_000, split=split, size=size, style=data.partition(":")[2] or "adventurer")
+
+        return portrait_sets.dataset(
+            images or 10_000, split=split, size=size, style=data.partition(":")[2] or "adventurer"
+        )
     if split not in SPLIT_NAMES:
         raise SourceError(f"There is no split {split!r}; choose from {', '.join(SPLIT_NAMES)}.")
-    try: path = found_path(data)
-    except (OSError, ValueError, RuntimeError) as e: # too long, or with a character that no name has; no such home folder
-        raise SourceError(f"{ascii(data)[:100]} cannot be the name of a data set: {getattr(e, 'strerror', None) or e}.") from e
+    try:
+        path = found_path(data)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as e:  # too long, or with a character that no name has; no such home folder
+        raise SourceError(
+            f"{ascii(data)[:100]} cannot be the name of a data set: {getattr(e, 'strerror', None) or e}."
+        ) from e
     if _holds_shards(path):
         from mmgen.data.shard_columns import ShardRows
         from mmgen.data.shards import Shards
+
         return ShardRows(Shards(path, split), images, seed)
     if path.suffix == ".parquet":
-        if not path.is_file(): raise SourceError(f"The file {data} does not exist.")
-        try: found = {"train": Dataset.from_parquet(glob.escape(str(path)))}
-        except Exception as e: # pyarrow's and datasets' own
+        if not path.is_file():
+            raise SourceError(f"The file {data} does not exist.")
+        try:
+            found = {"train": Dataset.from_parquet(glob.escape(str(path)))}
+        except Exception as e:  # pyarrow's and datasets' own
             raise SourceError(f"The file {data} cannot be read as Parquet: {str(e).splitlines()[0]}.") from e
-    elif (path/"dataset_dict.json").is_file(): found = load_from_disk(str(path))
-    elif (path/"dataset_info.json").is_file(): found = {"train": load_from_disk(str(path))}
-    elif path.suffix in (".json", ".jsonl", ".csv") and path.is_file(): found = {"train": read_folder(path.parent, path)}
+    elif (path / "dataset_dict.json").is_file():
+        found = load_from_disk(str(path))
+    elif (path / "dataset_info.json").is_file():
+        found = {"train": load_from_disk(str(path))}
+    elif path.suffix in (".json", ".jsonl", ".csv") and path.is_file():
+        found = {"train": read_folder(path.parent, path)}
     elif path.is_dir():
         parts = split_folders(path, sum(SPLIT_NAMES.values(), ()))
         found = {name: read_folder(p) for name, p in parts.items()}
     else:
-        try: found = load_dataset(data)
-        except Exception as e: # offline, unknown, private, ...: datasets has an exception for each
-            raise SourceError(f"{data!r} is neither portraits, nor a folder or .parquet file here, and the "
-                              f"Hugging Face hub gave no such data set ({type(e).__name__}).") from e
+        try:
+            found = load_dataset(data)
+        except Exception as e:  # offline, unknown, private, ...: datasets has an exception for each
+            raise SourceError(
+                f"{data!r} is neither portraits, nor a folder or .parquet file here, and the "
+                f"Hugging Face hub gave no such data set ({type(e).__name__})."
+            ) from e
     names = [name for name in SPLIT_NAMES[split] if name in found]
-    if names: chosen = _checked(found[names[0]], data).shuffle(seed=seed)
+    if names:
+        chosen = _checked(found[names[0]], data).shuffle(seed=seed)
     elif len(found) > 1:
         raise SourceError(f"The data set {data} has no {split} split; it has {', '.join(found)}.")
-    if len(found) == 1: chosen = _held_out(_checked(next(iter(found.values())), data), split, seed)
+    if len(found) == 1:
+        chosen = _held_out(_checked(next(iter(found.values())), data), split, seed)
     if "repeats" in chosen.column_names:
         rows, chosen = np.repeat(np.arange(len(chosen)), chosen["repeats"]), chosen.remove_columns("repeats")
-        if split == "train": chosen = chosen.select(np.random.default_rng(seed).permutation(rows))
+        if split == "train":
+            chosen = chosen.select(np.random.default_rng(seed).permutation(rows))
     return chosen.select(range(min(images or len(chosen), len(chosen))))
 
 # %% ../../nbs/data/loading.ipynb #d7ab7cc3
 class Threads:
     "A pool of threads, made anew in each process: one for each core, but one in each worker of a `DataLoader`"
-    def __init__(self): self.own = 0, None
 
-    def __getstate__(self): return {"own": (0, None)}
+    def __init__(self):
+        self.own = 0, None
+
+    def __getstate__(self):
+        return {"own": (0, None)}
 
     def map(self, function, jobs) -> list:
         "What `function` makes of each job"
-        if self.own[0] != os.getpid(): self.own = os.getpid(), ThreadPoolExecutor(1 if get_worker_info() else os.cpu_count())
+        if self.own[0] != os.getpid():
+            self.own = os.getpid(), ThreadPoolExecutor(1 if get_worker_info() else os.cpu_count())
         return list(self.own[1].map(function, jobs))
+
 
 class ImageColumn:
     "A data set's images as an array that is decoded when indexed"
+
     def __init__(self, dataset, size: int, fit: str = "crop"):
         from datasets import Image as ImageFeature
-        self.rows, self.size, self.fit, self.threads = dataset.cast_column("image", ImageFeature(decode=False)), size, fit, Threads()
-        self.told = None # a list: what is to be told of each image that is decoded
 
-    def __len__(self): return len(self.rows)
+        self.rows, self.size, self.fit, self.threads = (
+            dataset.cast_column("image", ImageFeature(decode=False)),
+            size,
+            fit,
+            Threads(),
+        )
+        self.told = None  # a list: what is to be told of each image that is decoded
 
-    def __getitem__(self, rows) -> np.ndarray: # uint8 (len(rows), size, size, 3)
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, rows) -> np.ndarray:  # uint8 (len(rows), size, size, 3)
         names = range(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows).tolist()
+
         def one(job):
             row, name = job
-            if not row or not (row["bytes"] or row["path"]): raise ImageError(f"Row {name} has no image.", "no file")
-            try: image, *about = decode_image(row["bytes"] or row["path"], self.size, self.fit)
-            except ImageError as e: raise ImageError(f"Row {name}: {e}") from e
-            if self.told is not None: self.told.append(about)
+            if not row or not (row["bytes"] or row["path"]):
+                raise ImageError(f"Row {name} has no image.", "no file")
+            try:
+                image, *about = decode_image(row["bytes"] or row["path"], self.size, self.fit)
+            except ImageError as e:
+                raise ImageError(f"Row {name}: {e}") from e
+            if self.told is not None:
+                self.told.append(about)
             return image
+
         stored = self.rows[rows if isinstance(rows, slice) else names]["image"]
         return np.stack(self.threads.map(one, zip(stored, names)))
 
-def to_arrays(dataset, # of `load_source`: image, and tags or text
-              size: int, # side of the square images
-              limit: float = 4e9, # bytes of pixels; more are not kept in memory but decoded when indexed
-              fit: str = "crop" # how an image becomes a square: crop, pad or top, see `open_image`
-              ) -> tuple: # uint8 (N, size, size, 3), an array or a column; tags (lists of str) or texts
+
+def to_arrays(
+    dataset,  # of `load_source`: image, and tags or text
+    size: int,  # side of the square images
+    limit: float = 4e9,  # bytes of pixels; more are not kept in memory but decoded when indexed
+    fit: str = "crop",  # how an image becomes a square: crop, pad or top, see `open_image`
+) -> tuple:  # uint8 (N, size, size, 3), an array or a column; tags (lists of str) or texts
     "A whole data set in memory, or as much of it as fits"
     words = dataset["tags" if "tags" in dataset.column_names else "text"]
     column = dataset.images(size, fit) if hasattr(dataset, "images") else ImageColumn(dataset, size, fit)
-    if not hasattr(dataset, "images"): words = list(words)
+    if not hasattr(dataset, "images"):
+        words = list(words)
     column.told, step = [], 256
-    if 3*size*size*len(column) > limit:
-        column[np.unique(np.linspace(0, len(column) - 1, step).astype(int))] # some are looked at, for what is to be told
+    if 3 * size * size * len(column) > limit:
+        column[
+            np.unique(np.linspace(0, len(column) - 1, step).astype(int))
+        ]  # some are looked at, for what is to be told
         images = column
     else:
         images = np.empty((len(column), size, size, 3), np.uint8)
-        for at in range(0, len(column), step): images[at:at + step] = column[at:at + step]
+        for at in range(0, len(column), step):
+            images[at : at + step] = column[at : at + step]
     tell_of_many(column.told, fit)
     column.told = None
     return images, words
 
-def content_sha256(images, # uint8 (N, H, W, 3), or a column
-                   tags: list = () # of each image
-                   ) -> str:
+
+def content_sha256(
+    images,  # uint8 (N, H, W, 3), or a column
+    tags: list = (),  # of each image
+) -> str:
     "The sha256 of all pixels and tags, in their order; of shards that of their files' hashes"
-    if hasattr(images, "fingerprint"): return images.fingerprint
+    if hasattr(images, "fingerprint"):
+        return images.fingerprint
     digest = hashlib.sha256(json.dumps([list(tags), list(images[range(1)].shape[1:])]).encode())
-    for at in range(0, len(images), 1000): digest.update(np.ascontiguousarray(images[range(at, min(at + 1000, len(images)))]))
+    for at in range(0, len(images), 1000):
+        digest.update(np.ascontiguousarray(images[range(at, min(at + 1000, len(images)))]))
     return digest.hexdigest()

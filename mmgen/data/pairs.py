@@ -11,13 +11,14 @@ import random
 
 import numpy as np
 
-from .captions import caption
-from .edits import KINDS, neighbours
-from .loading import SourceError, load_source, to_arrays
-from .images import decode_image, tell_of_many
-from .portraits import Options, PortraitError, change, is_held_out, sample, tags, vocabulary
-from .edited_captions import wish_between
 from ..base.files import found_path
+from .caption_text import SourceError
+from .captions import caption
+from .edited_captions import wish_between
+from .edits import KINDS, neighbours
+from .images import decode_image, tell_of_many
+from .loading import load_source, to_arrays
+from .portraits import Options, PortraitError, change, is_held_out, sample, tags, vocabulary
 
 # %% ../../nbs/data/pairs.ipynb #3d56ebce
 def wished(
@@ -30,8 +31,10 @@ def wished(
         after = face
         for _ in range(rng.choice((1, 1, 1, 2))):
             wish = rng.choice(KINDS[rng.choice(list(KINDS))][1] if rng.random() < 0.75 else vocabulary(style))
-            try: after = change(after, wish)
-            except PortraitError: pass  # this face cannot show it
+            try:
+                after = change(after, wish)
+            except PortraitError:
+                pass  # this face cannot show it
         if after != face and (is_held_out(face) or not is_held_out(after)):
             return after
 
@@ -42,13 +45,22 @@ def load_pairs(
     size: int = 64,  # pixels
     seed: int = 0,  # of the order of a data set
     fit: str = "crop",  # how an image becomes a square, see `open_image`
-) -> tuple[np.ndarray, np.ndarray, list[str], list[str] | None]:  # images, edited ones, both uint8 (N, size, size, 3); wishes, there and back
+) -> tuple[
+    np.ndarray, np.ndarray, list[str], list[str] | None
+]:  # images, edited ones, both uint8 (N, size, size, 3); wishes, there and back
     "Pairs for training; SourceError where the data are none."
     if data == "portraits":
         rows = load_source(data, "train", size, n, seed)
         images, texts = to_arrays(rows, size)
-        before, after = ([caption(some) for some in found] for found in (texts, [tags(wished(s)) for s in rows["seed"]]))
-        return images, neighbours(rows["seed"], size, make=wished), [*map(wish_between, before, after)], [*map(wish_between, after, before)]
+        before, after = (
+            [caption(some) for some in found] for found in (texts, [tags(wished(s)) for s in rows["seed"]])
+        )
+        return (
+            images,
+            neighbours(rows["seed"], size, make=wished),
+            [*map(wish_between, before, after)],
+            [*map(wish_between, after, before)],
+        )
     rows = open_pairs(data).shuffle(seed=seed)
     rows = rows.select(range(min(n, len(rows))))
     found = {name: [decode_image(x, size, fit) for x in rows[name]] for name in ("input_image", "edited_image")}
@@ -62,13 +74,24 @@ def open_pairs(
 ):  # a `datasets.Dataset`
     "The training split of a set of pairs."
     from datasets import Dataset, load_dataset, load_from_disk
+
     path = found_path(data)
-    try: found = Dataset.from_parquet(glob.escape(str(path))) if data.endswith(".parquet") else load_from_disk(path) if path.is_dir() else load_dataset(data)
+    try:
+        found = (
+            Dataset.from_parquet(glob.escape(str(path)))
+            if data.endswith(".parquet")
+            else load_from_disk(path)
+            if path.is_dir()
+            else load_dataset(data)
+        )
     except Exception as e:  # datasets has one for each reason
         raise SourceError(f"{data!r} cannot be opened as a set of pairs: {str(e).splitlines()[0]}") from e
-    if isinstance(found, dict): found = found["train" if "train" in found else next(iter(found))]
+    if isinstance(found, dict):
+        found = found["train" if "train" in found else next(iter(found))]
     missing = [name for name in ("input_image", "edit_prompt", "edited_image") if name not in found.column_names]
     if missing:
-        raise SourceError(f"The set of pairs {data} lacks the columns {', '.join(missing)}; it has {', '.join(found.column_names)}. "
-                          "Data of images and tags are no pairs: instructions are learnt from portraits, or from columns named as diffusers names them.")
+        raise SourceError(
+            f"The set of pairs {data} lacks the columns {', '.join(missing)}; it has {', '.join(found.column_names)}. "
+            "Data of images and tags are no pairs: instructions are learnt from portraits, or from columns named as diffusers names them."
+        )
     return found

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
-from .portraits import held_out, members, png, sample, seeds, table, tags
 from ..base.files import atomic_write, repo_root, sha256
+from .portraits import held_out, members, png, sample, seeds, table, tags
 
 # %% ../../nbs/data/portrait_sets.ipynb #fd1ca695
 def in_parallel(
@@ -33,15 +33,22 @@ def in_parallel(
     workers = min(workers or os.cpu_count() or 1, max(1, len(jobs) // least))
     if workers == 1:
         return [function(job) for job in jobs]
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent) as pool, _hidden_main():
+    with (
+        ProcessPoolExecutor(
+            workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
+        ) as pool,
+        _hidden_main(),
+    ):
         return list(pool.map(function, jobs, chunksize=min(128, -(-len(jobs) // (4 * workers)))))
 
 
 def _end_with_parent():
     "A worker whose parent was killed ends too."
+
     def wait():
         multiprocessing.parent_process().join()
         os._exit(1)
+
     threading.Thread(target=wait, daemon=True).start()
 
 
@@ -75,19 +82,33 @@ def write_parquet(
     import pyarrow.parquet as pq
     from datasets import Features, List, Value
     from datasets import Image as ImageFeature
+
     path, rows = Path(path), in_parallel(_row, [(seed, style, size) for seed in which], workers)
     features = Features({"image": ImageFeature(), "tags": List(Value("string")), "seed": Value("int64")})
-    columns = {"image": [{"bytes": image, "path": None} for image, _ in rows], "tags": [t for _, t in rows], "seed": which}
+    columns = {
+        "image": [{"bytes": image, "path": None} for image, _ in rows],
+        "tags": [t for _, t in rows],
+        "seed": which,
+    }
     arrow = pa.Table.from_pydict(columns, schema=features.arrow_schema)
     spec = hashlib.sha256(json.dumps(which).encode()).hexdigest()
-    manifest = {"file": path.name, "sha256": None, "count": len(which), "style": style, "size": size,
-                "first_seed": which[0], "last_seed": which[-1], "seeds_sha256": spec}
+    manifest = {
+        "file": path.name,
+        "sha256": None,
+        "count": len(which),
+        "style": style,
+        "size": size,
+        "first_seed": which[0],
+        "last_seed": which[-1],
+        "seeds_sha256": spec,
+    }
 
     def write(temporary):
         pq.write_table(arrow, temporary, row_group_size=1000)
         manifest["sha256"] = sha256(temporary)
         # before the file has its name: whoever finds the file finds its manifest, in another process too
         atomic_write(path.with_suffix(".json"), json.dumps(manifest, indent=1))
+
     atomic_write(path, write)
     return manifest
 
@@ -103,14 +124,18 @@ def dataset(
 ):
     "A `datasets.Dataset` of portraits (image, tags, seed), rendered once and kept as Parquet; a damaged file is rendered again."
     from datasets import Dataset
+
     folder = Path(root) if root is not None else repo_root() / "data" / "portraits"
     # tables and renderer are part of the name: portraits of older ones are not taken for new ones
     made_by = [version(name) for name in ("dicebear-core", "dicebear-styles", "resvg-py")]
-    stamp = hashlib.sha256(json.dumps([[table(s) for s in members(style)], sorted(map(sorted, held_out())), made_by]).encode())
+    stamp = hashlib.sha256(
+        json.dumps([[table(s) for s in members(style)], sorted(map(sorted, held_out())), made_by]).encode()
+    )
     path = folder / f"{style}-{split}-{size}px-{start}+{n}-{stamp.hexdigest()[:8]}.parquet"
     there = path.exists()
     if not (there and _is_whole(path)):
-        if there: warnings.warn(f"{path.name} is not what its manifest says and is rendered again.")
+        if there:
+            warnings.warn(f"{path.name} is not what its manifest says and is rendered again.")
         write_parquet(path, seeds(n, split, style, start), style, size, workers)
     return Dataset.from_parquet(glob.escape(str(path)), cache_dir=str(folder / "cache"))
 

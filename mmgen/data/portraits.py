@@ -65,15 +65,21 @@ def table(
     known = _json(MIXTURE)["styles"]
     if style not in known:
         close = difflib.get_close_matches(style, ["adventurer", "lorelei", MIXTURE, *known], 1)
-        raise PortraitError(f"There is no portrait style {style!r}; "
-                            + (f"did you mean {close[0]!r}?" if close else f"choose from adventurer, lorelei, {MIXTURE}, "
-                               + ", ".join(known) + "."))
+        raise PortraitError(
+            f"There is no portrait style {style!r}; "
+            + (
+                f"did you mean {close[0]!r}?"
+                if close
+                else f"choose from adventurer, lorelei, {MIXTURE}, " + ", ".join(known) + "."
+            )
+        )
     return _generic_table(style)
 
 # %% ../../nbs/data/portraits.ipynb #fbc1f234
 @dataclass(frozen=True)
 class Options:
     "Every part and named colour of one face; an optional part that is absent is None."
+
     style: str
     parts: tuple[tuple[str, str | None], ...]
     colors: tuple[tuple[str, str], ...]
@@ -83,8 +89,11 @@ class Options:
         for key, value in (*self.parts, *self.colors):
             if key == name:
                 return value
-        raise PortraitError(f"The style {self.style!r} has no option {name!r}; it has "
-                            + ", ".join(k for k, _ in (*self.parts, *self.colors)) + ".")
+        raise PortraitError(
+            f"The style {self.style!r} has no option {name!r}; it has "
+            + ", ".join(k for k, _ in (*self.parts, *self.colors))
+            + "."
+        )
 
     def replace(self, **changes: str | None) -> "Options":
         "The same face with some options changed."
@@ -199,6 +208,7 @@ def attributes(options: Options) -> dict[str, str | None]:
 @lru_cache(maxsize=None)
 def _dicebear(style):
     from dicebear import Style
+
     return Style(_style_json(style))
 
 
@@ -207,8 +217,11 @@ def _color_options(style):
     "Our colour slots → the option names of the DiceBear style."
     rules, names = _json(MIXTURE), _style_json(style)["colors"]
     wanted = {"hair_color": rules["hair color"], "skin": rules["skin color"], "eyes_color": ["eyes"]}
-    return {slot: next(f"{n}Color" for n in candidates if n in names)
-            for slot, candidates in wanted.items() if slot in table(style)["colors"]}
+    return {
+        slot: next(f"{n}Color" for n in candidates if n in names)
+        for slot, candidates in wanted.items()
+        if slot in table(style)["colors"]
+    }
 
 
 def png(
@@ -218,6 +231,7 @@ def png(
     "The face as PNG bytes (RGBA, opaque, white behind)."
     import resvg_py
     from dicebear import Avatar
+
     spec, given = table(options.style), {"seed": "mmgen"}
     for part, variant in options.parts:
         if part in spec["optional"]:
@@ -262,8 +276,10 @@ def check_tag(tag: str, style: str = "adventurer") -> None:
     "PortraitError, with the closest tag, for one that `change` does not understand."
     if tag not in vocabulary(style):
         close = difflib.get_close_matches(tag, vocabulary(style), 1)
-        raise PortraitError(f"The renderer cannot express the tag {tag!r} in the style {style!r}"
-                            + (f"; the closest tag is {close[0]!r}." if close else "."))
+        raise PortraitError(
+            f"The renderer cannot express the tag {tag!r} in the style {style!r}"
+            + (f"; the closest tag is {close[0]!r}." if close else ".")
+        )
 
 
 def change(
@@ -276,13 +292,18 @@ def change(
     for slot, names in spec["colors"].items():
         if tag in names:
             if slot in _hidden(options):
-                raise PortraitError(f"This face cannot show {tag!r}: its {slot.replace('_', ' ')} is covered or absent.")
+                raise PortraitError(
+                    f"This face cannot show {tag!r}: its {slot.replace('_', ' ')} is covered or absent."
+                )
             return options.replace(**{slot: tag})
     for part in spec["optional"]:
         removable = {t for v in spec["parts"][part].values() for t in v["tags"]}
         if tag.startswith("no ") and tag[3:] in removable:
-            return options if options[part] is None or tag[3:] not in spec["parts"][part][options[part]]["tags"] \
+            return (
+                options
+                if options[part] is None or tag[3:] not in spec["parts"][part][options[part]]["tags"]
                 else options.replace(**{part: None})
+            )
     for part, current in options.parts:
         variants = spec["parts"][part]
         carriers = [v for v in variants if tag in variants[v]["tags"]]

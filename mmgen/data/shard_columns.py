@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .loading import Threads
 from .images import ImageError, decode_image
-from .shards import Shards, ShardError
+from .loading import Threads
+from .shards import ShardError, Shards
 
 # %% ../../nbs/data/shard_columns.ipynb #0557ba22
 class GroupCache:
@@ -35,22 +35,37 @@ class GroupCache:
     ):
         self.shards, self.column, self.keep, self.own = shards, column, keep, None
 
-    def __getstate__(self): return vars(self) | {"own": None}
+    def __getstate__(self):
+        return vars(self) | {"own": None}
 
     def _own(self):
         "This process's open files, kept groups, lock and reading thread."
         if self.own is None or self.own[0] != os.getpid():
-            self.own = os.getpid(), {}, OrderedDict(), threading.Lock(), ThreadPoolExecutor(1, thread_name_prefix="shards")
+            self.own = (
+                os.getpid(),
+                {},
+                OrderedDict(),
+                threading.Lock(),
+                ThreadPoolExecutor(1, thread_name_prefix="shards"),
+            )
         return self.own[1:]
 
     def _read(self, group, files):
         k, at = self.shards.where[group]
         name = self.shards.entries[k]["file"]
         if k not in files:
-            if len(files) >= 8: files.pop(next(iter(files))).close(force=True)
-            files[k] = pq.ParquetFile(self.shards.folder/name, metadata=self.shards.files[k], page_checksum_verification=True, pre_buffer=False)
-        try: array = files[k].read_row_group(at, columns=[self.column], use_threads=False).column(0).combine_chunks()
-        except (OSError, pa.ArrowException) as e: raise self.shards._damaged(name, e) from e
+            if len(files) >= 8:
+                files.pop(next(iter(files))).close(force=True)
+            files[k] = pq.ParquetFile(
+                self.shards.folder / name,
+                metadata=self.shards.files[k],
+                page_checksum_verification=True,
+                pre_buffer=False,
+            )
+        try:
+            array = files[k].read_row_group(at, columns=[self.column], use_threads=False).column(0).combine_chunks()
+        except (OSError, pa.ArrowException) as e:
+            raise self.shards._damaged(name, e) from e
         return array.field(0) if pa.types.is_struct(array.type) else array
 
     def ahead(
@@ -61,11 +76,13 @@ class GroupCache:
         files, kept, lock, reader = self._own()
         futures = []
         with lock:
-            for group in list(groups)[:self.keep]:
-                if group not in kept: kept[group] = reader.submit(self._read, group, files)
+            for group in list(groups)[: self.keep]:
+                if group not in kept:
+                    kept[group] = reader.submit(self._read, group, files)
                 kept.move_to_end(group)
                 futures.append(kept[group])
-            while len(kept) > self.keep: kept.popitem(last=False)
+            while len(kept) > self.keep:
+                kept.popitem(last=False)
         return futures
 
     def __getitem__(self, group: int) -> pa.Array:
@@ -89,7 +106,8 @@ class ShardColumn:
         self.at = self.rows - (ends - shards.groups)[self.of]  # and the place in it
         self.groups = np.unique(self.of, return_counts=True)[1]  # how many rows of each row group, for `Batches`
 
-    def __len__(self): return len(self.rows)
+    def __len__(self):
+        return len(self.rows)
 
     def keep(
         self,
@@ -136,7 +154,8 @@ class ShardImages(ShardColumn):
         "A hash of what the images are, from the manifest: nothing is read."
         which = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
         facts = [self.size, which, [(entry["rows"], entry["sha256"]) for entry in self.cache.shards.entries]]
-        if self.fit != "crop": facts.append(self.fit)
+        if self.fit != "crop":
+            facts.append(self.fit)
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def decode(self, rows):
@@ -148,10 +167,14 @@ class ShardImages(ShardColumn):
             for place in range(start, min(start + 4, len(of))):
                 value = groups[of[place]][at[place]]
                 try:
-                    if not value.is_valid: raise ImageError("There is no image.")
+                    if not value.is_valid:
+                        raise ImageError("There is no image.")
                     _, *about = decode_image(value.as_py(), self.size, self.fit, out=out[place])
-                    if self.told is not None: self.told.append(about)
-                except ImageError as e: raise ImageError(self._where(rows[place]) + str(e)) from e
+                    if self.told is not None:
+                        self.told.append(about)
+                except ImageError as e:
+                    raise ImageError(self._where(rows[place]) + str(e)) from e
+
         self.threads.map(some, range(0, len(rows), 4))
         return out
 
@@ -171,7 +194,11 @@ class TagColumn(Sequence):
     ):
         self.lists, numbers, lengths, known = not pa.types.is_string(column.type), [], [], {}
         for chunk in column.chunks:
-            lengths.append(np.asarray(pc.fill_null(pc.list_value_length(chunk), 0)) if self.lists else np.ones(len(chunk), np.int64))
+            lengths.append(
+                np.asarray(pc.fill_null(pc.list_value_length(chunk), 0))
+                if self.lists
+                else np.ones(len(chunk), np.int64)
+            )
             coded = (chunk.flatten() if self.lists else chunk).fill_null("").dictionary_encode()
             new = np.array([known.setdefault(word, len(known)) for word in coded.dictionary.to_pylist()], np.int32)
             numbers.append(new[np.asarray(coded.indices)] if len(new) else np.empty(0, np.int32))
@@ -179,12 +206,14 @@ class TagColumn(Sequence):
         self.ends = np.cumsum(np.concatenate(lengths), dtype=np.int64)
         self.rows = np.arange(len(self.ends)) if rows is None else np.asarray(rows)
 
-    def __len__(self): return len(self.rows)
+    def __len__(self):
+        return len(self.rows)
 
     def __getitem__(self, at):
-        if isinstance(at, slice): return [self[i] for i in range(*at.indices(len(self)))]
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
         row = self.rows[at]
-        found = [self.words[n] for n in self.numbers[self.ends[row - 1] if row else 0:self.ends[row]]]
+        found = [self.words[n] for n in self.numbers[self.ends[row - 1] if row else 0 : self.ends[row]]]
         return found if self.lists else found[0]
 
 
@@ -199,13 +228,19 @@ class ShardRows:
     ):
         n = len(shards)
         self.shards, self.column_names = shards, shards.manifest["columns"]
-        self.rows = np.arange(n) if most is None or most >= n else np.sort(np.random.default_rng(seed).permutation(n)[:most])
+        self.rows = (
+            np.arange(n) if most is None or most >= n else np.sort(np.random.default_rng(seed).permutation(n)[:most])
+        )
         if "image" not in self.column_names or not {"tags", "text"} & set(self.column_names):
-            raise ShardError(f"The shards in {shards.folder} have the columns {', '.join(self.column_names)}; image is needed, and tags or text.")
+            raise ShardError(
+                f"The shards in {shards.folder} have the columns {', '.join(self.column_names)}; image is needed, and tags or text."
+            )
 
-    def __len__(self): return len(self.rows)
+    def __len__(self):
+        return len(self.rows)
 
-    def images(self, size: int, fit: str = "crop") -> ShardImages: return self.shards.images(size, self.rows, fit)
+    def images(self, size: int, fit: str = "crop") -> ShardImages:
+        return self.shards.images(size, self.rows, fit)
 
     def __getitem__(
         self,
@@ -213,4 +248,6 @@ class ShardRows:
     ) -> Sequence:
         "A column but for the images."
         column = self.shards.column(name)
-        return TagColumn(column, self.rows) if name in ("tags", "text") else column.take(pa.array(self.rows)).to_pylist()
+        return (
+            TagColumn(column, self.rows) if name in ("tags", "text") else column.take(pa.array(self.rows)).to_pylist()
+        )

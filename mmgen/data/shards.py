@@ -31,9 +31,18 @@ def shard_schema(
     "The columns of image shards, with the metadata by which `datasets` knows that `image` is one."
     from datasets import Features, List, Value
     from datasets import Image as ImageFeature
+
     numbers = {name: Value("int32") for name in ("score", "width", "height")}  # width and height are the original's
-    return Features({"image": ImageFeature(), "tags": List(Value("string")), "id": Value("int64"), "rating": Value("string"),
-                     **numbers, **(extra or {})}).arrow_schema
+    return Features(
+        {
+            "image": ImageFeature(),
+            "tags": List(Value("string")),
+            "id": Value("int64"),
+            "rating": Value("string"),
+            **numbers,
+            **(extra or {}),
+        }
+    ).arrow_schema
 
 
 class ShardWriter:
@@ -50,7 +59,12 @@ class ShardWriter:
     ):
         self.folder, self.split, self.schema = Path(folder), split, schema
         self.shard_bytes, self.group_rows, self.next = shard_bytes, group_rows, first
-        self.entries, self.waiting, self.count, self.file = [], [], 0, None  # entries: of the manifest, one for each closed shard
+        self.entries, self.waiting, self.count, self.file = (
+            [],
+            [],
+            0,
+            None,
+        )  # entries: of the manifest, one for each closed shard
 
     def __enter__(self):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +77,9 @@ class ShardWriter:
         "Rows, in their order."
         try:
             if set(columns) != set(self.schema.names):
-                raise ShardError(f"Rows of {self.split} need the columns {', '.join(self.schema.names)}; they have {', '.join(columns)}.")
+                raise ShardError(
+                    f"Rows of {self.split} need the columns {', '.join(self.schema.names)}; they have {', '.join(columns)}."
+                )
             table = pa.table({name: columns[name] for name in self.schema.names}, schema=self.schema)
         except (pa.ArrowException, TypeError, OverflowError) as e:
             raise ShardError(f"Rows of {self.split} do not fit the shards' columns: {str(e).splitlines()[0]}.") from e
@@ -77,30 +93,38 @@ class ShardWriter:
         facts: dict[str, str],
     ):
         "Key-value metadata for the shard that is open, or that the waiting rows begin."
-        if not self.file: self._open()
+        if not self.file:
+            self._open()
         self.file[1].add_key_value_metadata(facts)
 
     def close_shard(self):
         "End the shard here: what waits is written, the file gets its name."
-        if self.count: self._write_group()
-        if self.file: self._close()
+        if self.count:
+            self._write_group()
+        if self.file:
+            self._close()
 
     def __exit__(self, kind, error, traceback):
         try:
-            if kind is None: self.close_shard()
+            if kind is None:
+                self.close_shard()
         finally:
             if self.file:  # not finished
                 sink, writer, rows = self.file
                 for part in (writer, sink):
-                    try: part and part.close()
-                    except OSError: pass  # the disk is full, and the file is about to go
+                    try:
+                        part and part.close()
+                    except OSError:
+                        pass  # the disk is full, and the file is about to go
                 self._temporary().unlink(missing_ok=True)
                 self.file = None
         return False
 
-    def _name(self): return f"{self.split}-{self.next:05d}.parquet"
+    def _name(self):
+        return f"{self.split}-{self.next:05d}.parquet"
 
-    def _temporary(self): return self.folder/f".{self._name()}.tmp"
+    def _temporary(self):
+        return self.folder / f".{self._name()}.tmp"
 
     def _sink(self):
         "The temporary file, for this process alone; what a killed one left in it goes."
@@ -108,23 +132,35 @@ class ShardWriter:
         file = open(path, "ab")
         try:
             lock(file.fileno())
-            if os.fstat(file.fileno()).st_ino != path.stat().st_ino: raise FileNotFoundError
+            if os.fstat(file.fileno()).st_ino != path.stat().st_ino:
+                raise FileNotFoundError
             file.truncate(0)
             file.seek(0)
         except (BlockingIOError, FileNotFoundError) as e:  # FileNotFoundError: it got its name just now
             file.close()
-            raise ShardBusy(f"Another process is writing {self._name()} in {self.folder}; let it finish, or choose another folder.") from e
+            raise ShardBusy(
+                f"Another process is writing {self._name()} in {self.folder}; let it finish, or choose another folder."
+            ) from e
         return file
 
     def _open(self):
         sink = self._sink()
         self.file = sink, None, 0
         leaves = [c.path for c in pq.ParquetFile(_empty(self.schema)).schema]
-        plain = [leaf for leaf in leaves if leaf.endswith(".bytes") or pa.types.is_fixed_size_list(self.schema.field(leaf.split(".")[0]).type)]
+        plain = [
+            leaf
+            for leaf in leaves
+            if leaf.endswith(".bytes") or pa.types.is_fixed_size_list(self.schema.field(leaf.split(".")[0]).type)
+        ]
         writer = pq.ParquetWriter(
-            sink, self.schema, version="2.6", compression={leaf: "NONE" if leaf in plain else "ZSTD" for leaf in leaves},
-            use_dictionary=[leaf for leaf in leaves if leaf not in plain], write_statistics=[leaf for leaf in leaves if leaf not in plain],
-            write_page_checksum=True)
+            sink,
+            self.schema,
+            version="2.6",
+            compression={leaf: "NONE" if leaf in plain else "ZSTD" for leaf in leaves},
+            use_dictionary=[leaf for leaf in leaves if leaf not in plain],
+            write_statistics=[leaf for leaf in leaves if leaf not in plain],
+            write_page_checksum=True,
+        )
         self.file = sink, writer, 0
 
     def _write_group(self):
@@ -132,24 +168,29 @@ class ShardWriter:
         group, rest = table.slice(0, self.group_rows).combine_chunks(), table.slice(self.group_rows)
         self.waiting, self.count = ([rest] if len(rest) else []), len(rest)
         try:
-            if not self.file: self._open()
+            if not self.file:
+                self._open()
             sink, writer, rows = self.file
             writer.write_table(group, row_group_size=self.group_rows)
             self.file = sink, writer, rows + len(group)
-            if sink.tell() >= self.shard_bytes: self._close()
+            if sink.tell() >= self.shard_bytes:
+                self._close()
         except OSError as e:
-            raise ShardError(f"The shard {self._name()} cannot be written to {self.folder}: {os.strerror(e.errno) if e.errno else e}.") from e
+            raise ShardError(
+                f"The shard {self._name()} cannot be written to {self.folder}: {os.strerror(e.errno) if e.errno else e}."
+            ) from e
 
     def _close(self):
         sink, writer, rows = self.file
         writer.close()
         sink.flush()
-        temporary, path = self._temporary(), self.folder/self._name()
+        temporary, path = self._temporary(), self.folder / self._name()
         fsync(temporary)
         entry = {"file": path.name, "rows": rows, "bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
         os.replace(temporary, path)
         sink.close()
-        if os.name == "posix": fsync(self.folder)
+        if os.name == "posix":
+            fsync(self.folder)
         self.entries.append(entry)
         self.file, self.next = None, self.next + 1
 
@@ -174,9 +215,19 @@ def write_manifest(
     **more,  # further fields, for JSON
 ) -> dict:
     "Write manifest.json, which completes the folder."
-    parts = {split: {"rows": sum(entry["rows"] for entry in entries), "shards": entries} for split, entries in splits.items()}
-    manifest = {"schema": 1, "kind": kind, "columns": list(columns), "splits": parts, "parameters": parameters or {}, "counts": counts or {}, **more}
-    atomic_write(Path(folder)/"manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    parts = {
+        split: {"rows": sum(entry["rows"] for entry in entries), "shards": entries} for split, entries in splits.items()
+    }
+    manifest = {
+        "schema": 1,
+        "kind": kind,
+        "columns": list(columns),
+        "splits": parts,
+        "parameters": parameters or {},
+        "counts": counts or {},
+        **more,
+    }
+    atomic_write(Path(folder) / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
 
 
@@ -186,21 +237,35 @@ def read_manifest(
 ) -> dict:
     "The manifest, checked; ShardError says in a sentence what is wrong with it."
     folder = Path(folder)
-    try: manifest = json.loads((folder/"manifest.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as e: raise ShardError(f"{folder} holds no manifest.json, so it is no folder of finished shards.") from e
-    except (OSError, ValueError) as e: raise ShardError(f"{folder}/manifest.json cannot be read: {e}.") from e
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise ShardError(f"{folder} holds no manifest.json, so it is no folder of finished shards.") from e
+    except (OSError, ValueError) as e:
+        raise ShardError(f"{folder}/manifest.json cannot be read: {e}.") from e
     found = manifest.get("kind") if isinstance(manifest, dict) else None
-    if found != kind: raise ShardError(f"{folder}/manifest.json is of the kind {found!r}; {kind!r} is needed.")
-    if manifest.get("schema") != 1: raise ShardError(f"{folder}/manifest.json has the schema {manifest.get('schema')!r}; this version reads 1.")
+    if found != kind:
+        raise ShardError(f"{folder}/manifest.json is of the kind {found!r}; {kind!r} is needed.")
+    if manifest.get("schema") != 1:
+        raise ShardError(f"{folder}/manifest.json has the schema {manifest.get('schema')!r}; this version reads 1.")
     try:
         entries = [entry for part in manifest["splits"].values() for entry in part["shards"]]
         names = [str(entry["file"]) for entry in entries]
-        whole = all(int(entry["rows"]) > 0 and int(entry["bytes"]) > 0 and len(entry["sha256"]) == 64 for entry in entries)
-        whole = whole and all(part["rows"] == sum(entry["rows"] for entry in part["shards"]) for part in manifest["splits"].values())
+        whole = all(
+            int(entry["rows"]) > 0 and int(entry["bytes"]) > 0 and len(entry["sha256"]) == 64 for entry in entries
+        )
+        whole = whole and all(
+            part["rows"] == sum(entry["rows"] for entry in part["shards"]) for part in manifest["splits"].values()
+        )
         whole = whole and all(isinstance(name, str) for name in manifest["columns"])
     except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise ShardError(f"{folder}/manifest.json is incomplete: it needs columns, and splits with rows and shards (file, rows, bytes, sha256).") from e
-    if not whole: raise ShardError(f"{folder}/manifest.json contradicts itself: rows and bytes of shards must be above 0 and add up.")
+        raise ShardError(
+            f"{folder}/manifest.json is incomplete: it needs columns, and splits with rows and shards (file, rows, bytes, sha256)."
+        ) from e
+    if not whole:
+        raise ShardError(
+            f"{folder}/manifest.json contradicts itself: rows and bytes of shards must be above 0 and add up."
+        )
     for name in names:  # a link to elsewhere is the user's own, and how the hub's cache holds files
         parts = PurePosixPath(name)
         if parts.is_absolute() or ".." in parts.parts or "\\" in name:
@@ -220,30 +285,48 @@ class Shards:
         self.folder, self.split, self.manifest = Path(folder), split, read_manifest(folder, kind)
         parts = {name: part for name, part in self.manifest["splits"].items() if part["rows"]}
         if split not in parts:
-            raise ShardError(f"The shards in {folder} have no rows of the split {split!r}; there are {', '.join(parts) or 'none'}.")
+            raise ShardError(
+                f"The shards in {folder} have no rows of the split {split!r}; there are {', '.join(parts) or 'none'}."
+            )
         self.entries = parts[split]["shards"]
         self.files = [self._open(entry) for entry in self.entries]
-        where = [(k, g, file.row_group(g).num_rows) for k, file in enumerate(self.files) for g in range(file.num_row_groups)]
-        self.where, self.groups = [(k, g) for k, g, _ in where], np.array([n for _, _, n in where])  # groups: rows of each row group
+        where = [
+            (k, g, file.row_group(g).num_rows) for k, file in enumerate(self.files) for g in range(file.num_row_groups)
+        ]
+        self.where, self.groups = (
+            [(k, g) for k, g, _ in where],
+            np.array([n for _, _, n in where]),
+        )  # groups: rows of each row group
 
-    def __len__(self): return int(self.groups.sum())
+    def __len__(self):
+        return int(self.groups.sum())
 
     def _open(self, entry):
         "A file's metadata."
-        path = self.folder/entry["file"]
-        if not path.is_file(): raise ShardError(f"The shard {entry['file']} is missing in {self.folder}.")
+        path = self.folder / entry["file"]
+        if not path.is_file():
+            raise ShardError(f"The shard {entry['file']} is missing in {self.folder}.")
         size = path.stat().st_size
-        if size != entry["bytes"]: raise ShardError(f"The shard {entry['file']} in {self.folder} has {size} bytes; the manifest says {entry['bytes']}.")
-        try: found = pq.read_metadata(path)
-        except (OSError, pa.ArrowException) as e: raise self._damaged(entry["file"], e) from e
+        if size != entry["bytes"]:
+            raise ShardError(
+                f"The shard {entry['file']} in {self.folder} has {size} bytes; the manifest says {entry['bytes']}."
+            )
+        try:
+            found = pq.read_metadata(path)
+        except (OSError, pa.ArrowException) as e:
+            raise self._damaged(entry["file"], e) from e
         lost = [name for name in self.manifest["columns"] if name not in found.schema.to_arrow_schema().names]
         if found.num_rows != entry["rows"] or lost:
-            raise ShardError(f"The shard {entry['file']} in {self.folder} is not the one of the manifest: it has {found.num_rows} rows"
-                             + (f" and no column {', '.join(lost)}." if lost else f", not {entry['rows']}."))
+            raise ShardError(
+                f"The shard {entry['file']} in {self.folder} is not the one of the manifest: it has {found.num_rows} rows"
+                + (f" and no column {', '.join(lost)}." if lost else f", not {entry['rows']}.")
+            )
         return found
 
     def _damaged(self, name, error):
-        return ShardError(f"The shard {name} in {self.folder} is damaged: {str(error).splitlines()[0].rstrip('.')}. Write it again, or take a copy that `verify` accepts.")
+        return ShardError(
+            f"The shard {name} in {self.folder} is damaged: {str(error).splitlines()[0].rstrip('.')}. Write it again, or take a copy that `verify` accepts."
+        )
 
     def column(
         self,
@@ -252,13 +335,22 @@ class Shards:
         "A whole column, for those that fit into memory."
         parts = []
         for entry in self.entries:
-            try: parts.append(pq.read_table(self.folder/entry["file"], columns=[name], page_checksum_verification=True, partitioning=None).column(name))
-            except (OSError, pa.ArrowException, KeyError) as e: raise self._damaged(entry["file"], e) from e
+            try:
+                parts.append(
+                    pq.read_table(
+                        self.folder / entry["file"], columns=[name], page_checksum_verification=True, partitioning=None
+                    ).column(name)
+                )
+            except (OSError, pa.ArrowException, KeyError) as e:
+                raise self._damaged(entry["file"], e) from e
         return pa.chunked_array([chunk for part in parts for chunk in part.chunks])
 
     def metadata(self) -> list[dict[str, str]]:
         "Each shard's key-value metadata, see `ShardWriter.note`."
-        return [{k.decode(): v.decode() for k, v in (file.metadata or {}).items() if k != b"ARROW:schema"} for file in self.files]
+        return [
+            {k.decode(): v.decode() for k, v in (file.metadata or {}).items() if k != b"ARROW:schema"}
+            for file in self.files
+        ]
 
     def images(
         self,
@@ -268,10 +360,13 @@ class Shards:
     ) -> "ShardImages":
         "The images as an array that is read and decoded when indexed."
         from mmgen.data.shard_columns import ShardImages
+
         return ShardImages(self, size, rows, fit)
 
     def verify(self):
         "Read everything and compare the hashes; ShardError names the first file that is not what was written."
         for entry in self.entries:
-            if sha256(self.folder/entry["file"]) != entry["sha256"]:
-                raise ShardError(f"The shard {entry['file']} in {self.folder} is not what was written: its SHA-256 is not the manifest's.")
+            if sha256(self.folder / entry["file"]) != entry["sha256"]:
+                raise ShardError(
+                    f"The shard {entry['file']} in {self.folder} is not what was written: its SHA-256 is not the manifest's."
+                )

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from .registry import EDITORS, EditError, editor, editor_class, editors, options_of
+from .registry import EditError
 
 # %% ../../nbs/editing/editor.ipynb #4a428cd6
 @runtime_checkable
@@ -42,8 +42,10 @@ def check_edit(
         got = f"{images.dtype} {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
         raise EditError(f"images must be a float tensor (B, 3, H, W) in [-1, 1]; got {got}.")
     if size is not None and tuple(images.shape[2:]) != (size, size):
-        raise EditError(f"This editor works on {size}×{size} images; got {images.shape[3]}×{images.shape[2]} "
-                        "(mmgen.data.loading.open_image resizes).")
+        raise EditError(
+            f"This editor works on {size}×{size} images; got {images.shape[3]}×{images.shape[2]} "
+            "(mmgen.data.loading.open_image resizes)."
+        )
     if not torch.isfinite(images).all() or images.abs().max() > 1.01:
         raise EditError("images must lie in [-1, 1] and be finite; mmgen.base.images.to_float converts uint8 images.")
     for name, texts in (("source", source), ("target", target)):
@@ -135,5 +137,7 @@ class CodeEditor:
             x = images[some].to(self.device)
             before, edited = self.pair(self.encode(x), source[some], target[some], strength)
             plain = self.decoding == "plain"
-            parts.append((self.decode(edited).clamp(-1, 1) if plain else residual_decode(self.decode, x, before, edited)).cpu())
+            parts.append(
+                (self.decode(edited).clamp(-1, 1) if plain else residual_decode(self.decode, x, before, edited)).cpu()
+            )
         return torch.cat(parts) if parts else images.clone()

@@ -45,9 +45,14 @@ def editor_class(
 ) -> type:
     "The class of an Editor; EditError for a name that is not there."
     if name not in EDITORS:
-        close = difflib.get_close_matches(name.lower(), EDITORS, 1) or [known for known in EDITORS if name and name.lower() in known]
-        raise EditError(f"There is no editor {name!r}; " + (f"did you mean {close[0]!r}? Choose" if close else "choose")
-                        + f" from {', '.join(EDITORS)}.")
+        close = difflib.get_close_matches(name.lower(), EDITORS, 1) or [
+            known for known in EDITORS if name and name.lower() in known
+        ]
+        raise EditError(
+            f"There is no editor {name!r}; "
+            + (f"did you mean {close[0]!r}? Choose" if close else "choose")
+            + f" from {', '.join(EDITORS)}."
+        )
     module, attribute = EDITORS[name].split(":")
     return getattr(importlib.import_module(module), attribute)
 
@@ -76,9 +81,13 @@ def editor(
     own = options_of(name)
     strange = [option for option in options if option not in own]
     if strange:
-        raise EditError(f"{name} has no {' and no '.join(strange)}; " + (f"it has {', '.join(own)}." if own else "it has no options."))
+        raise EditError(
+            f"{name} has no {' and no '.join(strange)}; "
+            + (f"it has {', '.join(own)}." if own else "it has no options.")
+        )
     which = editor_class(name)(device=device, **options)
     if precision not in (None, "float32"):
-        if not hasattr(which, "to_precision"): raise EditError(f"{name} computes in float32 only, not in {precision}.")
+        if not hasattr(which, "to_precision"):
+            raise EditError(f"{name} computes in float32 only, not in {precision}.")
         which.to_precision(precision)
     return which

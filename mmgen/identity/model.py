@@ -14,27 +14,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.images import pick_device
-from ..stylegan.encoder import EncoderBlock
 from ..base.weights import load_into, load_model, load_state, resolve
+from ..stylegan.encoder import EncoderBlock
 
 # %% ../../nbs/identity/model.ipynb #a757a640
 class Identity(Protocol):
     "Recognises who is on an image"
-    def embed(self, images: Tensor # (B, 3, H, W) in [-1, 1]
-              ) -> Tensor: # (B, D), of length 1; differentiable
+
+    def embed(
+        self,
+        images: Tensor,  # (B, 3, H, W) in [-1, 1]
+    ) -> Tensor:  # (B, D), of length 1; differentiable
         ...
 
-def identity_loss(identity: Identity,
-                  images: Tensor, # edited
-                  before: Tensor # the same faces before
-                  ) -> Tensor: # (B,), 0..2
+
+def identity_loss(
+    identity: Identity,
+    images: Tensor,  # edited
+    before: Tensor,  # the same faces before
+) -> Tensor:  # (B,), 0..2
     "1 - cosine of the embeddings"
-    with torch.no_grad(): goal = identity.embed(before)
+    with torch.no_grad():
+        goal = identity.embed(before)
     return 1 - (identity.embed(images) * goal).sum(-1)
 
 # %% ../../nbs/identity/model.ipynb #8d93a498
 class PortraitIdentity(nn.Module):
     "Images (B, 3, H, W) in [-1, 1] -> embeddings (B, width) of length 1; other sizes are resized to 64"
+
     def __init__(self, width: int = 128, channels: tuple[int, ...] = (24, 48, 64, 96), reduced: int = 24):
         super().__init__()
         self.config = dict(width=width, channels=list(channels), reduced=reduced)
@@ -43,7 +50,8 @@ class PortraitIdentity(nn.Module):
         self.reduce, self.out = nn.Conv2d(channels[-1], reduced, 1), nn.Linear(reduced * 16, width)
 
     def forward(self, images):
-        if images.shape[-2:] != (64, 64): images = F.interpolate(images, (64, 64), mode="bilinear", antialias=True)
+        if images.shape[-2:] != (64, 64):
+            images = F.interpolate(images, (64, 64), mode="bilinear", antialias=True)
         h = self.blocks(self.stem(F.pixel_unshuffle(images, 2)))
         return F.normalize(self.out(F.silu(self.reduce(F.silu(h))).flatten(1)).float(), dim=-1)
 
@@ -57,56 +65,89 @@ class PortraitIdentity(nn.Module):
 # %% ../../nbs/identity/model.ipynb #5f5b4f0d
 class _Excite(nn.Module):
     "Squeeze and excitation"
+
     def __init__(self, width):
         super().__init__()
         self.fc1, self.fc2 = nn.Conv2d(width, width // 16, 1, bias=False), nn.Conv2d(width // 16, width, 1, bias=False)
 
-    def forward(self, x): return x * self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+    def forward(self, x):
+        return x * self.fc2(self.fc1(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
 
 class _Bottleneck(nn.Module):
     "Batch norm, two convolutions, excitation; the shortcut is a strided copy or a 1×1 convolution"
+
     def __init__(self, ins, outs, stride):
         super().__init__()
         conv = lambda a, b, k, s: nn.Conv2d(a, b, k, s, k // 2, bias=False)
         same = ins == outs
-        self.shortcut_layer = nn.MaxPool2d(1, stride) if same else nn.Sequential(conv(ins, outs, 1, stride), nn.BatchNorm2d(outs))
-        self.res_layer = nn.Sequential(nn.BatchNorm2d(ins), conv(ins, outs, 3, 1), nn.PReLU(outs), conv(outs, outs, 3, stride),
-                                       nn.BatchNorm2d(outs), _Excite(outs))
+        self.shortcut_layer = (
+            nn.MaxPool2d(1, stride) if same else nn.Sequential(conv(ins, outs, 1, stride), nn.BatchNorm2d(outs))
+        )
+        self.res_layer = nn.Sequential(
+            nn.BatchNorm2d(ins),
+            conv(ins, outs, 3, 1),
+            nn.PReLU(outs),
+            conv(outs, outs, 3, stride),
+            nn.BatchNorm2d(outs),
+            _Excite(outs),
+        )
 
-    def forward(self, x): return self.res_layer(x) + self.shortcut_layer(x)
+    def forward(self, x):
+        return self.res_layer(x) + self.shortcut_layer(x)
+
 
 def bottlenecks() -> nn.Sequential:
     "The 24 blocks of IR-SE50: (B, 64, H, W) -> (B, 512, H/16, W/16)"
     stages = [(64, 64, 3), (64, 128, 4), (128, 256, 14), (256, 512, 3)]
-    return nn.Sequential(*[_Bottleneck(ins if i == 0 else outs, outs, 2 if i == 0 else 1) for ins, outs, units in stages for i in range(units)])
+    return nn.Sequential(
+        *[
+            _Bottleneck(ins if i == 0 else outs, outs, 2 if i == 0 else 1)
+            for ins, outs, units in stages
+            for i in range(units)
+        ]
+    )
+
 
 # Deng et al. 2019, with squeeze and excitation
 class ArcFace(nn.Module):
     "Photographs of aligned faces (B, 3, H, W) in [-1, 1] -> embeddings (B, 512) of length 1"
+
     def __init__(self):
         super().__init__()
         self.input_layer = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.PReLU(64))
         self.body = bottlenecks()
-        self.output_layer = nn.Sequential(nn.BatchNorm2d(512), nn.Dropout(0.6), nn.Flatten(), nn.Linear(512 * 49, 512),
-                                          nn.BatchNorm1d(512, affine=True))
+        self.output_layer = nn.Sequential(
+            nn.BatchNorm2d(512),
+            nn.Dropout(0.6),
+            nn.Flatten(),
+            nn.Linear(512 * 49, 512),
+            nn.BatchNorm1d(512, affine=True),
+        )
 
     def forward(self, images):
         x = F.interpolate(images, (256, 256), mode="bilinear", antialias=True) if images.shape[-1] != 256 else images
-        x = F.adaptive_avg_pool2d(x[:, :, 35:223, 32:220], 112) # the face without its surroundings
+        x = F.adaptive_avg_pool2d(x[:, :, 35:223, 32:220], 112)  # the face without its surroundings
         return F.normalize(self.output_layer(self.body(self.input_layer(x))), dim=-1)
 
     embed = forward
 
     @classmethod
-    def load(cls, path: str | Path, # model_ir_se50.pth
-             device=None) -> "ArcFace":
+    def load(
+        cls,
+        path: str | Path,  # model_ir_se50.pth
+        device=None,
+    ) -> "ArcFace":
         "With weights, in evaluation mode"
         model = load_into(cls(), load_state(resolve(path)), where=Path(path).name)
         return model.to(pick_device(device)).eval().requires_grad_(False)
 
 # %% ../../nbs/identity/model.ipynb #0e1620e5
-def load_identity(name: str, # none, a packaged name or folder of a `PortraitIdentity`, or a file of ArcFace weights
-                  device=None) -> Identity | None:
+def load_identity(
+    name: str,  # none, a packaged name or folder of a `PortraitIdentity`, or a file of ArcFace weights
+    device=None,
+) -> Identity | None:
     "The identity embedding of that name"
-    if name == "none": return None
+    if name == "none":
+        return None
     return ArcFace.load(name, device) if Path(name).suffix in (".pth", ".pt") else PortraitIdentity.load(name, device)

@@ -10,22 +10,27 @@ import torch
 import torch.nn.functional as F
 
 from ..base.images import pick_device, seed_everything, sheet, to_float
-from ..data.edits import disguise, impostor, neighbours
-from ..data.batches import Batches
-from ..data.loading import content_sha256, load_source, to_arrays
-from ..training.optimizers import build
 from ..base.runs import Run
-from ..stylegan.config import IdentityConfig
-from .model import PortraitIdentity
-from ..training.loop import Task, train
 from ..base.weights import model_card, save_weights
+from ..data.batches import Batches
+from ..data.edits import disguise, impostor, neighbours
+from ..data.loading import content_sha256, load_source, to_arrays
+from .model import PortraitIdentity
+from ..stylegan.config import IdentityConfig
+from ..training.loop import Task, train
+from ..training.optimizers import build
 
 # %% ../../nbs/identity/train.ipynb #0329bac6
 # Chen et al. 2020, with hard negatives
 class IdentityTask(Task):
     "Batches hold `image`, `disguised` and `impostor`, uint8 (B, H, W, 3), row by row of one character"
+
     def __init__(self, model: PortraitIdentity, temperature: float = 0.1, optimizer: str = "muon"):
-        self.model, self.temperature, self.optimizer = model.to(memory_format=torch.channels_last), temperature, optimizer
+        self.model, self.temperature, self.optimizer = (
+            model.to(memory_format=torch.channels_last),
+            temperature,
+            optimizer,
+        )
 
     def optimizers(self, lr, weight_decay):
         return build(self.optimizer, self.model, lr, weight_decay, outer=("stem",))
@@ -45,42 +50,65 @@ class IdentityTask(Task):
 
 # %% ../../nbs/identity/train.ipynb #6f921342
 @torch.no_grad()
-def recognition(model: PortraitIdentity, face, same, other # uint8 (N, H, W, 3), row by row of one character
-                ) -> dict[str, float]:
+def recognition(
+    model: PortraitIdentity,
+    face,
+    same,
+    other,  # uint8 (N, H, W, 3), row by row of one character
+) -> dict[str, float]:
     "Shares of characters that are told from their impostor, and found among 100"
-    face, same, other = (torch.cat([model(to_float(part)) for part in torch.as_tensor(x).split(250)]) for x in (face, same, other))
+    face, same, other = (
+        torch.cat([model(to_float(part)) for part in torch.as_tensor(x).split(250)]) for x in (face, same, other)
+    )
     near = (face * same).sum(1)
     groups = [slice(at, at + 100) for at in range(0, len(face) // 100 * 100, 100)] or [slice(0, len(face))]
     found = [(face[g] @ same[g].T).argmax(1) == torch.arange(len(face[g])) for g in groups]
-    return {"told from an impostor": (near > (face * other).sum(1)).float().mean().item(),
-            "found among 100": torch.cat(found).float().mean().item(), "cosine of two looks": near.mean().item(),
-            "cosine of an impostor": (face * other).sum(1).mean().item()}
+    return {
+        "told from an impostor": (near > (face * other).sum(1)).float().mean().item(),
+        "found among 100": torch.cat(found).float().mean().item(),
+        "cosine of two looks": near.mean().item(),
+        "cosine of an impostor": (face * other).sum(1).mean().item(),
+    }
+
 
 def columns(config: IdentityConfig, split: str, images: int) -> dict:
     "Faces, disguises and impostors as columns of `Batches`"
-    if config.data != "portraits": raise ValueError(f"identity: data must be portraits, which can be drawn in another look, not {config.data!r}.")
+    if config.data != "portraits":
+        raise ValueError(f"identity: data must be portraits, which can be drawn in another look, not {config.data!r}.")
     dataset = load_source("portraits", split, config.size, images, config.seed)
     make = lambda how: neighbours(dataset["seed"], config.size, make=how)
     return {"image": to_arrays(dataset, config.size)[0], "disguised": make(disguise), "impostor": make(impostor)}
 
-def fit(config: IdentityConfig, run: Run) -> tuple[PortraitIdentity, dict]: # as it was written; its recognition
+
+def fit(config: IdentityConfig, run: Run) -> tuple[PortraitIdentity, dict]:  # as it was written; its recognition
     "Train, measure on validation characters, put weights and results into the run"
     rows, held_out = columns(config, "train", config.images), columns(config, "validation", config.held_out)
     seed_everything(config.seed)
     task = IdentityTask(PortraitIdentity(config.width, config.widths), config.temperature, config.optimizer)
-    run.note(parameters={"identity": sum(p.numel() for p in task.model.parameters())},
-             data={"rows": len(rows["image"]), "sha256": (content := content_sha256(rows["image"]))})
+    run.note(
+        parameters={"identity": sum(p.numel() for p in task.model.parameters())},
+        data={"rows": len(rows["image"]), "sha256": (content := content_sha256(rows["image"]))},
+    )
     task.facts = {"data": content[:12]}
     done = train(task, Batches(rows, config.batch_size, config.seed), run, **config.loop)
     run.checkpoint(done.checkpoint)
     found = recognition(done.ema.cpu(), **dict(zip(("face", "same", "other"), held_out.values())))
-    for name, value in found.items(): run.metric(name, value, n=config.held_out, split="validation")
+    for name, value in found.items():
+        run.metric(name, value, n=config.held_out, split="validation")
     looks = {"character": "image", "disguised": "disguised", "impostor": "impostor"}
-    run.figure("characters", sheet({label: held_out[name][:8] for label, name in looks.items()}), "held-out characters, in disguise, and impostors")
-    card = model_card("Identity of portraits", done.ema.config, run.record,
-                      "Embeds a drawn face; the same character in another hair, colour or glasses stays near, another mouth goes away.",
-                      f"{config.images} rendered characters (Adventurer by Lisa Wischofsky, CC BY 4.0), each in two looks and with an impostor.",
-                      "Knows one drawing style.")
+    run.figure(
+        "characters",
+        sheet({label: held_out[name][:8] for label, name in looks.items()}),
+        "held-out characters, in disguise, and impostors",
+    )
+    card = model_card(
+        "Identity of portraits",
+        done.ema.config,
+        run.record,
+        "Embeds a drawn face; the same character in another hair, colour or glasses stays near, another mouth goes away.",
+        f"{config.images} rendered characters (Adventurer by Lisa Wischofsky, CC BY 4.0), each in two looks and with an impostor.",
+        "Knows one drawing style.",
+    )
     save_weights(run.path / "identity", done.ema.state_dict(), done.ema.config, card, run.record)
     run.artifact(run.path / "identity" / "model.safetensors")
     return PortraitIdentity.load(run.path / "identity", pick_device(config.device)), found

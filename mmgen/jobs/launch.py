@@ -15,16 +15,23 @@ import tempfile
 
 import torch
 
-from .registry import config_for
 from ..base.runs import Run
 from ..base.settings import Settings, closest
+from .registry import config_for
 from ..training.loop import is_main
 
 # %% ../../nbs/jobs/launch.ipynb #3b9fbcb4
-FITS = {"ldm": "mmgen.ldm.train", "instruct": "mmgen.ldm.editors.instruct_train", "autoencoder": "mmgen.ldm.autoencoder_train", "clip": "mmgen.clip.train",
-        "oracle": "mmgen.metrics.oracle", "stylegan2": "mmgen.stylegan.train",
-        "identity": "mmgen.identity.train", "encoder": "mmgen.stylegan.encoder_train",
-        "mapper": "mmgen.styleclip.mapper_train"}  # job → the module whose `fit(config, run)` does it
+FITS = {
+    "ldm": "mmgen.ldm.train",
+    "instruct": "mmgen.ldm.editors.instruct_train",
+    "autoencoder": "mmgen.ldm.autoencoder_train",
+    "clip": "mmgen.clip.train",
+    "oracle": "mmgen.metrics.oracle",
+    "stylegan2": "mmgen.stylegan.train",
+    "identity": "mmgen.identity.train",
+    "encoder": "mmgen.stylegan.encoder_train",
+    "mapper": "mmgen.styleclip.mapper_train",
+}  # job → the module whose `fit(config, run)` does it
 
 
 def parse_job(
@@ -44,7 +51,9 @@ def parse_job(
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
-        given[name] = value if isinstance(value, (bool, int, float, str, type(None))) else text  # 96,128 is a list in our notation
+        given[name] = (
+            value if isinstance(value, (bool, int, float, str, type(None))) else text
+        )  # 96,128 is a list in our notation
     return config_for(job, given.pop("preset", None), **given)
 
 

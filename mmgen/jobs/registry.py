@@ -12,171 +12,577 @@ from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType
 
-from ..danbooru.config import DanbooruConfig
-from ..benchmark.config import EvaluateConfig
 from ..base.files import found_path
+from ..base.settings import Settings, closest, field_comments, plain_type
+from ..benchmark.config import EvaluateConfig
+from ..danbooru.config import DanbooruConfig
 from ..ldm.instruct_config import InstructConfig
-from ..training.config import AutoencoderConfig, CLIPConfig, EditConfig, LDMConfig, OracleConfig
 from ..paper_figures.config import PreliminaryConfig
 from ..paper_figures.published_config import PretrainedConfig
 from ..stylegan.config import DirectionsConfig, EncoderConfig, IdentityConfig, MapperConfig, StyleGAN2Config
-from ..base.settings import Settings, closest, field_comments, plain_type
+from ..training.config import AutoencoderConfig, CLIPConfig, EditConfig, LDMConfig, OracleConfig
 
 # %% ../../nbs/jobs/registry.ipynb #d45fb6ad
 PRESETS = {
     "ldm": {
         "smoke": LDMConfig(
-            preset="smoke", images=64, held_out=8, steps=6, max_seconds=None, batch_size=8, warmup=2,
-            unet_channels="32,32", attention_levels="1", attention_heads=2, norm_groups=8, sampler_steps=2,
-            sample_images=4, edit_images=2, edit_tags="green hair", checkpoint_every=4, log_every=2, sample_every=3),
+            preset="smoke",
+            images=64,
+            held_out=8,
+            steps=6,
+            max_seconds=None,
+            batch_size=8,
+            warmup=2,
+            unet_channels="32,32",
+            attention_levels="1",
+            attention_heads=2,
+            norm_groups=8,
+            sampler_steps=2,
+            sample_images=4,
+            edit_images=2,
+            edit_tags="green hair",
+            checkpoint_every=4,
+            log_every=2,
+            sample_every=3,
+        ),
         "small": LDMConfig(),
         "gpu": LDMConfig(
-            preset="gpu", images=100_000, held_out=500, size=128, steps=20_000, max_seconds=400.0, batch_size=256, lr=2e-3,
-            warmup=500, ema_decay=0.9995, mixed_precision="bf16", unet_channels="192,384,384",
-            layers_per_block=2, attention_levels="0,1,2", attention_heads=8, edit_images=32,
-            checkpoint_every=5_000, log_every=200, sample_every=5_000),
+            preset="gpu",
+            images=100_000,
+            held_out=500,
+            size=128,
+            steps=20_000,
+            max_seconds=400.0,
+            batch_size=256,
+            lr=2e-3,
+            warmup=500,
+            ema_decay=0.9995,
+            mixed_precision="bf16",
+            unet_channels="192,384,384",
+            layers_per_block=2,
+            attention_levels="0,1,2",
+            attention_heads=8,
+            edit_images=32,
+            checkpoint_every=5_000,
+            log_every=200,
+            sample_every=5_000,
+        ),
         "paper": LDMConfig(
-            preset="paper", data="data/danbooru", images=300_000, size=256, steps=500_000, max_seconds=None,
-            optimizer="adamw", mixed_precision="no", batch_size=8, lr=5.6e-5, lr_batch=28,
-            lr_schedule="constant", warmup=10_000, grad_clip=0.0, ema_decay=0.9999,
-            autoencoder="autoencoder-paper", text_encoder="openai/clip-vit-large-patch14",
-            latent_scale="scalar", pooled_text=False, masked=False, caption_shuffle=False, tag_dropout=0.0,
-            unet_channels="320,640,1280,1280", layers_per_block=2, attention_levels="0,1,2", attention_heads=8,
-            gradient_checkpointing=True, prediction="eps", sampler="ddim", sampler_steps=50, guidance=5.0,
-            edit_strength=0.75, checkpoint_every=5_000, log_every=100, sample_every=5_000),
+            preset="paper",
+            data="data/danbooru",
+            images=300_000,
+            size=256,
+            steps=500_000,
+            max_seconds=None,
+            optimizer="adamw",
+            mixed_precision="no",
+            batch_size=8,
+            lr=5.6e-5,
+            lr_batch=28,
+            lr_schedule="constant",
+            warmup=10_000,
+            grad_clip=0.0,
+            ema_decay=0.9999,
+            autoencoder="autoencoder-paper",
+            text_encoder="openai/clip-vit-large-patch14",
+            latent_scale="scalar",
+            pooled_text=False,
+            masked=False,
+            caption_shuffle=False,
+            tag_dropout=0.0,
+            unet_channels="320,640,1280,1280",
+            layers_per_block=2,
+            attention_levels="0,1,2",
+            attention_heads=8,
+            gradient_checkpointing=True,
+            prediction="eps",
+            sampler="ddim",
+            sampler_steps=50,
+            guidance=5.0,
+            edit_strength=0.75,
+            checkpoint_every=5_000,
+            log_every=100,
+            sample_every=5_000,
+        ),
     },
     "instruct": {
         "smoke": InstructConfig(
-            preset="smoke", images=64, held_out=4, steps=6, max_seconds=None, batch_size=8, warmup=2, init_from="",
-            unet_channels="32,32", attention_levels="1", attention_heads=2, norm_groups=8, sampler_steps=2,
-            edit_images=2, edit_tags="green hair", checkpoint_every=4, log_every=2),
+            preset="smoke",
+            images=64,
+            held_out=4,
+            steps=6,
+            max_seconds=None,
+            batch_size=8,
+            warmup=2,
+            init_from="",
+            unet_channels="32,32",
+            attention_levels="1",
+            attention_heads=2,
+            norm_groups=8,
+            sampler_steps=2,
+            edit_images=2,
+            edit_tags="green hair",
+            checkpoint_every=4,
+            log_every=2,
+        ),
         "small": InstructConfig(),
         "gpu": InstructConfig(
-            preset="gpu", images=40_000, max_seconds=300.0, batch_size=256, ema_decay=0.9995, mixed_precision="bf16",
-            unet_channels="64,80", norm_groups=16, init_from="", checkpoint_every=5_000, log_every=200),
+            preset="gpu",
+            images=40_000,
+            max_seconds=300.0,
+            batch_size=256,
+            ema_decay=0.9995,
+            mixed_precision="bf16",
+            unet_channels="64,80",
+            norm_groups=16,
+            init_from="",
+            checkpoint_every=5_000,
+            log_every=200,
+        ),
         "paper": InstructConfig(
-            preset="paper", data="timbrooks/instructpix2pix-clip-filtered", images=313_010, size=256, steps=10_000, max_seconds=None,
-            batch_size=1_024, optimizer="adamw", lr=1e-4, lr_schedule="constant", warmup=0, grad_clip=0.0, ema_decay=0.9999, mixed_precision="no",
-            both_ways=False, caption_dropout=0.1, image_dropout=0.1, autoencoder="autoencoder-paper", text_encoder="openai/clip-vit-large-patch14",
-            unet_channels="320,640,1280,1280", layers_per_block=2, attention_levels="0,1,2", attention_heads=8, pooled_text=False, masked=False,
-            gradient_checkpointing=True, init_from="ldm-paper", prediction="eps", sampler="ddim", sampler_steps=100, guidance=7.5),
+            preset="paper",
+            data="timbrooks/instructpix2pix-clip-filtered",
+            images=313_010,
+            size=256,
+            steps=10_000,
+            max_seconds=None,
+            batch_size=1_024,
+            optimizer="adamw",
+            lr=1e-4,
+            lr_schedule="constant",
+            warmup=0,
+            grad_clip=0.0,
+            ema_decay=0.9999,
+            mixed_precision="no",
+            both_ways=False,
+            caption_dropout=0.1,
+            image_dropout=0.1,
+            autoencoder="autoencoder-paper",
+            text_encoder="openai/clip-vit-large-patch14",
+            unet_channels="320,640,1280,1280",
+            layers_per_block=2,
+            attention_levels="0,1,2",
+            attention_heads=8,
+            pooled_text=False,
+            masked=False,
+            gradient_checkpointing=True,
+            init_from="ldm-paper",
+            prediction="eps",
+            sampler="ddim",
+            sampler_steps=100,
+            guidance=7.5,
+        ),
     },
     "autoencoder": {
         "smoke": AutoencoderConfig(
-            preset="smoke", images=64, held_out=8, steps=6, max_seconds=None, batch_size=8, warmup=2,
-            latent_channels=4, block_out_channels="8,8,16", norm_num_groups=4, perceptual="none",
-            adversarial_weight=0.5, disc_start=3, checkpoint_every=4, log_every=2, sample_every=3),
+            preset="smoke",
+            images=64,
+            held_out=8,
+            steps=6,
+            max_seconds=None,
+            batch_size=8,
+            warmup=2,
+            latent_channels=4,
+            block_out_channels="8,8,16",
+            norm_num_groups=4,
+            perceptual="none",
+            adversarial_weight=0.5,
+            disc_start=3,
+            checkpoint_every=4,
+            log_every=2,
+            sample_every=3,
+        ),
         "small": AutoencoderConfig(),
         "gpu": AutoencoderConfig(
-            preset="gpu", images=100_000, size=128, steps=30_000, max_seconds=540.0, batch_size=64, lr=2e-3,
-            ema_decay=0.9995, perceptual="efficientnet", mixed_precision="bf16",
-            block_out_channels="128,256,256", layers_per_block=2, norm_num_groups=32, adversarial_weight=0.5,
-            disc_start=15_000, checkpoint_every=5_000, log_every=200, sample_every=5_000),
+            preset="gpu",
+            images=100_000,
+            size=128,
+            steps=30_000,
+            max_seconds=540.0,
+            batch_size=64,
+            lr=2e-3,
+            ema_decay=0.9995,
+            perceptual="efficientnet",
+            mixed_precision="bf16",
+            block_out_channels="128,256,256",
+            layers_per_block=2,
+            norm_num_groups=32,
+            adversarial_weight=0.5,
+            disc_start=15_000,
+            checkpoint_every=5_000,
+            log_every=200,
+            sample_every=5_000,
+        ),
         "paper": AutoencoderConfig(
-            preset="paper", data="data/danbooru", images=300_000, size=256, steps=246_803, max_seconds=None,
-            batch_size=24, optimizer="adam", lr=1.08e-4, lr_schedule="constant", warmup=0, grad_clip=0.0,
-            ema_decay=0.9999, latent_channels=4, block_out_channels="128,256,512,512", layers_per_block=2,
-            norm_num_groups=32, patch_size=1, mid_attention=True, l2_weight=0.0, l4_weight=0.0, reduction="sum",
-            perceptual="lpips", perceptual_weight=1.0, adversarial_weight=0.5, checkpoint_every=5_000,
-            log_every=100, sample_every=5_000),
+            preset="paper",
+            data="data/danbooru",
+            images=300_000,
+            size=256,
+            steps=246_803,
+            max_seconds=None,
+            batch_size=24,
+            optimizer="adam",
+            lr=1.08e-4,
+            lr_schedule="constant",
+            warmup=0,
+            grad_clip=0.0,
+            ema_decay=0.9999,
+            latent_channels=4,
+            block_out_channels="128,256,512,512",
+            layers_per_block=2,
+            norm_num_groups=32,
+            patch_size=1,
+            mid_attention=True,
+            l2_weight=0.0,
+            l4_weight=0.0,
+            reduction="sum",
+            perceptual="lpips",
+            perceptual_weight=1.0,
+            adversarial_weight=0.5,
+            checkpoint_every=5_000,
+            log_every=100,
+            sample_every=5_000,
+        ),
     },
     "clip": {
         "smoke": CLIPConfig(
-            preset="smoke", images=64, held_out=32, steps=6, max_seconds=None, batch_size=16, warmup=2,
-            vocabulary=600, embed_dim=32, text_width=32, text_layers=1, text_heads=2, vision_width=32,
-            vision_layers=1, vision_heads=2, patch=16, checkpoint_every=4, log_every=2),
+            preset="smoke",
+            images=64,
+            held_out=32,
+            steps=6,
+            max_seconds=None,
+            batch_size=16,
+            warmup=2,
+            vocabulary=600,
+            embed_dim=32,
+            text_width=32,
+            text_layers=1,
+            text_heads=2,
+            vision_width=32,
+            vision_layers=1,
+            vision_heads=2,
+            patch=16,
+            checkpoint_every=4,
+            log_every=2,
+        ),
         "small": CLIPConfig(),
         "gpu": CLIPConfig(
-            preset="gpu", images=100_000, size=128, steps=10_000, max_seconds=540.0, batch_size=1_024, lr=1e-3,
-            mixed_precision="bf16", embed_dim=512, text_width=512, text_layers=6, text_heads=8,
-            vision_width=512, vision_layers=8, vision_heads=8, patch=16, checkpoint_every=5_000, log_every=200),
+            preset="gpu",
+            images=100_000,
+            size=128,
+            steps=10_000,
+            max_seconds=540.0,
+            batch_size=1_024,
+            lr=1e-3,
+            mixed_precision="bf16",
+            embed_dim=512,
+            text_width=512,
+            text_layers=6,
+            text_heads=8,
+            vision_width=512,
+            vision_layers=8,
+            vision_heads=8,
+            patch=16,
+            checkpoint_every=5_000,
+            log_every=200,
+        ),
         "paper": CLIPConfig(
-            preset="paper", data="data/danbooru", images=300_000, size=224, max_seconds=None, batch_size=256,
-            optimizer="adamw", tag_dropout=0.0, lr=4e-4, lr_batch=32_768, warmup=2_000, weight_decay=0.2,
-            vocabulary=49_408, embed_dim=768, text_width=768, text_layers=12, text_heads=12, vision_width=1_024,
-            vision_layers=24, vision_heads=16, patch=14, checkpoint_every=5_000, log_every=100),
+            preset="paper",
+            data="data/danbooru",
+            images=300_000,
+            size=224,
+            max_seconds=None,
+            batch_size=256,
+            optimizer="adamw",
+            tag_dropout=0.0,
+            lr=4e-4,
+            lr_batch=32_768,
+            warmup=2_000,
+            weight_decay=0.2,
+            vocabulary=49_408,
+            embed_dim=768,
+            text_width=768,
+            text_layers=12,
+            text_heads=12,
+            vision_width=1_024,
+            vision_layers=24,
+            vision_heads=16,
+            patch=14,
+            checkpoint_every=5_000,
+            log_every=100,
+        ),
     },
     "oracle": {
         "smoke": OracleConfig(
-            preset="smoke", images=64, held_out=16, steps=6, max_seconds=None, batch_size=16, warmup=2, width=8,
-            checkpoint_every=4, log_every=2),
+            preset="smoke",
+            images=64,
+            held_out=16,
+            steps=6,
+            max_seconds=None,
+            batch_size=16,
+            warmup=2,
+            width=8,
+            checkpoint_every=4,
+            log_every=2,
+        ),
         "small": OracleConfig(),
         "gpu": OracleConfig(
-            preset="gpu", images=100_000, size=128, steps=10_000, max_seconds=540.0, batch_size=256,
-            mixed_precision="bf16", checkpoint_every=5_000, log_every=200),
+            preset="gpu",
+            images=100_000,
+            size=128,
+            steps=10_000,
+            max_seconds=540.0,
+            batch_size=256,
+            mixed_precision="bf16",
+            checkpoint_every=5_000,
+            log_every=200,
+        ),
         "paper": OracleConfig(
-            preset="paper", images=300_000, size=256, max_seconds=None, width=96, checkpoint_every=5_000),
+            preset="paper", images=300_000, size=256, max_seconds=None, width=96, checkpoint_every=5_000
+        ),
     },
     "stylegan2": {
         "smoke": StyleGAN2Config(
-            preset="smoke", images=64, held_out=16, size=16, steps=6, max_seconds=None, batch_size=8, z_dim=16, w_dim=16,
-            channel_base=256, channel_max=16, mapping_layers=2, mapping_steps=20, r1_every=4, augment="ada", encoder_base=64, encoder_max=16,
-            checkpoint_every=4, log_every=2, sample_every=3),
+            preset="smoke",
+            images=64,
+            held_out=16,
+            size=16,
+            steps=6,
+            max_seconds=None,
+            batch_size=8,
+            z_dim=16,
+            w_dim=16,
+            channel_base=256,
+            channel_max=16,
+            mapping_layers=2,
+            mapping_steps=20,
+            r1_every=4,
+            augment="ada",
+            encoder_base=64,
+            encoder_max=16,
+            checkpoint_every=4,
+            log_every=2,
+            sample_every=3,
+        ),
         "small": StyleGAN2Config(),
         "gpu": StyleGAN2Config(
-            preset="gpu", images=100_000, held_out=5_000, size=128, max_seconds=540.0, batch_size=64, ema_decay=0.9978,
-            mixed_precision="bf16", z_dim=256, w_dim=256, channel_base=8_192, channel_max=256, r1_gamma=0.0512,
-            checkpoint_every=2_000, log_every=200, sample_every=5_000),
+            preset="gpu",
+            images=100_000,
+            held_out=5_000,
+            size=128,
+            max_seconds=540.0,
+            batch_size=64,
+            ema_decay=0.9978,
+            mixed_precision="bf16",
+            z_dim=256,
+            w_dim=256,
+            channel_base=8_192,
+            channel_max=256,
+            r1_gamma=0.0512,
+            checkpoint_every=2_000,
+            log_every=200,
+            sample_every=5_000,
+        ),
         "paper": StyleGAN2Config(
-            preset="paper", data="data/danbooru", images=300_000, held_out=5_000, size=256, steps=390_625, max_seconds=None,
-            batch_size=64, ema_decay=0.9978, z_dim=512, w_dim=512, channel_base=16_384, channel_max=512, mapping_layers=8,
-            r1_gamma=1.0, checkpoint_every=3_125, log_every=100, sample_every=3_125),
+            preset="paper",
+            data="data/danbooru",
+            images=300_000,
+            held_out=5_000,
+            size=256,
+            steps=390_625,
+            max_seconds=None,
+            batch_size=64,
+            ema_decay=0.9978,
+            z_dim=512,
+            w_dim=512,
+            channel_base=16_384,
+            channel_max=512,
+            mapping_layers=8,
+            r1_gamma=1.0,
+            checkpoint_every=3_125,
+            log_every=100,
+            sample_every=3_125,
+        ),
     },
     "identity": {
         "smoke": IdentityConfig(
-            preset="smoke", images=64, held_out=16, steps=6, max_seconds=None, batch_size=8, warmup=2, width=16, channels="8,8,8,8",
-            checkpoint_every=4, log_every=2),
+            preset="smoke",
+            images=64,
+            held_out=16,
+            steps=6,
+            max_seconds=None,
+            batch_size=8,
+            warmup=2,
+            width=16,
+            channels="8,8,8,8",
+            checkpoint_every=4,
+            log_every=2,
+        ),
         "small": IdentityConfig(),
-        "gpu": IdentityConfig(preset="gpu", images=100_000, batch_size=512, max_seconds=300.0, mixed_precision="bf16", log_every=200),
+        "gpu": IdentityConfig(
+            preset="gpu", images=100_000, batch_size=512, max_seconds=300.0, mixed_precision="bf16", log_every=200
+        ),
         "paper": IdentityConfig(preset="paper", images=300_000, max_seconds=None, batch_size=512),
     },
     "encoder": {
         "smoke": EncoderConfig(
-            preset="smoke", images=64, held_out=16, steps=6, max_seconds=None, batch_size=4, warmup=2, encoder_base=256, encoder_max=16,
-            identity="none", perceptual="none", latent_weight=0.1, delta_every=1, checkpoint_every=4, log_every=2, sample_every=3),
+            preset="smoke",
+            images=64,
+            held_out=16,
+            steps=6,
+            max_seconds=None,
+            batch_size=4,
+            warmup=2,
+            encoder_base=256,
+            encoder_max=16,
+            identity="none",
+            perceptual="none",
+            latent_weight=0.1,
+            delta_every=1,
+            checkpoint_every=4,
+            log_every=2,
+            sample_every=3,
+        ),
         "small": EncoderConfig(),
-        "gpu": EncoderConfig(preset="gpu", images=100_000, batch_size=64, max_seconds=540.0, mixed_precision="bf16", log_every=200),
+        "gpu": EncoderConfig(
+            preset="gpu", images=100_000, batch_size=64, max_seconds=540.0, mixed_precision="bf16", log_every=200
+        ),
         "paper": EncoderConfig(
-            preset="paper", data="data/danbooru", images=300_000, size=256, steps=200_000, max_seconds=None, optimizer="adamw", lr=1e-4,
-            lr_schedule="constant", generator="stylegan2-paper", encoder_base=16_384, encoder_max=512, edit_weight=0.0, perceptual="lpips",
-            perceptual_weight=0.8, l2_weight=1.0, identity="none", delta_start=20_000, delta_every=2_000, latent_weight=0.1),
+            preset="paper",
+            data="data/danbooru",
+            images=300_000,
+            size=256,
+            steps=200_000,
+            max_seconds=None,
+            optimizer="adamw",
+            lr=1e-4,
+            lr_schedule="constant",
+            generator="stylegan2-paper",
+            encoder_base=16_384,
+            encoder_max=512,
+            edit_weight=0.0,
+            perceptual="lpips",
+            perceptual_weight=0.8,
+            l2_weight=1.0,
+            identity="none",
+            delta_start=20_000,
+            delta_every=2_000,
+            latent_weight=0.1,
+        ),
     },
     "mapper": {
         "smoke": MapperConfig(
-            preset="smoke", images=64, held_out=4, steps=6, max_seconds=None, batch_size=4, warmup=2, hidden=16, layers=2,
-            views=1, checkpoint_every=4, log_every=2),
+            preset="smoke",
+            images=64,
+            held_out=4,
+            steps=6,
+            max_seconds=None,
+            batch_size=4,
+            warmup=2,
+            hidden=16,
+            layers=2,
+            views=1,
+            checkpoint_every=4,
+            log_every=2,
+        ),
         "small": MapperConfig(),
-        "gpu": MapperConfig(preset="gpu", images=100_000, batch_size=128, max_seconds=300.0, mixed_precision="bf16", log_every=200),
+        "gpu": MapperConfig(
+            preset="gpu", images=100_000, batch_size=128, max_seconds=300.0, mixed_precision="bf16", log_every=200
+        ),
         "paper": MapperConfig(
-            preset="paper", prompt="green hair", data="data/danbooru", images=5_000, size=256, steps=50_000, max_seconds=None, batch_size=2,
-            optimizer="adamw", lr=2.2e-4, lr_schedule="constant", warmup=0, generator="stylegan2-paper", encoder="encoder-paper",
-            clip="openai/clip-vit-large-patch14", hidden=512, layers=4, context=False, views=0, original_clip=True, l2_weight=0.8, scale=0.1, identity="none",
-            identity_weight=0.0),
+            preset="paper",
+            prompt="green hair",
+            data="data/danbooru",
+            images=5_000,
+            size=256,
+            steps=50_000,
+            max_seconds=None,
+            batch_size=2,
+            optimizer="adamw",
+            lr=2.2e-4,
+            lr_schedule="constant",
+            warmup=0,
+            generator="stylegan2-paper",
+            encoder="encoder-paper",
+            clip="openai/clip-vit-large-patch14",
+            hidden=512,
+            layers=4,
+            context=False,
+            views=0,
+            original_clip=True,
+            l2_weight=0.8,
+            scale=0.1,
+            identity="none",
+            identity_weight=0.0,
+        ),
     },
 }
 
 
-JOBS = PRESETS | {"edit": {"small": EditConfig()}, "directions": {"small": DirectionsConfig()}, "evaluate": {
-    "smoke": EvaluateConfig(preset="smoke", editors="copy-input,reconstruction", strengths="", rows=10, slow_rows=10, loops=5, workers=1, chunk=5),
-    "small": EvaluateConfig()}, "preliminary": {
-    "smoke": PreliminaryConfig(preset="smoke", foreign="ldm-portraits", images=32, reconstructions=8, rows=5, slow_rows=1, style_rows=2, columns=2, workers=1),
-    "small": PreliminaryConfig()}, "prepare_danbooru": {
-    "smoke": DanbooruConfig(preset="smoke", posts=120, size=32, min_tag_count=2, out="data/danbooru-smoke"), "small": DanbooruConfig()}, "pretrained": {
-    "smoke": PretrainedConfig(preset="smoke", model="random", generator="random", encoder="random", clip="random", prompts="green hair,glasses", strengths="0.5,1", steps=4, style_steps=2),
-    "small": PretrainedConfig()}}  # what a notebook can ask for
+JOBS = PRESETS | {
+    "edit": {"small": EditConfig()},
+    "directions": {"small": DirectionsConfig()},
+    "evaluate": {
+        "smoke": EvaluateConfig(
+            preset="smoke",
+            editors="copy-input,reconstruction",
+            strengths="",
+            rows=10,
+            slow_rows=10,
+            loops=5,
+            workers=1,
+            chunk=5,
+        ),
+        "small": EvaluateConfig(),
+    },
+    "preliminary": {
+        "smoke": PreliminaryConfig(
+            preset="smoke",
+            foreign="ldm-portraits",
+            images=32,
+            reconstructions=8,
+            rows=5,
+            slow_rows=1,
+            style_rows=2,
+            columns=2,
+            workers=1,
+        ),
+        "small": PreliminaryConfig(),
+    },
+    "prepare_danbooru": {
+        "smoke": DanbooruConfig(preset="smoke", posts=120, size=32, min_tag_count=2, out="data/danbooru-smoke"),
+        "small": DanbooruConfig(),
+    },
+    "pretrained": {
+        "smoke": PretrainedConfig(
+            preset="smoke",
+            model="random",
+            generator="random",
+            encoder="random",
+            clip="random",
+            prompts="green hair,glasses",
+            strengths="0.5,1",
+            steps=4,
+            style_steps=2,
+        ),
+        "small": PretrainedConfig(),
+    },
+}  # what a notebook can ask for
 
 
 def _known(kind: str, name: str, valid) -> str:
     "`name` where it is one of `valid`; otherwise ValueError with the closest one."
-    if isinstance(name, str) and name in valid: return name
-    raise ValueError(f"There is no {kind} {name!r}; did you mean {closest(str(name), valid)!r}? "
-                     f"There are: {', '.join(valid)}.")
+    if isinstance(name, str) and name in valid:
+        return name
+    raise ValueError(
+        f"There is no {kind} {name!r}; did you mean {closest(str(name), valid)!r}? There are: {', '.join(valid)}."
+    )
 
 
 def config_for(
-    job: str, # the name of a job
-    preset: str | None = None, # smoke, small, gpu or paper; edit has small only; None: small, or that of a resumed run
-    **overrides, # fields that differ from the preset, or from the run that is resumed; None keeps its value
+    job: str,  # the name of a job
+    preset: str | None = None,  # smoke, small, gpu or paper; edit has small only; None: small, or that of a resumed run
+    **overrides,  # fields that differ from the preset, or from the run that is resumed; None keeps its value
 ) -> Settings:
     "The configuration of a job; ValueError names the closest valid job, preset or field."
     presets = JOBS[_known("job", job, JOBS)]
@@ -194,22 +600,24 @@ def _recorded(job, resume_from):
     place = found_path(resume_from) if resume_from else Path()
     files = [folder / "run.json" for folder in (place, *place.parents[:2])] if resume_from else []
     file = next((file for file in files if file.is_file()), None)
-    if not file: return None
+    if not file:
+        return None
     try:
         record = json.loads(file.read_text("utf-8"))
         said, base = record["config"], JOBS[record["name"]][record["config"]["preset"]]
         own = [f for f in fields(base) if f.name in said and f.name not in ("run_id", "resume_from", "device")]
         number = lambda f: float(said[f.name]) if "float" in str(f.type) and said[f.name] == "inf" else said[f.name]
         return replace(base, **{f.name: number(f) for f in own}) if record["name"] == job else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError): return None  # the run itself says what is wrong
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None  # the run itself says what is wrong
 
 # %% ../../nbs/jobs/registry.ipynb #a5299f8e
 def preset_table(
-    job: str, # the name of a training job
+    job: str,  # the name of a training job
 ) -> str:
     "A Markdown table: the fields of a job and their values in each preset."
     presets = PRESETS[_known("job", job, PRESETS)]
-    rows = [f"| {job} | {' | '.join(presets)} |", "|---"*(len(presets) + 1) + "|"]
+    rows = [f"| {job} | {' | '.join(presets)} |", "|---" * (len(presets) + 1) + "|"]
     for f in fields(presets["small"]):
         values = [getattr(p, f.name) for p in presets.values()]
         if f.name != "preset" and any(v is not None for v in values):
@@ -218,65 +626,83 @@ def preset_table(
 
 # %% ../../nbs/jobs/registry.ipynb #00abe09e
 def parameters_cell(
-    job: str, # the name of a job
+    job: str,  # the name of a job
 ) -> str:
     "The text of a training notebook's parameters cell: `name: type = None # help`, one line per field."
     presets = JOBS[_known("job", job, JOBS)].values()
     cls = type(next(iter(presets)))
     comments, headings = field_comments(cls)
     groups, lines = {}, []
-    for f in fields(cls): groups.setdefault(headings[f.name], []).append(f)
+    for f in fields(cls):
+        groups.setdefault(headings[f.name], []).append(f)
     for heading, members in groups.items():
         lines.append(f"# {heading}")
         for f in members:
             code, text = f"{f.name}: {plain_type(f).__name__} = None", comments[f.name]
-            if f.name == "preset": code = 'preset: str = "small"'
+            if f.name == "preset":
+                code = 'preset: str = "small"'
             elif len(presets) == 1:
-                code = code.removesuffix("None") + (json.dumps(f.default) if isinstance(f.default, str) else str(f.default))
-            elif any(getattr(p, f.name) is not None for p in presets): text += " (None: the preset's)"
-            lines.append(f"{code:<35} # {text}")
+                code = code.removesuffix("None") + (
+                    json.dumps(f.default) if isinstance(f.default, str) else str(f.default)
+                )
+            elif any(getattr(p, f.name) is not None for p in presets):
+                text += " (None: the preset's)"
+            lines.append(f"{code}  # {text}")
     return "\n".join(lines)
 
 # %% ../../nbs/jobs/registry.ipynb #7a5898d1
 def _assigned(
-    cell: str, # source of a cell
+    cell: str,  # source of a cell
 ) -> list[str]:
     "The names that a cell assigns in statements `name = ...` or `name: type = ...`; none where it is not Python."
-    try: body = ast.parse(cell).body
-    except SyntaxError: return []
+    try:
+        body = ast.parse(cell).body
+    except SyntaxError:
+        return []
     targets = [t for node in body for t in (getattr(node, "targets", None) or [getattr(node, "target", None)])]
     return [t.id for t in targets if isinstance(t, ast.Name)]
 
 
 def _parameter_names(
-    cells: list[str], # that were executed, in their order
-    valid: list[str], # fields of the job
+    cells: list[str],  # that were executed, in their order
+    valid: list[str],  # fields of the job
 ) -> set[str] | None:
     "The names in the last parameters cell and below it, up to the call of `config_from_notebook`; None where no cell has a field."
     calls = [i for i, cell in enumerate(cells) if "config_from_notebook(" in cell]
     having = [i for i, cell in enumerate(cells) if set(_assigned(cell)) & set(valid)]
-    if not having: return None
+    if not having:
+        return None
     start = having[-1]
-    while start - 1 in having and start - 1 not in calls: start -= 1 # papermill's cell stands below the notebook's own
+    while start - 1 in having and start - 1 not in calls:
+        start -= 1  # papermill's cell stands below the notebook's own
     stop = next((i for i in calls if i >= start), len(cells) - 1)
-    return {name for cell in cells[start:stop + 1] for name in _assigned(cell)}
+    return {name for cell in cells[start : stop + 1] for name in _assigned(cell)}
 
 
 def config_from_notebook(
-    job: str, # the name of a job
-    names: dict, # globals() of the notebook
+    job: str,  # the name of a job
+    names: dict,  # globals() of the notebook
 ) -> Settings:
     "The configuration that a notebook's parameters describe; ValueError names the closest valid field."
     literal = (bool, int, float, str, list, dict, tuple, set, NoneType)
     valid = [f.name for f in fields(JOBS[_known("job", job, JOBS)]["small"])]
     cells = [cell for cell in names.get("In", ()) if cell.strip()]
     assigned = _parameter_names(cells, valid)
-    if assigned is None: assigned = set(valid) if cells else set(names)
-    own = [name for name, value in names.items() if name in assigned and isinstance(value, literal)
-           and not name.startswith("_") and name not in (*valid, "In", "Out")]
+    if assigned is None:
+        assigned = set(valid) if cells else set(names)
+    own = [
+        name
+        for name, value in names.items()
+        if name in assigned
+        and isinstance(value, literal)
+        and not name.startswith("_")
+        and name not in (*valid, "In", "Out")
+    ]
     if own:
-        raise ValueError(f"{job} has no parameter {own[0]!r}; the closest is {closest(own[0], valid)!r}. "
-                         "(A variable of your own goes below this cell or starts with _.)")
+        raise ValueError(
+            f"{job} has no parameter {own[0]!r}; the closest is {closest(own[0], valid)!r}. "
+            "(A variable of your own goes below this cell or starts with _.)"
+        )
     given = {name: names[name] for name in valid if name in names}
     preset = given.pop("preset", None)
     return config_for(job, "small" if preset is None else preset, **given)

@@ -8,25 +8,29 @@ __all__ = ['attend', 'Attention', 'GEGLU', 'FeedForward', 'BasicTransformerBlock
 
 # %% ../../nbs/ldm/attention.ipynb #f5064e73
 import torch
-from torch import nn, Tensor
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 # %% ../../nbs/ldm/attention.ipynb #69f38ac1
 # Vaswani et al. 2017, eq. 1
-def attend(q: Tensor, # (B, heads, N, d)
-           k: Tensor, # (B, heads, T, d)
-           v: Tensor, # like k
-           bias: Tensor | None = None # added to the scores, (B, 1 or heads, 1 or N, T)
-           ) -> Tensor: # like q
+def attend(
+    q: Tensor,  # (B, heads, N, d)
+    k: Tensor,  # (B, heads, T, d)
+    v: Tensor,  # like k
+    bias: Tensor | None = None,  # added to the scores, (B, 1 or heads, 1 or N, T)
+) -> Tensor:  # like q
     "Attention of N queries to T tokens; on the CPU computed in float32, also under autocast"
-    if q.device.type != "cpu" or q.dtype == torch.float32: return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    if q.device.type != "cpu" or q.dtype == torch.float32:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     with torch.autocast("cpu", enabled=False):
         exact = (o if o is None else o.float() for o in (q, k, v, bias))
         return F.scaled_dot_product_attention(*exact).to(q.dtype)
 
+
 # LDM (Rombach et al. 2022), section 3.3
 class Attention(nn.Module):
     "Tokens (B, N, dim) -> (B, N, dim): among themselves or, with `kv`, to T tokens of a text"
+
     def __init__(self, dim: int, heads: int, context_dim: int | None = None):
         super().__init__()
         self.heads = heads
@@ -34,18 +38,23 @@ class Attention(nn.Module):
         self.to_k, self.to_v = (nn.Linear(context_dim or dim, dim, bias=False) for _ in range(2))
         self.to_out = nn.ModuleList([nn.Linear(dim, dim), nn.Identity()])
 
-    def forward(self, x, kv=None, bias=None): # (B, N, dim), (keys, values[, in place of `attend`]) each (B, T, dim), (B, 1, 1, T)
+    def forward(
+        self, x, kv=None, bias=None
+    ):  # (B, N, dim), (keys, values[, in place of `attend`]) each (B, T, dim), (B, 1, 1, T)
         how = attend
         if kv is None:
             joined = torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
             q, k, v = F.linear(x, joined).chunk(3, -1)
-        else: q, (k, v, how) = self.to_q(x), (*kv, attend)[:3]
+        else:
+            q, (k, v, how) = self.to_q(x), (*kv, attend)[:3]
         q, k, v = (o.unflatten(-1, (self.heads, -1)).transpose(1, 2) for o in (q, k, v))
         return self.to_out[0](how(q, k, v, bias).transpose(1, 2).flatten(2))
+
 
 # Shazeer 2020: GEGLU, x·W₁ ⊙ gelu(x·W₂)
 class GEGLU(nn.Module):
     "(..., dim) -> (..., width)"
+
     def __init__(self, dim: int, width: int):
         super().__init__()
         self.proj = nn.Linear(dim, 2 * width)
@@ -54,17 +63,22 @@ class GEGLU(nn.Module):
         value, gate = (F.linear(x, *part) for part in zip(self.proj.weight.chunk(2), self.proj.bias.chunk(2)))
         return value * F.gelu(gate)
 
+
 class FeedForward(nn.Module):
     "(..., dim) -> (..., dim), `mult` times as wide inside"
+
     def __init__(self, dim: int, mult: int = 4):
         super().__init__()
         self.net = nn.Sequential(GEGLU(dim, dim * mult), nn.Identity(), nn.Linear(dim * mult, dim))
 
-    def forward(self, x): return self.net(x)
+    def forward(self, x):
+        return self.net(x)
+
 
 # LDM, appendix E.2.1: self-attention, cross-attention to the text, feed-forward, each on normalised tokens
 class BasicTransformerBlock(nn.Module):
     "Tokens (B, N, dim) -> (B, N, dim)"
+
     def __init__(self, dim: int, heads: int, context_dim: int):
         super().__init__()
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
@@ -79,21 +93,23 @@ class BasicTransformerBlock(nn.Module):
 # %% ../../nbs/ldm/attention.ipynb #6ee7c363
 class Transformer2DModel(nn.Module):
     "Feature map (B, dim, h, w) -> (B, dim, h, w), every pixel a token"
-    first = 0 # place of this module's first block in the model's list of keys and values
 
-    def __init__(self, dim: int, heads: int, context_dim: int, depth: int = 1, groups: int = 32,
-                 linear_proj: bool = False):
+    first = 0  # place of this module's first block in the model's list of keys and values
+
+    def __init__(
+        self, dim: int, heads: int, context_dim: int, depth: int = 1, groups: int = 32, linear_proj: bool = False
+    ):
         super().__init__()
         project = nn.Linear if linear_proj else lambda cin, cout: nn.Conv2d(cin, cout, 1)
         self.norm = nn.GroupNorm(groups, dim, 1e-6)
         self.proj_in, self.proj_out = project(dim, dim), project(dim, dim)
-        self.transformer_blocks = nn.ModuleList(BasicTransformerBlock(dim, heads, context_dim)
-                                                for _ in range(depth))
+        self.transformer_blocks = nn.ModuleList(BasicTransformerBlock(dim, heads, context_dim) for _ in range(depth))
 
-    def forward(self, x, kvs, bias=None): # (B, dim, h, w), (keys, values) of all blocks of the model
+    def forward(self, x, kvs, bias=None):  # (B, dim, h, w), (keys, values) of all blocks of the model
         project = lambda layer, o: F.linear(o, layer.weight.flatten(1), layer.bias)
         tokens = project(self.proj_in, self.norm(x).permute(0, 2, 3, 1).flatten(1, 2))
-        for block, kv in zip(self.transformer_blocks, kvs[self.first:]): tokens = block(tokens, kv, bias)
+        for block, kv in zip(self.transformer_blocks, kvs[self.first :]):
+            tokens = block(tokens, kv, bias)
         out = project(self.proj_out, tokens).unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2)
         return x + out
 
@@ -101,27 +117,33 @@ class Transformer2DModel(nn.Module):
 # Radford et al. 2021, section 2.4: attention pooling
 class AttentionPooling(nn.Module):
     "Tokens (B, T, dim) -> one vector (B, dim)"
+
     def __init__(self, dim: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.positional_embedding = nn.Parameter(torch.randn(1, dim) / dim**0.5) # of the query
+        self.positional_embedding = nn.Parameter(torch.randn(1, dim) / dim**0.5)  # of the query
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(dim, dim) for _ in range(3))
 
-    def forward(self, x, mask=None): # (B, T, dim), (B, T) or None -> (B, dim)
+    def forward(self, x, mask=None):  # (B, T, dim), (B, T) or None -> (B, dim)
         keep = torch.ones(x.shape[:2], device=x.device, dtype=x.dtype) if mask is None else mask.to(x.dtype)
         mean = (x * keep[..., None]).sum(1, keepdim=True) / keep.sum(1).clamp(min=1)[:, None, None]
         query = mean + self.positional_embedding.to(x.dtype)
-        x, keep = torch.cat([query, x], 1), F.pad(keep, (1, 0), value=1.)
-        q, k, v = (p(o).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-                   for p, o in ((self.q_proj, query), (self.k_proj, x), (self.v_proj, x)))
-        bias = None if mask is None else ((1 - keep) * -10000.)[:, None, None, :]
+        x, keep = torch.cat([query, x], 1), F.pad(keep, (1, 0), value=1.0)
+        q, k, v = (
+            p(o).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for p, o in ((self.q_proj, query), (self.k_proj, x), (self.v_proj, x))
+        )
+        bias = None if mask is None else ((1 - keep) * -10000.0)[:, None, None, :]
         return attend(q, k, v, bias).flatten(1)
+
 
 class TextTimeEmbedding(nn.Module):
     "Text states (B, T, dim) -> (B, width), the width of the noise level's embedding"
+
     def __init__(self, dim: int, width: int, heads: int):
         super().__init__()
         self.norm1, self.pool = nn.LayerNorm(dim), AttentionPooling(dim, heads)
         self.proj, self.norm2 = nn.Linear(dim, width), nn.LayerNorm(width)
 
-    def forward(self, x, mask=None): return self.norm2(self.proj(self.pool(self.norm1(x), mask)))
+    def forward(self, x, mask=None):
+        return self.norm2(self.proj(self.pool(self.norm1(x), mask)))

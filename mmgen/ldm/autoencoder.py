@@ -14,18 +14,21 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
+from ..base.schema import WeightsError
+from ..base.weights import build_model, load_state, read_config, resolve
 from .autoencoder_blocks import DownEncoderBlock2D, MidBlock2D, UpDecoderBlock2D, rename_attention
-from ..base.weights import WeightsError, build_model, load_state, read_config, resolve
 
 # %% ../../nbs/ldm/autoencoder.ipynb #1db0fd17
 class Posterior:
     "Diagonal Gaussian q(z|x) of section 3.2.1; `mean` and `logvar` are (B,C,h,w)."
+
     def __init__(self, mean, logvar):
         self.mean, self.logvar = mean, logvar.clamp(-30.0, 20.0)
 
-    def sample(self,
-               generator: torch.Generator | None = None, # on the CPU or on the latent's device
-               ) -> torch.Tensor:                        # (B,C,h,w)
+    def sample(
+        self,
+        generator: torch.Generator | None = None,  # on the CPU or on the latent's device
+    ) -> torch.Tensor:  # (B,C,h,w)
         "One draw, mean + sigma * noise; gradients reach both."
         device = self.mean.device if generator is None else generator.device
         noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
@@ -44,57 +47,65 @@ class Posterior:
 # The encoder of Rombach et al. 2022, section 3.1; ends in 2*latent_channels (mean, log-variance).
 class Encoder(nn.Module):
     "(B,in_channels,H,W) -> (B,2*latent_channels,h,w)"
-    def __init__(self,
-                 in_channels: int,     # of the (folded) image
-                 latent_channels: int, # c
-                 widths: list[int],    # channels of each level, finest first
-                 layers: int,          # residual blocks per level
-                 groups: int,          # of each GroupNorm
-                 attention: bool,      # in the middle
-                 levels: list[bool],   # attention in each level
-                 ):
+
+    def __init__(
+        self,
+        in_channels: int,  # of the (folded) image
+        latent_channels: int,  # c
+        widths: list[int],  # channels of each level, finest first
+        layers: int,  # residual blocks per level
+        groups: int,  # of each GroupNorm
+        attention: bool,  # in the middle
+        levels: list[bool],  # attention in each level
+    ):
         super().__init__()
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         ins = [widths[0], *widths[:-1]]
         self.down_blocks = nn.ModuleList(
             DownEncoderBlock2D(a, b, layers, groups, downsample=i < len(widths) - 1, attention=attends)
-            for i, (a, b, attends) in enumerate(zip(ins, widths, levels)))
+            for i, (a, b, attends) in enumerate(zip(ins, widths, levels))
+        )
         self.mid_block = MidBlock2D(widths[-1], groups, attention)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], 2 * latent_channels, 3, padding=1)
 
     def forward(self, x):
         x = self.conv_in(x)
-        for block in self.down_blocks: x = block(x)
+        for block in self.down_blocks:
+            x = block(x)
         return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
 
 # %% ../../nbs/ldm/autoencoder.ipynb #6611b74c
 # The decoder of Rombach et al. 2022, section 3.1: the encoder mirrored, layers + 1 blocks per level.
 class Decoder(nn.Module):
     "(B,latent_channels,h,w) -> (B,out_channels,H,W)"
-    def __init__(self,
-                 out_channels: int,    # of the (folded) image
-                 latent_channels: int, # c
-                 widths: list[int],    # channels of each level, finest first
-                 layers: int,          # residual blocks per level, less one
-                 groups: int,          # of each GroupNorm
-                 attention: bool,      # in the middle
-                 levels: list[bool],   # attention in each level, coarsest first
-                 ):
+
+    def __init__(
+        self,
+        out_channels: int,  # of the (folded) image
+        latent_channels: int,  # c
+        widths: list[int],  # channels of each level, finest first
+        layers: int,  # residual blocks per level, less one
+        groups: int,  # of each GroupNorm
+        attention: bool,  # in the middle
+        levels: list[bool],  # attention in each level, coarsest first
+    ):
         super().__init__()
         widths = list(reversed(widths))
         self.conv_in = nn.Conv2d(latent_channels, widths[0], 3, padding=1)
         ins = [widths[0], *widths[:-1]]
         self.up_blocks = nn.ModuleList(
             UpDecoderBlock2D(a, b, layers + 1, groups, upsample=i < len(widths) - 1, attention=attends)
-            for i, (a, b, attends) in enumerate(zip(ins, widths, levels)))
+            for i, (a, b, attends) in enumerate(zip(ins, widths, levels))
+        )
         self.mid_block = MidBlock2D(widths[0], groups, attention)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, z):
         z = self.mid_block(self.conv_in(z))
-        for block in self.up_blocks: z = block(z)
+        for block in self.up_blocks:
+            z = block(z)
         return self.conv_out(F.silu(self.conv_norm_out(z)))
 
 # %% ../../nbs/ldm/autoencoder.ipynb #54b50002
@@ -103,45 +114,53 @@ def check_config(config: dict):
     widths, groups, patch = config["block_out_channels"], config["norm_num_groups"], config["patch_size"]
     for field, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if len(config[field]) != len(widths) or not set(config[field]) <= {kind, f"Attn{kind}"}:
-            raise ValueError(f"AutoencoderKL: {field} must be {kind} or Attn{kind} once per entry of "
-                             f"block_out_channels ({len(widths)}), not {list(config[field])}")
+            raise ValueError(
+                f"AutoencoderKL: {field} must be {kind} or Attn{kind} once per entry of "
+                f"block_out_channels ({len(widths)}), not {list(config[field])}"
+            )
     if config["act_fn"] not in ("silu", "swish"):
         raise ValueError(f"AutoencoderKL: act_fn must be 'silu', not {config['act_fn']!r}")
     if any(width % groups for width in widths):
-        raise ValueError(f"AutoencoderKL: norm_num_groups={groups} must divide each of "
-                         f"block_out_channels={widths}")
+        raise ValueError(f"AutoencoderKL: norm_num_groups={groups} must divide each of block_out_channels={widths}")
     for field in ("in_channels", "out_channels"):
-        if config[field] % patch ** 2:
-            raise ValueError(f"AutoencoderKL: {field}={config[field]} must be a multiple of "
-                             f"patch_size²={patch ** 2} (RGB at patch_size={patch} needs {3 * patch ** 2})")
+        if config[field] % patch**2:
+            raise ValueError(
+                f"AutoencoderKL: {field}={config[field]} must be a multiple of "
+                f"patch_size²={patch**2} (RGB at patch_size={patch} needs {3 * patch**2})"
+            )
 
 # %% ../../nbs/ldm/autoencoder.ipynb #09b6722a
 # The KL-regularised autoencoder of section 3.2.1 (Rombach et al. 2022, section 3.1).
 class AutoencoderKL(nn.Module):
     "Images (B,3,H,W) in [-1,1] <-> latents (B,latent_channels,H/f,W/f); keys and config of diffusers."
-    def __init__(self,
-                 in_channels: int = 3,               # 3 * patch_size² for RGB
-                 out_channels: int = 3,              # 3 * patch_size² for RGB
-                 down_block_types: tuple = None,     # None: DownEncoderBlock2D at each level; AttnDownEncoderBlock2D attends
-                 up_block_types: tuple = None,       # None: UpDecoderBlock2D at each level; AttnUpDecoderBlock2D attends
-                 block_out_channels: tuple = (64,),  # width of each level
-                 layers_per_block: int = 1,          # residual blocks per level (decoder: one more)
-                 act_fn: str = "silu",               # only silu
-                 latent_channels: int = 4,           # c
-                 norm_num_groups: int = 32,          # groups of each GroupNorm
-                 sample_size: int = 32,              # image size it was trained at (information only)
-                 scaling_factor: float = 0.18215,    # 1 / sd of the latents, for diffusers (our pipeline keeps its own, ldm.pipeline)
-                 shift_factor: float | None = None,  # mean of the latents, likewise
-                 latents_mean: tuple | None = None,  # per channel (information only)
-                 latents_std: tuple | None = None,   # per channel (information only)
-                 force_upcast: bool = True,          # half precision is unsafe (information only)
-                 use_quant_conv: bool = True,        # 1×1 convolution after the encoder
-                 use_post_quant_conv: bool = True,   # 1×1 convolution before the decoder
-                 mid_block_add_attention: bool = True, # attention in the middle
-                 patch_size: int = 1,                # fold patch_size × patch_size pixels into channels
-                 ):
-        config = {k: list(v) if isinstance(v, (list, tuple)) else v for k, v in locals().items()
-                  if k not in ("self", "__class__")}
+
+    def __init__(
+        self,
+        in_channels: int = 3,  # 3 * patch_size² for RGB
+        out_channels: int = 3,  # 3 * patch_size² for RGB
+        down_block_types: tuple = None,  # None: DownEncoderBlock2D at each level; AttnDownEncoderBlock2D attends
+        up_block_types: tuple = None,  # None: UpDecoderBlock2D at each level; AttnUpDecoderBlock2D attends
+        block_out_channels: tuple = (64,),  # width of each level
+        layers_per_block: int = 1,  # residual blocks per level (decoder: one more)
+        act_fn: str = "silu",  # only silu
+        latent_channels: int = 4,  # c
+        norm_num_groups: int = 32,  # groups of each GroupNorm
+        sample_size: int = 32,  # image size it was trained at (information only)
+        scaling_factor: float = 0.18215,  # 1 / sd of the latents, for diffusers (our pipeline keeps its own, ldm.pipeline)
+        shift_factor: float | None = None,  # mean of the latents, likewise
+        latents_mean: tuple | None = None,  # per channel (information only)
+        latents_std: tuple | None = None,  # per channel (information only)
+        force_upcast: bool = True,  # half precision is unsafe (information only)
+        use_quant_conv: bool = True,  # 1×1 convolution after the encoder
+        use_post_quant_conv: bool = True,  # 1×1 convolution before the decoder
+        mid_block_add_attention: bool = True,  # attention in the middle
+        patch_size: int = 1,  # fold patch_size × patch_size pixels into channels
+    ):
+        config = {
+            k: list(v) if isinstance(v, (list, tuple)) else v
+            for k, v in locals().items()
+            if k not in ("self", "__class__")
+        }
         super().__init__()
         widths = config["block_out_channels"]
         config["down_block_types"] = config["down_block_types"] or ["DownEncoderBlock2D"] * len(widths)
@@ -149,7 +168,9 @@ class AutoencoderKL(nn.Module):
         check_config(config)
         self.config = config
         shape = (latent_channels, widths, layers_per_block, norm_num_groups, mid_block_add_attention)
-        levels = [[kind.startswith("Attn") for kind in config[field]] for field in ("down_block_types", "up_block_types")]
+        levels = [
+            [kind.startswith("Attn") for kind in config[field]] for field in ("down_block_types", "up_block_types")
+        ]
         self.encoder = Encoder(in_channels, *shape, levels[0])
         self.decoder = Decoder(out_channels, *shape, levels[1])
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1) if use_quant_conv else None
@@ -163,8 +184,10 @@ class AutoencoderKL(nn.Module):
     def encode(self, x: torch.Tensor) -> Posterior:
         "Images (B,3,H,W) in [-1,1] -> q(z|x) with mean (B,c,H/f,W/f)."
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
-            raise ValueError(f"AutoencoderKL.encode: height and width must be multiples of {self.factor}, "
-                             f"not {x.shape[-2]}×{x.shape[-1]}")
+            raise ValueError(
+                f"AutoencoderKL.encode: height and width must be multiples of {self.factor}, "
+                f"not {x.shape[-2]}×{x.shape[-1]}"
+            )
         h = self.encoder(F.pixel_unshuffle(x.to(self.encoder.conv_in.weight.dtype), self.config["patch_size"]))
         h = h if self.quant_conv is None else self.quant_conv(h)
         return Posterior(*(h if self.encoder.conv_in.weight.dtype == x.dtype else h.to(x.dtype)).chunk(2, dim=1))
@@ -176,11 +199,12 @@ class AutoencoderKL(nn.Module):
         x = F.pixel_shuffle(self.decoder(h), self.config["patch_size"])
         return x if self.decoder.conv_in.weight.dtype == z.dtype else x.to(z.dtype)
 
-    def forward(self,
-                x: torch.Tensor,                         # images (B,3,H,W) in [-1,1]
-                sample: bool = False,                    # draw z, or take its mean
-                generator: torch.Generator | None = None,
-                ) -> tuple[torch.Tensor, Posterior]:     # reconstruction and q(z|x)
+    def forward(
+        self,
+        x: torch.Tensor,  # images (B,3,H,W) in [-1,1]
+        sample: bool = False,  # draw z, or take its mean
+        generator: torch.Generator | None = None,
+    ) -> tuple[torch.Tensor, Posterior]:  # reconstruction and q(z|x)
         "Encode and decode."
         posterior = self.encode(x)
         return self.decode(posterior.sample(generator) if sample else posterior.mode()), posterior
@@ -188,30 +212,40 @@ class AutoencoderKL(nn.Module):
     @classmethod
     def from_config(cls, config: dict) -> "AutoencoderKL":
         "Model with fresh weights from a config of this class or of diffusers; names like _this are ignored."
-        try: return cls(**{k: v for k, v in config.items() if not k.startswith("_")})
-        except TypeError as error: raise ValueError(f"AutoencoderKL.from_config: {error}") from error
+        try:
+            return cls(**{k: v for k, v in config.items() if not k.startswith("_")})
+        except TypeError as error:
+            raise ValueError(f"AutoencoderKL.from_config: {error}") from error
 
     @classmethod
-    def load(cls,
-             name_or_path: str | Path = "autoencoder-portraits", # folder, packaged name or hub name
-             device=None,
-             ) -> "AutoencoderKL":
+    def load(
+        cls,
+        name_or_path: str | Path = "autoencoder-portraits",  # folder, packaged name or hub name
+        device=None,
+    ) -> "AutoencoderKL":
         "Model with weights, in evaluation mode, from `mmgen.base.weights` or a diffusers folder."
         folder = resolve(name_or_path)
         if not (folder / "config.json").is_file():
             raise WeightsError(f"AutoencoderKL.load: {name_or_path} must be a folder with a config.json.")
         config = read_config(folder, cls)
-        model = build_model(lambda: cls.from_config(config), rename_attention(load_state(folder, half=True)), str(name_or_path))
+        model = build_model(
+            lambda: cls.from_config(config), rename_attention(load_state(folder, half=True)), str(name_or_path)
+        )
         return model.to(device).eval().requires_grad_(False)
 
     def save_pretrained(self, folder: str | Path):
         "Writes config.json and diffusion_pytorch_model.safetensors, for diffusers (patch_size must be 1)."
         if self.config["patch_size"] != 1:
-            raise ValueError("AutoencoderKL.save_pretrained: diffusers has no patch_size; "
-                             "use mmgen.base.weights.save_weights for this model")
+            raise ValueError(
+                "AutoencoderKL.save_pretrained: diffusers has no patch_size; "
+                "use mmgen.base.weights.save_weights for this model"
+            )
         Path(folder).mkdir(parents=True, exist_ok=True)
         config = {"_class_name": "AutoencoderKL"} | self.config
         del config["patch_size"]
         (Path(folder) / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()},
-                  Path(folder) / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+        save_file(
+            {k: v.contiguous() for k, v in self.state_dict().items()},
+            Path(folder) / "diffusion_pytorch_model.safetensors",
+            metadata={"format": "pt"},
+        )

@@ -15,13 +15,15 @@ from torch import nn
 # The residual block of Rombach et al. 2022 (latent diffusion), after He et al. 2016; no time embedding here.
 class ResnetBlock2D(nn.Module):
     "(B,c_in,H,W) -> (B,c_out,H,W)"
+
     def __init__(self, c_in, c_out, groups, eps=1e-6):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, c_in, eps=eps)
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, c_out, eps=eps)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
-        if c_in != c_out: self.conv_shortcut = nn.Conv2d(c_in, c_out, 1)
+        if c_in != c_out:
+            self.conv_shortcut = nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x):
         h = self.conv1(F.silu(self.norm1(x)))
@@ -32,6 +34,7 @@ class ResnetBlock2D(nn.Module):
 # Self-attention over positions, eq. 1 of Vaswani et al. 2017, with a residual connection.
 class Attention(nn.Module):
     "(B,C,H,W) -> same"
+
     def __init__(self, channels, groups, eps=1e-6, heads=1):
         super().__init__()
         self.heads = heads
@@ -51,51 +54,63 @@ _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_
 
 
 def rename_attention(
-    state: dict[str, torch.Tensor], # with diffusers' names
+    state: dict[str, torch.Tensor],  # with diffusers' names
 ) -> dict[str, torch.Tensor]:
     "The state with today's names of attention layers; others stay."
     old = {key.rpartition(".proj_attn.")[0] for key in state if ".proj_attn." in key}
     parts = {key: key.rsplit(".", 2) for key in state}
-    return {f"{part[0]}.{_OLD_NAMES[part[1]]}.{part[2]}" if part[0] in old and part[1] in _OLD_NAMES else key: state[key] for key, part in parts.items()}
+    return {
+        f"{part[0]}.{_OLD_NAMES[part[1]]}.{part[2]}" if part[0] in old and part[1] in _OLD_NAMES else key: state[key]
+        for key, part in parts.items()
+    }
 
 # %% ../../nbs/ldm/autoencoder_blocks.ipynb #c1de80bc
 class Downsample2D(nn.Module):
     "(B,C,H,W) -> (B,C,H/2,W/2): 3x3 convolution of stride 2, padded at the bottom and the right only."
+
     def __init__(self, channels):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
-    def forward(self, x): return self.conv(F.pad(x, (0, 1, 0, 1)))
+    def forward(self, x):
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 # %% ../../nbs/ldm/autoencoder_blocks.ipynb #e2844724
-def upsample_conv(x: torch.Tensor,      # (B,C,H,W)
-                  weight: torch.Tensor, # (O,C,3,3)
-                  bias: torch.Tensor,   # (O,)
-                  ) -> torch.Tensor:    # (B,O,2H,2W), channels last
+def upsample_conv(
+    x: torch.Tensor,  # (B,C,H,W)
+    weight: torch.Tensor,  # (O,C,3,3)
+    bias: torch.Tensor,  # (O,)
+) -> torch.Tensor:  # (B,O,2H,2W), channels last
     "Nearest 2x upsampling followed by a 3x3 convolution with padding 1, as four 2x2 phase convolutions."
     (b, _, h, w), out = x.shape, weight.shape[0]
     rows = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
     kernels = torch.einsum("pki,ocij,qlj->pqockl", rows, weight, rows)
     padded = F.pad(x, (1, 1, 1, 1))
-    phases = [F.conv2d(padded[:, :, p:p + h + 1, q:q + w + 1], kernels[p, q], bias).permute(0, 2, 3, 1)
-              for p in (0, 1) for q in (0, 1)]
+    phases = [
+        F.conv2d(padded[:, :, p : p + h + 1, q : q + w + 1], kernels[p, q], bias).permute(0, 2, 3, 1)
+        for p in (0, 1)
+        for q in (0, 1)
+    ]
     both = torch.stack([torch.stack(phases[:2], 3), torch.stack(phases[2:], 3)], 2)
     return both.reshape(b, 2 * h, 2 * w, out).permute(0, 3, 1, 2)
 
 # %% ../../nbs/ldm/autoencoder_blocks.ipynb #24fa5585
 class Upsample2D(nn.Module):
     "(B,C,H,W) -> (B,C,2H,2W): nearest upsampling and a 3x3 convolution; by phases on the CPU."
+
     def __init__(self, channels):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x):
-        if x.device.type == "cpu": return upsample_conv(x, self.conv.weight, self.conv.bias)
+        if x.device.type == "cpu":
+            return upsample_conv(x, self.conv.weight, self.conv.bias)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 # %% ../../nbs/ldm/autoencoder_blocks.ipynb #0fb91507
 class DownEncoderBlock2D(nn.Module):
     "`layers` residual blocks, each with attention where asked for, then downsampling unless it is the last level."
+
     def __init__(self, c_in, c_out, layers, groups, downsample, attention=False):
         super().__init__()
         ins = [c_in] + [c_out] * (layers - 1)
@@ -106,13 +121,16 @@ class DownEncoderBlock2D(nn.Module):
     def forward(self, x):
         for i, resnet in enumerate(self.resnets):
             x = resnet(x)
-            if self.attentions: x = self.attentions[i](x)
-        for layer in self.downsamplers: x = layer(x)
+            if self.attentions:
+                x = self.attentions[i](x)
+        for layer in self.downsamplers:
+            x = layer(x)
         return x
 
 # %% ../../nbs/ldm/autoencoder_blocks.ipynb #404042af
 class UpDecoderBlock2D(nn.Module):
     "`layers` residual blocks, each with attention where asked for, then upsampling unless it is the last level."
+
     def __init__(self, c_in, c_out, layers, groups, upsample, attention=False):
         super().__init__()
         ins = [c_in] + [c_out] * (layers - 1)
@@ -123,13 +141,16 @@ class UpDecoderBlock2D(nn.Module):
     def forward(self, x):
         for i, resnet in enumerate(self.resnets):
             x = resnet(x)
-            if self.attentions: x = self.attentions[i](x)
-        for layer in self.upsamplers: x = layer(x)
+            if self.attentions:
+                x = self.attentions[i](x)
+        for layer in self.upsamplers:
+            x = layer(x)
         return x
 
 # %% ../../nbs/ldm/autoencoder_blocks.ipynb #772d5721
 class MidBlock2D(nn.Module):
     "Residual block, attention (if asked for), residual block; (B,C,h,w) -> same."
+
     def __init__(self, channels, groups, attention):
         super().__init__()
         self.attentions = nn.ModuleList([Attention(channels, groups)] if attention else [])
@@ -137,5 +158,6 @@ class MidBlock2D(nn.Module):
 
     def forward(self, x):
         x = self.resnets[0](x)
-        for attention in self.attentions: x = attention(x)
+        for attention in self.attentions:
+            x = attention(x)
         return self.resnets[1](x)

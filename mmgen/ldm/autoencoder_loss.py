@@ -14,26 +14,29 @@ from torch import nn
 from ..backbones.efficientnet import EfficientNetLite0
 
 # %% ../../nbs/ldm/autoencoder_loss.ipynb #0d6c9231
-def reconstruction_nll(x: torch.Tensor,     # images (B,C,H,W)
-                       y: torch.Tensor,     # their reconstructions (B,C,H,W)
-                       logvar: torch.Tensor, # s, a scalar
-                       distance: torch.Tensor | float = 0.0, # weighted, (B,), counted at every value
-                       l2: float = 0.0,     # weight of the squared error
-                       l4: float = 0.0,     # weight of the error's fourth power
-                       ) -> torch.Tensor:   # summed over C,H,W, mean over B
+def reconstruction_nll(
+    x: torch.Tensor,  # images (B,C,H,W)
+    y: torch.Tensor,  # their reconstructions (B,C,H,W)
+    logvar: torch.Tensor,  # s, a scalar
+    distance: torch.Tensor | float = 0.0,  # weighted, (B,), counted at every value
+    l2: float = 0.0,  # weight of the squared error
+    l4: float = 0.0,  # weight of the error's fourth power
+) -> torch.Tensor:  # summed over C,H,W, mean over B
     "First sum of the loss of Rombach et al. 2022, with our l2 and l4: ((|x-y| + l2 (x-y)² + l4 (x-y)⁴ + distance) / e^s + s)."
     error = (x - y).abs()
-    if l2 or l4: error = error + (l2 + l4 * error.square()) * error.square()
+    if l2 or l4:
+        error = error + (l2 + l4 * error.square()) * error.square()
     per_image = error.flatten(1).sum(1) + distance * x[0].numel()
     return (per_image / logvar.exp() + logvar * x[0].numel()).mean()
 
 # %% ../../nbs/ldm/autoencoder_loss.ipynb #43bb4a70
-def edit_gain(x: torch.Tensor,         # images (B,C,H,W)
-              changed: torch.Tensor,   # the same with one thing changed
-              y: torch.Tensor,         # reconstructions of x
-              y_changed: torch.Tensor, # and of changed
-              least: float = 0.02,     # added to the denominator: squared change that hardly counts
-              ) -> tuple[torch.Tensor, torch.Tensor]: # (B,) and whether there is a change at all, (B,)
+def edit_gain(
+    x: torch.Tensor,  # images (B,C,H,W)
+    changed: torch.Tensor,  # the same with one thing changed
+    y: torch.Tensor,  # reconstructions of x
+    y_changed: torch.Tensor,  # and of changed
+    least: float = 0.02,  # added to the denominator: squared change that hardly counts
+) -> tuple[torch.Tensor, torch.Tensor]:  # (B,) and whether there is a change at all, (B,)
     "How much of a change survives: <y'-y, x'-x> / |x'-x|²; 1: all, 0: nothing."
     wanted, got = (changed - x).flatten(1), (y_changed - y).flatten(1)
     energy = wanted.square().sum(1)
@@ -43,12 +46,14 @@ def edit_gain(x: torch.Tensor,         # images (B,C,H,W)
 # Unit-normalised deep features after Zhang et al. 2018, eq. 1, on EfficientNet-Lite0; no learned weights.
 class EfficientNetDistance(EfficientNetLite0):
     "Frozen; images (B,3,H,W) in [-1,1], twice -> (B,) in 0..4."
+
     def features(self, x: torch.Tensor) -> list[torch.Tensor]:
         "Feature maps at four depths, of unit length at each position."
         return [F.normalize(h, dim=1) for h in self.maps(x)]
 
     def forward(self, x, y):
-        with torch.no_grad(): wanted = self.features(x)
+        with torch.no_grad():
+            wanted = self.features(x)
         pairs = zip(wanted, self.features(y))
         return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in pairs]).mean(0)
 
@@ -56,25 +61,32 @@ class EfficientNetDistance(EfficientNetLite0):
 # LPIPS of Zhang et al. 2018 with VGG16, which autoencoder_kl_32x32x4 trains with.
 class LPIPSDistance(nn.Module):
     "Frozen; images (B,3,H,W) in [-1,1], twice -> (B,)."
+
     def __init__(self):
         super().__init__()
         import lpips
-        try: self.net = lpips.LPIPS(net="vgg", verbose=False)
+
+        try:
+            self.net = lpips.LPIPS(net="vgg", verbose=False)
         except (OSError, RuntimeError) as error:
-            raise RuntimeError("perceptual='lpips' needs torchvision's VGG16 weights (530 MB), which could "
-                               f"not be downloaded ({error}); use perceptual='efficientnet' (offline) or "
-                               "'none'") from error
+            raise RuntimeError(
+                "perceptual='lpips' needs torchvision's VGG16 weights (530 MB), which could "
+                f"not be downloaded ({error}); use perceptual='efficientnet' (offline) or "
+                "'none'"
+            ) from error
         self.eval().requires_grad_(False)
 
     def train(self, mode: bool = True):
         "Stays in evaluation mode."
         return super().train(False)
 
-    def forward(self, x, y): return self.net(x, y).flatten()
+    def forward(self, x, y):
+        return self.net(x, y).flatten()
 
 # %% ../../nbs/ldm/autoencoder_loss.ipynb #aba65ae0
-def perceptual_distance(name: str, # lpips, efficientnet or none
-                        ) -> nn.Module | None:
+def perceptual_distance(
+    name: str,  # lpips, efficientnet or none
+) -> nn.Module | None:
     "The frozen backbone d(x, y) of that name; None for `none`."
     backbones = {"lpips": LPIPSDistance, "efficientnet": EfficientNetDistance, "none": lambda: None}
     if name not in backbones:
@@ -85,37 +97,47 @@ def perceptual_distance(name: str, # lpips, efficientnet or none
 # PatchGAN of Isola et al. 2017, appendix 6.1.2, as autoencoder_kl_32x32x4 uses it.
 class PatchDiscriminator(nn.Module):
     "Images (B,3,H,W) -> one logit per patch (B,1,h,w)."
-    def __init__(self,
-                 features: int = 64, # channels after the first layer
-                 layers: int = 3,    # strided layers
-                 channels: int = 3,  # of the images
-                 ):
+
+    def __init__(
+        self,
+        features: int = 64,  # channels after the first layer
+        layers: int = 3,  # strided layers
+        channels: int = 3,  # of the images
+    ):
         super().__init__()
-        widths = [features * min(2 ** i, 8) for i in range(layers + 1)]
+        widths = [features * min(2**i, 8) for i in range(layers + 1)]
         parts = [nn.Conv2d(channels, features, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i in range(1, layers + 1):
             stride = 2 if i < layers else 1
-            parts += [nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=False),
-                      nn.BatchNorm2d(widths[i]), nn.LeakyReLU(0.2)]
+            parts += [
+                nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(widths[i]),
+                nn.LeakyReLU(0.2),
+            ]
         self.main = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, padding=1))
         for module in self.main:
-            if isinstance(module, nn.Conv2d): nn.init.normal_(module.weight, 0.0, 0.02)
-            if isinstance(module, nn.BatchNorm2d): nn.init.normal_(module.weight, 1.0, 0.02)
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1.0, 0.02)
 
-    def forward(self, x): return self.main(x)
+    def forward(self, x):
+        return self.main(x)
 
 # %% ../../nbs/ldm/autoencoder_loss.ipynb #3c74ea47
-def hinge_loss(real: torch.Tensor, # logits of images
-               fake: torch.Tensor, # logits of reconstructions
-               ) -> torch.Tensor:
+def hinge_loss(
+    real: torch.Tensor,  # logits of images
+    fake: torch.Tensor,  # logits of reconstructions
+) -> torch.Tensor:
     "Discriminator's loss, eq. 3 of Lim & Ye 2017 with the factor 1/2 of the reference."
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 # %% ../../nbs/ldm/autoencoder_loss.ipynb #294c7217
-def adaptive_weight(nll: torch.Tensor,         # reconstruction loss
-                    adversarial: torch.Tensor, # generator's loss
-                    weight: torch.Tensor,      # W: the decoder's conv_out.weight
-                    ) -> torch.Tensor:         # scalar without gradient
+def adaptive_weight(
+    nll: torch.Tensor,  # reconstruction loss
+    adversarial: torch.Tensor,  # generator's loss
+    weight: torch.Tensor,  # W: the decoder's conv_out.weight
+) -> torch.Tensor:  # scalar without gradient
     "Lambda of Esser et al. 2021, eq. 7, with epsilon 1e-4 and the bounds 0..1e4 of the reference."
     norms = [torch.autograd.grad(loss, weight, retain_graph=True)[0].norm() for loss in (nll, adversarial)]
     return (norms[0] / (norms[1] + 1e-4)).clamp(0.0, 1e4).detach()

@@ -11,21 +11,29 @@ from torch import nn
 from torch.func import functional_call
 
 from ..base.images import pick_device, psnr, seed_everything, sheet, to_float
-from ..data.edits import neighbours
-from ..data.batches import Batches
-from ..data.loading import content_sha256, load_source, to_arrays
-from ..training.config import AutoencoderConfig
-from .autoencoder import AutoencoderKL
-from .autoencoder_loss import PatchDiscriminator, adaptive_weight, edit_gain, hinge_loss, perceptual_distance, reconstruction_nll
-from ..training.optimizers import build
 from ..base.runs import Run
-from ..training.loop import Task, train
 from ..base.weights import load_into, model_card, save_weights
+from ..data.batches import Batches
+from ..data.edits import neighbours
+from ..data.loading import content_sha256, load_source, to_arrays
+from .autoencoder import AutoencoderKL
+from mmgen.ldm.autoencoder_loss import (
+    PatchDiscriminator,
+    adaptive_weight,
+    edit_gain,
+    hinge_loss,
+    perceptual_distance,
+    reconstruction_nll,
+)
+from ..training.config import AutoencoderConfig
+from ..training.loop import Task, train
+from ..training.optimizers import build
 
 # %% ../../nbs/ldm/autoencoder_train.ipynb #d3855c91
 # What is trained: autoencoder, discriminator and log-variance s, so that one checkpoint holds all.
 class AutoencoderGAN(nn.Module):
     "Modules `autoencoder`, `discriminator` (None without one) and the parameter `logvar`."
+
     def __init__(self, autoencoder, discriminator, logvar=0.0):
         super().__init__()
         self.autoencoder, self.discriminator = autoencoder, discriminator
@@ -34,28 +42,32 @@ class AutoencoderGAN(nn.Module):
 # %% ../../nbs/ldm/autoencoder_train.ipynb #375f8176
 class AutoencoderTask(Task):
     "Task for `mmgen.training.loop.train`: batches hold `image`, uint8 (B,H,W,3) or float (B,3,H,W) in [-1,1], and may hold `changed`, likewise."
-    def __init__(self,
-                 autoencoder: AutoencoderKL,
-                 perceptual: str = "efficientnet", # backbone: lpips, efficientnet or none
-                 perceptual_weight: float = 1.0,   # w_p; 0: no backbone
-                 l2_weight: float = 0.0,           # w_2, of the squared error
-                 l4_weight: float = 0.0,           # w_4, of the fourth power of the error
-                 edit_weight: float = 0.0,         # w_e, of the lost edits, for batches with `changed`
-                 kl_weight: float = 1e-6,          # w_KL
-                 disc_weight: float = 0.5,         # w_d; 0: no discriminator
-                 disc_start: int = 50001,          # first step of the adversarial terms
-                 disc_features: int = 64,          # width of the discriminator's first layer
-                 disc_layers: int = 3,             # its strided layers
-                 logvar: str = "fixed",            # fixed (as the reference behaves) or learned
-                 logvar_init: float = 0.0,         # s at the start
-                 optimizer: str = "adam",          # adam (0.5, 0.9: the reference), adamw (0.9, 0.99), muon
-                 reduction: str = "sum",           # sum over C,H,W (the reference) or mean
-                 samples: torch.Tensor | None = None, # float images (N,3,H,W) for the validation grid
-                 channels_last: bool = True,       # faster convolutions on the CPU
-                 ):
-        for name, value, allowed in (("logvar", logvar, ("fixed", "learned")),
-                                     ("optimizer", optimizer, ("adam", "adamw", "muon")),
-                                     ("reduction", reduction, ("sum", "mean"))):
+
+    def __init__(
+        self,
+        autoencoder: AutoencoderKL,
+        perceptual: str = "efficientnet",  # backbone: lpips, efficientnet or none
+        perceptual_weight: float = 1.0,  # w_p; 0: no backbone
+        l2_weight: float = 0.0,  # w_2, of the squared error
+        l4_weight: float = 0.0,  # w_4, of the fourth power of the error
+        edit_weight: float = 0.0,  # w_e, of the lost edits, for batches with `changed`
+        kl_weight: float = 1e-6,  # w_KL
+        disc_weight: float = 0.5,  # w_d; 0: no discriminator
+        disc_start: int = 50001,  # first step of the adversarial terms
+        disc_features: int = 64,  # width of the discriminator's first layer
+        disc_layers: int = 3,  # its strided layers
+        logvar: str = "fixed",  # fixed (as the reference behaves) or learned
+        logvar_init: float = 0.0,  # s at the start
+        optimizer: str = "adam",  # adam (0.5, 0.9: the reference), adamw (0.9, 0.99), muon
+        reduction: str = "sum",  # sum over C,H,W (the reference) or mean
+        samples: torch.Tensor | None = None,  # float images (N,3,H,W) for the validation grid
+        channels_last: bool = True,  # faster convolutions on the CPU
+    ):
+        for name, value, allowed in (
+            ("logvar", logvar, ("fixed", "learned")),
+            ("optimizer", optimizer, ("adam", "adamw", "muon")),
+            ("reduction", reduction, ("sum", "mean")),
+        ):
             if value not in allowed:
                 raise ValueError(f"AutoencoderTask: {name} must be {' or '.join(allowed)}, not {value!r}")
         self.perceptual = perceptual_distance(perceptual if perceptual_weight else "none")
@@ -66,15 +78,18 @@ class AutoencoderTask(Task):
         discriminator = PatchDiscriminator(disc_features, disc_layers) if disc_weight else None
         self.model = AutoencoderGAN(autoencoder, discriminator, logvar_init)
         self.model.logvar.requires_grad_(logvar == "learned")
-        if channels_last: self.model.to(memory_format=torch.channels_last)
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)
         self._last = (None, None)
 
     def optimizers(self, lr: float, weight_decay: float = 0.0) -> dict[str, torch.optim.Optimizer]:
         "Optimisers `autoencoder` and, where there is one, `discriminator`."
         trained = list(self.model.autoencoder.parameters())
-        if self.model.logvar.requires_grad: trained.append(self.model.logvar)
+        if self.model.logvar.requires_grad:
+            trained.append(self.model.logvar)
         groups, discriminator = {"autoencoder": trained}, self.model.discriminator
-        if discriminator is not None: groups["discriminator"] = list(discriminator.parameters())
+        if discriminator is not None:
+            groups["discriminator"] = list(discriminator.parameters())
         adam = self.optimizer == "adam"
         kind, betas = (torch.optim.Adam, (0.5, 0.9)) if adam else (torch.optim.AdamW, (0.9, 0.99))
         options = dict(betas=betas, weight_decay=weight_decay, fused=True)
@@ -91,17 +106,22 @@ class AutoencoderTask(Task):
 
     def images(self, batch: dict) -> torch.Tensor:
         "The batch's images, and after them the changed ones, as float (B,3,H,W) in [-1,1] on the model's device."
-        x = torch.cat([batch["image"], *([batch["changed"]] if "changed" in batch else [])]).to(self.model.logvar.device)
+        x = torch.cat([batch["image"], *([batch["changed"]] if "changed" in batch else [])]).to(
+            self.model.logvar.device
+        )
         return (to_float(x) if x.dtype == torch.uint8 else x).contiguous(memory_format=torch.channels_last)
 
-    def loss(self,
-             batch: dict,              # with `image` and perhaps `changed`
-             step: int,                # from 0
-             which: str = "autoencoder", # autoencoder or discriminator
-             ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+    def loss(
+        self,
+        batch: dict,  # with `image` and perhaps `changed`
+        step: int,  # from 0
+        which: str = "autoencoder",  # autoencoder or discriminator
+    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         "Loss of one optimiser and its parts; the loss is None where that optimiser has nothing to do."
-        if which == "autoencoder": return self.autoencoder_loss(batch, step)
-        if which == "discriminator": return self.discriminator_loss(batch, step)
+        if which == "autoencoder":
+            return self.autoencoder_loss(batch, step)
+        if which == "discriminator":
+            return self.discriminator_loss(batch, step)
         raise ValueError(f"AutoencoderTask.loss: which must be autoencoder or discriminator, not {which!r}")
 
     def adversarial(self, step: int) -> bool:
@@ -114,13 +134,20 @@ class AutoencoderTask(Task):
         y, posterior = model.autoencoder(x, sample=True)
         y = y.float()
         distance = torch.zeros(len(x), device=x.device)
-        if self.perceptual is not None: distance = self.perceptual(x, y)
+        if self.perceptual is not None:
+            distance = self.perceptual(x, y)
         weighted = self.perceptual_weight * distance
         nll = reconstruction_nll(x, y, model.logvar, weighted, self.l2_weight, self.l4_weight)
         kl = posterior.kl().mean()
         total = nll + self.kl_weight * kl
-        parts = dict(l1=(x - y).abs().mean(), psnr=psnr(x, y).mean(), perceptual=distance.mean(),
-                     kl=kl, nll=nll / x[0].numel(), logvar=model.logvar)
+        parts = dict(
+            l1=(x - y).abs().mean(),
+            psnr=psnr(x, y).mean(),
+            perceptual=distance.mean(),
+            kl=kl,
+            nll=nll / x[0].numel(),
+            logvar=model.logvar,
+        )
         if self.edit_weight and "changed" in batch:
             gain, seen = edit_gain(*x.chunk(2), *y.chunk(2))
             parts["lost_edits"] = torch.where(seen, (1 - gain).square(), 0).sum() / seen.sum().clamp_min(1)
@@ -134,23 +161,27 @@ class AutoencoderTask(Task):
                 parts["weight"] = weight
             parts["adversarial"] = g
         self._last = (batch["image"], y.detach())
-        if self.reduction == "mean": total = total / x[0].numel()
+        if self.reduction == "mean":
+            total = total / x[0].numel()
         return total, {k: v.detach() for k, v in parts.items()}
 
     def discriminator_loss(self, batch, step):
         "Hinge loss on a batch and its reconstruction; None before `disc_start`."
-        if not self.adversarial(step): return None, {}
+        if not self.adversarial(step):
+            return None, {}
         x = self.images(batch)
         seen, y = self._last
         if seen is not batch["image"]:
-            with torch.no_grad(): y = self.model.autoencoder(x, sample=True)[0]
+            with torch.no_grad():
+                y = self.model.autoencoder(x, sample=True)[0]
         real, fake = self.model.discriminator(x), self.model.discriminator(y)
         loss = hinge_loss(real, fake)
         return loss, dict(hinge=loss.detach(), real=real.detach().mean(), fake=fake.detach().mean())
 
     def sample(self, step: int) -> torch.Tensor | None:
         "Validation images and, right after each, its reconstruction by the averaged weights."
-        if self.samples is None: return None
+        if self.samples is None:
+            return None
         with torch.no_grad():
             x = self.images({"image": self.samples})
             model = self.model.autoencoder if self.ema is None else self.ema
@@ -158,10 +189,11 @@ class AutoencoderTask(Task):
 
 # %% ../../nbs/ldm/autoencoder_train.ipynb #c0f93dc2
 @torch.no_grad()
-def reconstruct(model: AutoencoderKL,
-                images: torch.Tensor,      # float (N,3,H,W) in [-1,1], or uint8 (N,H,W,3)
-                batch_size: int = 64,
-                ) -> torch.Tensor:         # (N,3,H,W) in [-1,1] on the CPU
+def reconstruct(
+    model: AutoencoderKL,
+    images: torch.Tensor,  # float (N,3,H,W) in [-1,1], or uint8 (N,H,W,3)
+    batch_size: int = 64,
+) -> torch.Tensor:  # (N,3,H,W) in [-1,1] on the CPU
     "D(mean of E(x)) of many images, in batches, clamped."
     device, out = next(model.parameters()).device, []
     for part in torch.as_tensor(images).split(batch_size):
@@ -171,11 +203,12 @@ def reconstruct(model: AutoencoderKL,
 
 # %% ../../nbs/ldm/autoencoder_train.ipynb #a01c26e5
 @torch.no_grad()
-def scaling_factor_of(model: AutoencoderKL,
-                      images: torch.Tensor, # float (N,3,H,W) in [-1,1], or uint8 (N,H,W,3)
-                      batch_size: int = 64,
-                      seed: int = 0,        # of the draws from q(z|x)
-                      ) -> float:
+def scaling_factor_of(
+    model: AutoencoderKL,
+    images: torch.Tensor,  # float (N,3,H,W) in [-1,1], or uint8 (N,H,W,3)
+    batch_size: int = 64,
+    seed: int = 0,  # of the draws from q(z|x)
+) -> float:
     "1 / standard deviation of z ~ q(z|x) over all elements of all images."
     device, latents = next(model.parameters()).device, []
     generator = torch.Generator(device).manual_seed(seed)
@@ -187,10 +220,14 @@ def scaling_factor_of(model: AutoencoderKL,
 # %% ../../nbs/ldm/autoencoder_train.ipynb #f34c1600
 def load_columns(
     config: AutoencoderConfig,
-) -> tuple[dict, torch.Tensor, object]:  # columns of `Batches`; validation images (N, 3, H, W) in [-1, 1] and their data set
+) -> tuple[
+    dict, torch.Tensor, object
+]:  # columns of `Batches`; validation images (N, 3, H, W) in [-1, 1] and their data set
     "Training columns (`image`, and `changed` where edits are trained) and validation images."
     if config.edit_weight and config.data != "portraits":
-        raise ValueError(f"edit_weight needs data 'portraits', whose edits can be drawn; {config.data!r} wants edit_weight 0.")
+        raise ValueError(
+            f"edit_weight needs data 'portraits', whose edits can be drawn; {config.data!r} wants edit_weight 0."
+        )
     dataset = load_source(config.data, "train", config.size, config.images, config.seed)
     columns = {"image": to_arrays(dataset, config.size, fit=config.fit)[0]}
     if config.edit_weight:
@@ -211,8 +248,10 @@ def fit(
     if config.init_from:
         load_into(model, AutoencoderKL.load(config.init_from, "cpu").state_dict(), where=config.init_from)
     task = AutoencoderTask(model, **config.loss_config, samples=held_out[:16])
-    run.note(parameters={name: sum(p.numel() for p in part.parameters()) for name, part in task.model.named_children()},
-             data={"rows": len(images), "sha256": (content := content_sha256(images))})
+    run.note(
+        parameters={name: sum(p.numel() for p in part.parameters()) for name, part in task.model.named_children()},
+        data={"rows": len(images), "sha256": (content := content_sha256(images))},
+    )
     task.facts, task.must_match = {"data": content[:12]}, {"norm_num_groups": config.norm_num_groups}
     result = train(task, Batches(columns, config.batch_size, config.seed), run, **config.loop)
     run.checkpoint(result.checkpoint)
@@ -226,16 +265,30 @@ def fit(
         run.metric("edit gain", gain[seen].mean().item(), n=int(seen.sum()), sd=gain[seen].std().item())
     scale = scaling_factor_of(result.ema, images[range(min(len(images), 2000))])
     run.note(scaling_factor=scale)
-    rows = {name: images[at:at + 8] for at in range(0, min(16, len(held_out)), 8) for name, images in (
-        (f"held-out {at + 1}-{at + 8}", held_out), (f"reconstructions {at + 1}-{at + 8}", outputs))}
-    run.figure("reconstructions", sheet(rows, cell=max(64, min(config.size, 128))), "held-out images and their reconstructions")
+    rows = {
+        name: images[at : at + 8]
+        for at in range(0, min(16, len(held_out)), 8)
+        for name, images in ((f"held-out {at + 1}-{at + 8}", held_out), (f"reconstructions {at + 1}-{at + 8}", outputs))
+    }
+    run.figure(
+        "reconstructions", sheet(rows, cell=max(64, min(config.size, 128))), "held-out images and their reconstructions"
+    )
 
     model_config = result.ema.config | {"scaling_factor": scale}
     card = model_card(
-        "Autoencoder", model_config, run.record,
+        "Autoencoder",
+        model_config,
+        run.record,
         f"Encodes images of {config.size} px to {config.latent_channels} channels at 1/{config.factor} of the side.",
-        data=f"{len(images)} images of {config.data}", limits="Made for images like those that it was trained on.")
+        data=f"{len(images)} images of {config.data}",
+        limits="Made for images like those that it was trained on.",
+    )
     save_weights(run.path / "autoencoder", result.ema.state_dict(), model_config, card, run.record)
     run.artifact(run.path / "autoencoder" / "model.safetensors")
     written = AutoencoderKL.load(run.path / "autoencoder", pick_device(config.device))
-    return {"autoencoder": written, "originals": held_out, "reconstructions": reconstruct(written, held_out), "psnr": decibels}
+    return {
+        "autoencoder": written,
+        "originals": held_out,
+        "reconstructions": reconstruct(written, held_out),
+        "psnr": decibels,
+    }

@@ -9,32 +9,41 @@ __all__ = ['PREDICTIONS', 'noise_like', 'Schedule', 'make_schedule', 'FlowMatchi
 # %% ../../nbs/ldm/diffusion.ipynb #def6ddb4
 import math
 from typing import Callable
+
 import torch
 from torch import Tensor
 
 # %% ../../nbs/ldm/diffusion.ipynb #10c730d9
-def noise_like(x: Tensor, # gives shape, type and device
-               generator: torch.Generator | None = None # drawn on its device
-               ) -> Tensor: # N(0, I)
+def noise_like(
+    x: Tensor,  # gives shape, type and device
+    generator: torch.Generator | None = None,  # drawn on its device
+) -> Tensor:  # N(0, I)
     "Gaussian noise of the shape of `x`"
     device = x.device if generator is None else generator.device
     return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
 
-def _column(v: Tensor, x: Tensor) -> Tensor: # (B,) or scalar -> broadcasts against x
+
+def _column(v: Tensor, x: Tensor) -> Tensor:  # (B,) or scalar -> broadcasts against x
     return v.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1)) if v.ndim else v.to(x.device, x.dtype)
+
 
 def _check_strength(strength: float) -> float:
     if not 0 <= strength <= 1:
         raise ValueError(f"strength={strength}: needs a number from 0 (nothing changes) to 1 (pure noise)")
     return strength
 
+
 # DDPM (Ho et al. 2020), eq. 4: q(x_t | x_0)
 class Schedule:
     "A discrete variance-preserving process from its β (T,)"
-    def __init__(self, betas: Tensor, # (T,), each in (0, 1); the last may be 1, which leaves noise alone
-                 spacing: str = "trailing", # of the times that samplers visit, see `levels`
-                 offset: int = 0, # added to the times of leading spacing
-                 clip: float | None = None): # bound of the data that samplers see in x_t; None: none
+
+    def __init__(
+        self,
+        betas: Tensor,  # (T,), each in (0, 1); the last may be 1, which leaves noise alone
+        spacing: str = "trailing",  # of the times that samplers visit, see `levels`
+        offset: int = 0,  # added to the times of leading spacing
+        clip: float | None = None,
+    ):  # bound of the data that samplers see in x_t; None: none
         self.betas = torch.as_tensor(betas, dtype=torch.float64)
         self.spacing, self.offset, self.clip = spacing, offset, clip
         if self.betas.ndim != 1 or not ((self.betas > 0) & (self.betas <= 1)).all() or (self.betas[:-1] == 1).any():
@@ -42,114 +51,139 @@ class Schedule:
         self.alphas_cumprod = (1 - self.betas).cumprod(0)
         self.T = len(self.betas)
 
-    def coefficients(self, t: Tensor, # integers 0 … T-1, scalar or (B,)
-                     x: Tensor # gives shape, type and device
-                     ) -> tuple[Tensor, Tensor]: # a_t, b_t
+    def coefficients(
+        self,
+        t: Tensor,  # integers 0 … T-1, scalar or (B,)
+        x: Tensor,  # gives shape, type and device
+    ) -> tuple[Tensor, Tensor]:  # a_t, b_t
         "The two factors of eq. 2"
         alpha = self.alphas_cumprod.to(torch.as_tensor(t).device)[t]
         return _column(alpha.sqrt(), x), _column((1 - alpha).sqrt(), x)
 
-    def draw_t(self, n: int, generator: torch.Generator | None = None, device="cpu") -> Tensor: # (n,)
+    def draw_t(self, n: int, generator: torch.Generator | None = None, device="cpu") -> Tensor:  # (n,)
         "Uniform times for training"
         where = device if generator is None else generator.device
         return torch.randint(0, self.T, (n,), generator=generator, device=where).to(device)
 
-    def levels(self, steps: int, # evaluations
-               strength: float = 1., # start at noise level strength·T
-               spacing: str | None = None # trailing: T-1 is used; leading: 0; linspace: both; None: the schedule's
-               ) -> Tensor: # (steps,) integers, descending
+    def levels(
+        self,
+        steps: int,  # evaluations
+        strength: float = 1.0,  # start at noise level strength·T
+        spacing: str | None = None,  # trailing: T-1 is used; leading: 0; linspace: both; None: the schedule's
+    ) -> Tensor:  # (steps,) integers, descending
         "The times that a sampler visits"
         spacing = spacing or self.spacing
         n = round(_check_strength(strength) * self.T)
         steps = min(steps, n)
-        if steps == 0: return torch.empty(0, dtype=torch.long)
+        if steps == 0:
+            return torch.empty(0, dtype=torch.long)
         i = torch.arange(steps, dtype=torch.float64)
-        if spacing == "trailing": t = (n - i * n / steps).round() - 1
-        elif spacing == "leading": t = (i * (n // steps) + self.offset).flip(0).clamp(max=self.T - 1)
-        elif spacing == "linspace": t = torch.linspace(0, n - 1, steps, dtype=torch.float64).round().flip(0)
-        else: raise ValueError(f"spacing={spacing!r}: needs trailing, leading or linspace")
+        if spacing == "trailing":
+            t = (n - i * n / steps).round() - 1
+        elif spacing == "leading":
+            t = (i * (n // steps) + self.offset).flip(0).clamp(max=self.T - 1)
+        elif spacing == "linspace":
+            t = torch.linspace(0, n - 1, steps, dtype=torch.float64).round().flip(0)
+        else:
+            raise ValueError(f"spacing={spacing!r}: needs trailing, leading or linspace")
         return t.long()
 
-    def model_time(self, t: Tensor) -> Tensor: # like t
+    def model_time(self, t: Tensor) -> Tensor:  # like t
         "The time that the network gets: t itself"
         return t
 
 # %% ../../nbs/ldm/diffusion.ipynb #7a5d6ca3
-def make_schedule(name: str = "scaled_linear", # linear, scaled_linear, cosine
-                  T: int = 1000, # number of noise levels
-                  start: float | None = None, # first β (linear 1e-4, scaled_linear 0.00085)
-                  end: float | None = None, # last β (linear 0.02, scaled_linear 0.012)
-                  zero_snr: bool = False, # no data is left at the last level
-                  **options # `spacing`, `offset` and `clip` of the `Schedule`
-                  ) -> Schedule:
+def make_schedule(
+    name: str = "scaled_linear",  # linear, scaled_linear, cosine
+    T: int = 1000,  # number of noise levels
+    start: float | None = None,  # first β (linear 1e-4, scaled_linear 0.00085)
+    end: float | None = None,  # last β (linear 0.02, scaled_linear 0.012)
+    zero_snr: bool = False,  # no data is left at the last level
+    **options,  # `spacing`, `offset` and `clip` of the `Schedule`
+) -> Schedule:
     "A `Schedule` by name"
     defaults = dict(linear=(1e-4, 0.02), scaled_linear=(0.00085, 0.012), cosine=(None, None))
-    if name not in defaults: raise ValueError(f"schedule {name!r}: needs one of {', '.join(defaults)}")
+    if name not in defaults:
+        raise ValueError(f"schedule {name!r}: needs one of {', '.join(defaults)}")
     start, end = (given if given is not None else d for given, d in zip((start, end), defaults[name]))
     if name == "cosine":
         t = torch.arange(T + 1, dtype=torch.float64) / T
-        bar = ((t + 0.008) / 1.008 * math.pi / 2).cos()**2
+        bar = ((t + 0.008) / 1.008 * math.pi / 2).cos() ** 2
         betas = (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
-    elif name == "linear": betas = torch.linspace(start, end, T, dtype=torch.float64)
-    else: betas = torch.linspace(start**.5, end**.5, T, dtype=torch.float64)**2
+    elif name == "linear":
+        betas = torch.linspace(start, end, T, dtype=torch.float64)
+    else:
+        betas = torch.linspace(start**0.5, end**0.5, T, dtype=torch.float64) ** 2
     return Schedule(_without_data(betas) if zero_snr else betas, **options)
 
+
 # Lin et al. 2024, algorithm 1
-def _without_data(betas: Tensor) -> Tensor: # (T,) each
+def _without_data(betas: Tensor) -> Tensor:  # (T,) each
     "The √α_t shifted to 0 at the last level and scaled to what they were at the first"
     root = (1 - betas).cumprod(0).sqrt()
-    bar = ((root - root[-1]) * root[0] / (root[0] - root[-1]))**2
+    bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return 1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])
 
 # %% ../../nbs/ldm/diffusion.ipynb #2a613c28
 # Esser et al. 2024 (Stable Diffusion 3), section 3
 class FlowMatching:
     "A straight path from data (s=0) to noise (s=1)"
-    clip = None # see `Schedule`
 
-    def __init__(self, shift: float = 1., # c above; more than 1: more time at high noise
-                 mean: float = 0., std: float = 1., # of the normal distribution under the logit
-                 T: int = 1000): # scale of the time that the network gets
+    clip = None  # see `Schedule`
+
+    def __init__(
+        self,
+        shift: float = 1.0,  # c above; more than 1: more time at high noise
+        mean: float = 0.0,
+        std: float = 1.0,  # of the normal distribution under the logit
+        T: int = 1000,
+    ):  # scale of the time that the network gets
         self.shift, self.mean, self.std, self.T = shift, mean, std, T
 
-    def coefficients(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]: # t: s in 0 … 1, scalar or (B,)
+    def coefficients(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:  # t: s in 0 … 1, scalar or (B,)
         "1 - s and s"
         t = torch.as_tensor(t)
         return _column(1 - t, x), _column(t, x)
 
-    def shifted(self, s: Tensor) -> Tensor: # times in 0 … 1, of any shape
+    def shifted(self, s: Tensor) -> Tensor:  # times in 0 … 1, of any shape
         "The times after the shift to more noise (eq. 23)"
         return self.shift * s / (1 + (self.shift - 1) * s)
 
-    def draw_t(self, n: int, generator: torch.Generator | None = None, device="cpu") -> Tensor: # (n,)
+    def draw_t(self, n: int, generator: torch.Generator | None = None, device="cpu") -> Tensor:  # (n,)
         "Logit-normal times for training"
         where = device if generator is None else generator.device
         logit = self.mean + self.std * torch.randn(n, generator=generator, device=where)
         return self.shifted(torch.sigmoid(logit).to(device))
 
-    def levels(self, steps: int, strength: float = 1., spacing: str | None = None) -> Tensor: # (steps,)
+    def levels(self, steps: int, strength: float = 1.0, spacing: str | None = None) -> Tensor:  # (steps,)
         "The times that a sampler visits, descending; evenly spaced from `strength` on before the shift"
-        if _check_strength(strength) == 0: return torch.empty(0)
+        if _check_strength(strength) == 0:
+            return torch.empty(0)
         return self.shifted(torch.linspace(strength, 0, steps + 1)[:-1])
 
-    def model_time(self, t: Tensor) -> Tensor: # like t
+    def model_time(self, t: Tensor) -> Tensor:  # like t
         "The time that the network gets, 0 … T"
         return t * self.T
 
 # %% ../../nbs/ldm/diffusion.ipynb #f7526c50
-def q_sample(process: Schedule | FlowMatching,
-             x0: Tensor, # (B, ...)
-             t: Tensor, # times, scalar or (B,)
-             noise: Tensor # w, like x0
-             ) -> Tensor: # x_t
+def q_sample(
+    process: Schedule | FlowMatching,
+    x0: Tensor,  # (B, ...)
+    t: Tensor,  # times, scalar or (B,)
+    noise: Tensor,  # w, like x0
+) -> Tensor:  # x_t
     "Eq. 2: x_t = a_t x_0 + b_t w"
     a, b = process.coefficients(t, x0)
     return a * x0 + b * noise
 
-def start(process: Schedule | FlowMatching, x0: Tensor, noise: Tensor,
-          strength: float, # 0 … 1
-          steps: int = 1 # of the sampler; leading spacing begins lower with few
-          ) -> Tensor: # x at the noise level where every sampler with this `strength` begins
+
+def start(
+    process: Schedule | FlowMatching,
+    x0: Tensor,
+    noise: Tensor,
+    strength: float,  # 0 … 1
+    steps: int = 1,  # of the sampler; leading spacing begins lower with few
+) -> Tensor:  # x at the noise level where every sampler with this `strength` begins
     "Noise the data for a partial run (SDEdit, Meng et al. 2022)"
     levels = process.levels(steps, strength)
     return q_sample(process, x0, levels[0], noise) if len(levels) else x0
@@ -157,42 +191,59 @@ def start(process: Schedule | FlowMatching, x0: Tensor, noise: Tensor,
 # %% ../../nbs/ldm/diffusion.ipynb #9009dfed
 PREDICTIONS = ("eps", "v", "flow", "x0")
 
-def from_x0_eps(x0: Tensor, # data, (B, ...)
-                eps: Tensor, # noise w, like x0
-                a: Tensor, b: Tensor, # `coefficients` of t
-                prediction: str # eps, v, flow or x0
-                ) -> Tensor: # like x0
+
+def from_x0_eps(
+    x0: Tensor,  # data, (B, ...)
+    eps: Tensor,  # noise w, like x0
+    a: Tensor,
+    b: Tensor,  # `coefficients` of t
+    prediction: str,  # eps, v, flow or x0
+) -> Tensor:  # like x0
     "The target of a network with this kind of prediction"
-    if prediction == "eps": return eps
-    if prediction == "v": return a * eps - b * x0
-    if prediction == "flow": return eps - x0
-    if prediction == "x0": return x0
+    if prediction == "eps":
+        return eps
+    if prediction == "v":
+        return a * eps - b * x0
+    if prediction == "flow":
+        return eps - x0
+    if prediction == "x0":
+        return x0
     raise ValueError(f"prediction={prediction!r}: needs one of {', '.join(PREDICTIONS)}")
 
-def to_x0_eps(out: Tensor, # what the network said
-              x: Tensor, # x_t
-              a: Tensor, b: Tensor, # `coefficients` of t
-              prediction: str # eps, v, flow or x0
-              ) -> tuple[Tensor, Tensor]: # x_0, w
+
+def to_x0_eps(
+    out: Tensor,  # what the network said
+    x: Tensor,  # x_t
+    a: Tensor,
+    b: Tensor,  # `coefficients` of t
+    prediction: str,  # eps, v, flow or x0
+) -> tuple[Tensor, Tensor]:  # x_0, w
     "The data and the noise that a prediction implies"
-    if prediction == "eps": return (x - b * out) / a, out
-    if prediction == "v": return (a * x - b * out) / (a * a + b * b), (b * x + a * out) / (a * a + b * b)
-    if prediction == "flow": return (x - b * out) / (a + b), (x + a * out) / (a + b)
-    if prediction == "x0": return out, (x - a * out) / b
+    if prediction == "eps":
+        return (x - b * out) / a, out
+    if prediction == "v":
+        return (a * x - b * out) / (a * a + b * b), (b * x + a * out) / (a * a + b * b)
+    if prediction == "flow":
+        return (x - b * out) / (a + b), (x + a * out) / (a + b)
+    if prediction == "x0":
+        return out, (x - a * out) / b
     raise ValueError(f"prediction={prediction!r}: needs one of {', '.join(PREDICTIONS)}")
 
 # %% ../../nbs/ldm/diffusion.ipynb #a237fe18
-def diffusion_loss(model: Callable, # model(x_t, t) -> prediction
-                   x0: Tensor, # data or latents, (B, ...)
-                   process: Schedule | FlowMatching,
-                   prediction: str = "eps", # eps, v, flow or x0
-                   generator: torch.Generator | None = None, # for t and the noise
-                   t: Tensor | None = None, # (B,), drawn if not given
-                   noise: Tensor | None = None # like x0, drawn if not given
-                   ) -> Tensor: # scalar
+def diffusion_loss(
+    model: Callable,  # model(x_t, t) -> prediction
+    x0: Tensor,  # data or latents, (B, ...)
+    process: Schedule | FlowMatching,
+    prediction: str = "eps",  # eps, v, flow or x0
+    generator: torch.Generator | None = None,  # for t and the noise
+    t: Tensor | None = None,  # (B,), drawn if not given
+    noise: Tensor | None = None,  # like x0, drawn if not given
+) -> Tensor:  # scalar
     "Eq. 1 and 3: mean squared error of the prediction at random noise levels"
-    if t is None: t = process.draw_t(len(x0), generator, x0.device)
-    if noise is None: noise = noise_like(x0, generator)
+    if t is None:
+        t = process.draw_t(len(x0), generator, x0.device)
+    if noise is None:
+        noise = noise_like(x0, generator)
     a, b = process.coefficients(t, x0)
     out = model(a * x0 + b * noise, process.model_time(t))
     return (out.float() - from_x0_eps(x0, noise, a, b, prediction).float()).square().mean()

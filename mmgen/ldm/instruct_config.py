@@ -15,21 +15,22 @@ from ..training.config import UNetJob
 @dataclass(frozen=True)
 class InstructConfig(UNetJob):
     "train_instruct: a UNet that reads a source image and a wish; section 4.4."
+
     # data
-    data: str = "portraits" # portraits, or pairs: Parquet file, folder or `datasets` name
-    images: int = 12_000 # pairs
-    held_out: int = 200 # test portraits judged for each kind of edit
+    data: str = "portraits"  # portraits, or pairs: Parquet file, folder or `datasets` name
+    images: int = 12_000  # pairs
+    held_out: int = 200  # test portraits judged for each kind of edit
     # training
-    lr: float = 2e-3 # peak learning rate
+    lr: float = 2e-3  # peak learning rate
     # wishes
-    both_ways: bool = True # a pair also teaches the way back, where that has words
-    caption_dropout: float = 0.1 # chance that the wish is left out and the source stays
-    image_dropout: float = 0.05 # chance that the source is left out, for image_guidance
+    both_ways: bool = True  # a pair also teaches the way back, where that has words
+    caption_dropout: float = 0.1  # chance that the wish is left out and the source stays
+    image_dropout: float = 0.05  # chance that the source is left out, for image_guidance
     # UNet
-    init_from: str | None = "ldm-portraits" # packaged name or folder whose UNet to start from; "": random
+    init_from: str | None = "ldm-portraits"  # packaged name or folder whose UNet to start from; "": random
     # pictures at the end
-    guidance: float = 2.0 # classifier-free guidance scale at strength 1
-    edit_strength: float = 0.5 # 0 keeps the image; see ldm/editors/instruct
+    guidance: float = 2.0  # classifier-free guidance scale at strength 1
+    edit_strength: float = 0.5  # 0 keeps the image; see ldm/editors/instruct
 
     job: ClassVar[str] = "instruct"
     fractions: ClassVar[tuple] = (*UNetJob.fractions, "image_dropout")

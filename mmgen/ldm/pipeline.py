@@ -10,25 +10,30 @@ from pathlib import Path
 
 import torch
 
-from ..clip.model import CLIP
 from ..base.images import pick_device, seed_everything
+from ..base.runs import without_folders
+from ..base.schema import WeightsError, checked
+from ..base.weights import build_model, fingerprint, load_state, read_fields, resolve, save_weights
+from ..clip.model import CLIP
 from .autoencoder import AutoencoderKL
 from .diffusion import FlowMatching, make_schedule, noise_like, start
 from .published.file_kinds import check_channels
 from .samplers import DiffusersSampler, Guided, ddim, ddpm, euler, heun, together
 from .unet import UNet2DConditionModel
-from ..base.runs import without_folders
-from ..base.schema import checked
-from ..base.weights import WeightsError, build_model, fingerprint, load_state, read_fields, resolve, save_weights
 
 # %% ../../nbs/ldm/pipeline.ipynb #cacb54fe
 def sampler(
     name: str,  # ddpm, ddim, euler, heun, dpmsolver++ or unipc
 ):
     "A sampler: (model, x, steps, process, prediction, generator, strength) → x₀."
-    known = {"ddpm": ddpm, "ddim": ddim, "euler": euler, "heun": heun,
-             "dpmsolver++": DiffusersSampler("DPMSolverMultistepScheduler", algorithm_type="dpmsolver++", solver_order=2),
-             "unipc": DiffusersSampler("UniPCMultistepScheduler")}
+    known = {
+        "ddpm": ddpm,
+        "ddim": ddim,
+        "euler": euler,
+        "heun": heun,
+        "dpmsolver++": DiffusersSampler("DPMSolverMultistepScheduler", algorithm_type="dpmsolver++", solver_order=2),
+        "unipc": DiffusersSampler("UniPCMultistepScheduler"),
+    }
     if name not in known:
         raise ValueError(f"There is no sampler {name!r}; choose from {', '.join(known)}.")
     return known[name]
@@ -76,27 +81,36 @@ class LatentDiffusion:
         autoencoder.to(self.device, memory_format=torch.channels_last).eval()
         unet.to(self.device).eval()
         self.autoencoder, self.text_encoder, self.unet = autoencoder, text_encoder, unet
-        self.mean, self.std = (torch.as_tensor(v, dtype=torch.float32, device=self.device).reshape(-1, 1, 1) for v in (mean, std))
+        self.mean, self.std = (
+            torch.as_tensor(v, dtype=torch.float32, device=self.device).reshape(-1, 1, 1) for v in (mean, std)
+        )
         self.size, self.tags, self.masked = size, list(tags), masked
         self.process_config = process or {"prediction": "flow"}
         self.prediction, self.process = self.process_config["prediction"], make_process(**self.process_config)
         check_channels(unet.config["in_channels"], unet.config["out_channels"], "This model", self.reads)
         if unet.config["in_channels"] != self.reads * autoencoder.config["latent_channels"]:
-            raise ValueError(f"The UNet reads {unet.config['in_channels']} channels and this model has {self.reads} times the "
-                             f"{autoencoder.config['latent_channels']} channels of the autoencoder's latents: they do not belong together.")
+            raise ValueError(
+                f"The UNet reads {unet.config['in_channels']} channels and this model has {self.reads} times the "
+                f"{autoencoder.config['latent_channels']} channels of the autoencoder's latents: they do not belong together."
+            )
         channels = autoencoder.config["latent_channels"]
         if {len(self.mean), len(self.std)} - {1, channels} or size % autoencoder.factor:
-            raise ValueError(f"Mean and deviation of the latents must be one number or {channels}, and the size a multiple of "
-                             f"{autoencoder.factor}; they are {len(self.mean)}, {len(self.std)} and {size}.")
+            raise ValueError(
+                f"Mean and deviation of the latents must be one number or {channels}, and the size a multiple of "
+                f"{autoencoder.factor}; they are {len(self.mean)}, {len(self.std)} and {size}."
+            )
         reads, gives = unet.config.get("cross_attention_dim"), getattr(text_encoder, "width", None)
         if reads != gives:
-            raise ValueError(f"The UNet reads text states of width {reads} and the text encoder gives {gives}: they do not belong together.")
+            raise ValueError(
+                f"The UNet reads text states of width {reads} and the text encoder gives {gives}: they do not belong together."
+            )
 
     def to_precision(self, precision: str) -> "LatentDiffusion":  # one of `PRECISIONS`
         "UNet and autoencoder in another precision; samplers, the text encoder, latents and images stay in float32."
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
-        for network in (self.unet, self.autoencoder): network.to(PRECISIONS[precision])
+        for network in (self.unet, self.autoencoder):
+            network.to(PRECISIONS[precision])
         return self
 
     @torch.no_grad()
@@ -123,7 +137,6 @@ class LatentDiffusion:
         n = len(captions)
         states, mask = self.context([*captions, ""])
         return Guided(self.unet, states[:n], states[n:], guidance, mask[:n], mask[n:])
-
 
     @torch.no_grad()
     def sample(
@@ -152,14 +165,21 @@ class LatentDiffusion:
         method: str = "euler",
         seed: int = 0,
         beside: list[str] | None = None,  # other captions, under which the same noise is denoised too
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:  # latents (B, c, h, w); with `beside` those of its captions come first
+    ) -> (
+        torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+    ):  # latents (B, c, h, w); with `beside` those of its captions come first
         "SDEdit (Meng et al. 2022): noise the source up to `strength`, then denoise it under another caption."
         if strength == 0:
             return latents if beside is None else (latents, latents)
         if beside is not None and method == "ddpm":  # it draws noise at each step, for both the same
-            return tuple(self.renoise(latents, texts, strength, steps, guidance, method, seed) for texts in (beside, captions))
+            return tuple(
+                self.renoise(latents, texts, strength, steps, guidance, method, seed) for texts in (beside, captions)
+            )
         generator = torch.Generator().manual_seed(seed)
-        x, model = start(self.process, latents, noise_like(latents, generator), strength, steps), self.denoiser(captions, guidance)
+        x, model = (
+            start(self.process, latents, noise_like(latents, generator), strength, steps),
+            self.denoiser(captions, guidance),
+        )
         if beside is not None:
             x, model = torch.cat([x, x]), together(self.denoiser(beside, guidance), model)
         found = sampler(method)(model, x, steps, self.process, self.prediction, generator, strength)
@@ -167,14 +187,26 @@ class LatentDiffusion:
 
     def config(self, autoencoder: str, text_encoder: str) -> dict:
         "What `load` needs beside the UNet's weights; the two names are those of the frozen networks."
-        return {"autoencoder": autoencoder, "text_encoder": text_encoder, "latent_mean": self.mean.flatten().tolist(),
-                "latent_std": self.std.flatten().tolist(), "size": self.size, "process": self.process_config, "tags": self.tags,
-                "unet": self.unet.config} | ({} if self.masked else {"masked": False})
+        return {
+            "autoencoder": autoencoder,
+            "text_encoder": text_encoder,
+            "latent_mean": self.mean.flatten().tolist(),
+            "latent_std": self.std.flatten().tolist(),
+            "size": self.size,
+            "process": self.process_config,
+            "tags": self.tags,
+            "unet": self.unet.config,
+        } | ({} if self.masked else {"masked": False})
 
     def save(self, folder: str | Path, autoencoder: str, text_encoder: str, card: str, run: dict | None = None) -> Path:
         "Writes the UNet and the names of the frozen networks; `load` opens it."
-        names = (without_folders(str(name)) for name in (autoencoder, text_encoder))  # they lead there on another machine, too
-        made_with = {"autoencoder": fingerprint(self.autoencoder), "text_encoder": fingerprint(self.text_encoder.model.text_model)}
+        names = (
+            without_folders(str(name)) for name in (autoencoder, text_encoder)
+        )  # they lead there on another machine, too
+        made_with = {
+            "autoencoder": fingerprint(self.autoencoder),
+            "text_encoder": fingerprint(self.text_encoder.model.text_model),
+        }
         save_weights(folder, self.unet.state_dict(), self.config(*names) | {"made_with": made_with}, card, run)
         return Path(folder)
 
@@ -192,19 +224,25 @@ class LatentDiffusion:
         folder = resolve(name_or_path)
         if folder.is_file() or (folder / "model_index.json").is_file():
             from mmgen.ldm.published.stable_diffusion import stable_diffusion
+
             return stable_diffusion(folder, prediction_type, None, tokenizer, device, autoencoder, text_encoder, cls)
         if not (folder / "config.json").is_file():
             raise WeightsError(f"{name_or_path} is not a latent diffusion model of mmgen: it has no config.json.")
         config = read_fields(folder / "config.json")
         if "_class_name" in config or "architectures" in config:
             what = config.get("_class_name") or config["architectures"]
-            raise WeightsError(f"{name_or_path} is not a latent diffusion model but one part of one ({what}); give the "
-                               "folder above it, which has model_index.json.")
+            raise WeightsError(
+                f"{name_or_path} is not a latent diffusion model but one part of one ({what}); give the "
+                "folder above it, which has model_index.json."
+            )
         for option, given in (("tokenizer", tokenizer), ("prediction_type", prediction_type)):
-            if given: raise WeightsError(f"{name_or_path} is a model of mmgen; {option} belongs to Stable Diffusion.")
+            if given:
+                raise WeightsError(f"{name_or_path} is a model of mmgen; {option} belongs to Stable Diffusion.")
         missing = [key for key in ("autoencoder", "text_encoder", "unet", "process") if key not in config]
         if missing:
-            raise WeightsError(f"{name_or_path} is not a latent diffusion model of mmgen: its config.json lacks {', '.join(missing)}.")
+            raise WeightsError(
+                f"{name_or_path} is not a latent diffusion model of mmgen: its config.json lacks {', '.join(missing)}."
+            )
         checked("LatentDiffusion", config, f"{folder.name}/config.json")
         state = load_state(folder / "model.safetensors", half=True)
         unet = build_model(lambda: UNet2DConditionModel.from_config(config["unet"]), state, str(name_or_path))
@@ -215,17 +253,33 @@ class LatentDiffusion:
             try:
                 frozen.append(resolve(folder / name if not given and (folder / name).exists() else name))
             except WeightsError as error:
-                raise WeightsError(f"{name_or_path} needs its {key}, {name}, which is not here: put it there, or say where it "
-                                   f"is with LatentDiffusion.load(..., {key}=...). {error}") from error
+                raise WeightsError(
+                    f"{name_or_path} needs its {key}, {name}, which is not here: put it there, or say where it "
+                    f"is with LatentDiffusion.load(..., {key}=...). {error}"
+                ) from error
         vae, clip = AutoencoderKL.load(frozen[0]), CLIP.load(frozen[1], device)
-        for key, network, place in (("autoencoder", vae, frozen[0]), ("text_encoder", clip.model.text_model, frozen[1])):
+        for key, network, place in (
+            ("autoencoder", vae, frozen[0]),
+            ("text_encoder", clip.model.text_model, frozen[1]),
+        ):
             meant = config.get("made_with", {}).get(key)  # older models do not say
             if meant and meant != fingerprint(network):
-                raise WeightsError(f"{name_or_path} was trained with another {key} ({meant}) than {place.name} ({fingerprint(network)}), and makes no pictures with this one.")
+                raise WeightsError(
+                    f"{name_or_path} was trained with another {key} ({meant}) than {place.name} ({fingerprint(network)}), and makes no pictures with this one."
+                )
         try:
-            return cls(vae, clip,
-                       unet.requires_grad_(False), config["latent_mean"], config["latent_std"], config["size"],
-                       config["process"], device, config.get("tags", ()), config.get("masked", True))
+            return cls(
+                vae,
+                clip,
+                unet.requires_grad_(False),
+                config["latent_mean"],
+                config["latent_std"],
+                config["size"],
+                config["process"],
+                device,
+                config.get("tags", ()),
+                config.get("masked", True),
+            )
         except (ArithmeticError, TypeError, ValueError) as error:
             raise WeightsError(f"{folder.name}/config.json describes no model: {str(error).rstrip('.')}.") from error
 
@@ -237,14 +291,22 @@ def random_pipeline(
 ) -> LatentDiffusion:
     "A very small pipeline with random weights, for tests and shapes."
     from mmgen.clip.model import build_clip, train_tokenizer
+
     seed_everything(seed)
     tokenizer = train_tokenizer(["green hair, smile", "glasses, short hair"], 520)
     clip = CLIP(build_clip(tokenizer, size, 8, 16, 77, 16, 1, 2, 16, 1, 2), tokenizer, "cpu")
     autoencoder = AutoencoderKL(12, 12, block_out_channels=(8, 8), latent_channels=4, norm_num_groups=4, patch_size=2)
-    unet = UNet2DConditionModel(in_channels=4, out_channels=4, block_out_channels=(16, 16), layers_per_block=1,
-                                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-                                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=2,
-                                cross_attention_dim=16, norm_num_groups=4)
+    unet = UNet2DConditionModel(
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=2,
+        cross_attention_dim=16,
+        norm_num_groups=4,
+    )
     for network in (autoencoder, unet):
         network.requires_grad_(False)
     return LatentDiffusion(autoencoder, clip, unet, size=size, process={"prediction": prediction}, device="cpu")

@@ -16,16 +16,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..clip.model import CLIP
+from ..base.files import sha256
 from ..base.images import to_float
+from ..base.settings import split_list
+from ..base.weights import fingerprint, resolve
+from ..clip.model import CLIP
 from ..data.batches import cached
 from ..data.captions import CutWarning, as_tags, caption, known_tags, overflow
 from ..data.loading import content_sha256, load_source, to_arrays
-from ..base.files import sha256
-from ..training.config import LDMConfig
 from .autoencoder import AutoencoderKL
-from ..base.settings import split_list
-from ..base.weights import fingerprint, resolve
+from ..training.config import LDMConfig
 
 # %% ../../nbs/ldm/precompute.ipynb #12b3df91
 @torch.no_grad()
@@ -39,10 +39,11 @@ def encode_all(
     autoencoder = autoencoder.to(device, memory_format=torch.channels_last)
     found = None  # of all images; small pieces between the batches would keep freed memory from being used again
     for at in range(0, len(images), batch_size):
-        x = to_float(images[at:at + batch_size]).to(device, memory_format=torch.channels_last)
+        x = to_float(images[at : at + batch_size]).to(device, memory_format=torch.channels_last)
         z = autoencoder.encode(x).mode()
-        if found is None: found = torch.empty(len(images), *z.shape[1:])
-        found[at:at + len(z)] = z
+        if found is None:
+            found = torch.empty(len(images), *z.shape[1:])
+        found[at : at + len(z)] = z
     return found
 
 
@@ -55,12 +56,19 @@ def read_all(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (N, T, D) float16 and lengths (N,), on the CPU
     "Token states of every caption; T is the longest caption's length, or the text encoder's where nothing is masked."
     different = list(dict.fromkeys(captions))  # a wish is made many times
-    ids, mask = (torch.cat(parts) for parts in zip(*(tokens(text_encoder, different[at:at + 5_000], masked) for at in range(0, len(different), 5_000))))
+    ids, mask = (
+        torch.cat(parts)
+        for parts in zip(
+            *(tokens(text_encoder, different[at : at + 5_000], masked) for at in range(0, len(different), 5_000))
+        )
+    )
     lengths = mask.sum(1).cpu()
     states = torch.zeros(len(different), int(lengths.max()), text_encoder.width, dtype=torch.float16)
     for some in lengths.argsort().split(batch_size):  # captions of one length together: less padding to read
-        found = text_encoder.model.text_model(input_ids=ids[some.to(ids.device), :int(lengths[some].max())]).last_hidden_state
-        states[some, :found.shape[1]] = found.half().cpu()
+        found = text_encoder.model.text_model(
+            input_ids=ids[some.to(ids.device), : int(lengths[some].max())]
+        ).last_hidden_state
+        states[some, : found.shape[1]] = found.half().cpu()
     at = {text: i for i, text in enumerate(different)}
     rows = torch.tensor([at[text] for text in captions])
     return states[rows], lengths[rows]
@@ -80,6 +88,7 @@ def tokens(
 # %% ../../nbs/ldm/precompute.ipynb #4b91bb55
 class Prepared(NamedTuple):
     "What `Batches` are made of, and what is known of it"
+
     columns: dict  # latents, and states with length, or tags
     transform: Callable | None  # of `Batches`: writes captions
     mean: list[float]  # of the latents before scaling, by channel or one number
@@ -119,7 +128,9 @@ def prepare(
         columns = {"latents": (latents - mean).div_(std).numpy()}
         mean, std = mean.flatten().tolist(), std.flatten().tolist()
         facts = {"rows": len(images), "sha256": content_sha256(images, tags), "latents": list(latents.shape[1:])}
-    write = lambda row, rng: caption(as_tags(row), rng, split_list(config.caption_fixed, str), config.caption_shuffle, config.tag_dropout)
+    write = lambda row, rng: caption(
+        as_tags(row), rng, split_list(config.caption_fixed, str), config.caption_shuffle, config.tag_dropout
+    )
     rng, some = random.Random(config.seed), tags
     if hasattr(dataset, "shards"):  # enough to know how many captions are too long
         some = [tags[i] for i in sorted(rng.sample(range(len(tags)), min(len(tags), 10_000)))]
@@ -136,14 +147,26 @@ def prepare(
 
 def _from_shards(config, dataset, weights, encode, known):
     from mmgen.data.latents import LatentColumn, write_latents
+
     images = dataset.images(config.size, config.fit)
     shards = write_latents(images, encode, weights)
     facts = shards.manifest["latents"]
     scale = known or facts[config.latent_scale]
     latents = LatentColumn(shards, scale)
-    found = {"rows": len(images), "sha256": content_sha256(images), "latents": facts["shape"], "latent_rounding": facts["rounding"],
-             "manifest": shards.manifest["parameters"]["image_manifest"]}
-    return {"latents": latents}, scale["mean"], scale["std"], dataset["tags" if "tags" in dataset.column_names else "text"], found
+    found = {
+        "rows": len(images),
+        "sha256": content_sha256(images),
+        "latents": facts["shape"],
+        "latent_rounding": facts["rounding"],
+        "manifest": shards.manifest["parameters"]["image_manifest"],
+    }
+    return (
+        {"latents": latents},
+        scale["mean"],
+        scale["std"],
+        dataset["tags" if "tags" in dataset.column_names else "text"],
+        found,
+    )
 
 
 def frozen(
@@ -152,8 +175,11 @@ def frozen(
 ) -> dict[str, str]:
     "What tells these networks from others: 16 hex digits of their weights, and of the tokenizer's vocabulary."
     words = json.dumps(text_encoder.tokenizer.get_vocab(), sort_keys=True).encode()
-    return {"autoencoder": fingerprint(autoencoder), "text_encoder": fingerprint(text_encoder.model.text_model),
-            "vocabulary": hashlib.sha256(words).hexdigest()[:16]}
+    return {
+        "autoencoder": fingerprint(autoencoder),
+        "text_encoder": fingerprint(text_encoder.model.text_model),
+        "vocabulary": hashlib.sha256(words).hexdigest()[:16],
+    }
 
 
 def caption_transform(
@@ -161,8 +187,10 @@ def caption_transform(
     seed: int,
 ) -> Callable:  # for `Batches`
     "Replaces `tags` by `caption`, each drawn by its row's position in the stream."
+
     def transform(batch, _):
         draw = [random.Random(f"{seed} caption {position}") for position in batch["position"].tolist()]
         captions = [write(row, rng) for row, rng in zip(batch["tags"], draw)]
         return {name: value for name, value in batch.items() if name != "tags"} | {"caption": captions}
+
     return transform

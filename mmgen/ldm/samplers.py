@@ -9,71 +9,108 @@ __all__ = ['visits', 'predict', 'posterior', 'ddpm_step', 'ddpm', 'ddim_step', '
 # %% ../../nbs/ldm/samplers.ipynb #58c71745
 import inspect
 from typing import Callable
+
 import torch
 from torch import Tensor
+
 from .diffusion import FlowMatching, Schedule, from_x0_eps, noise_like, to_x0_eps
 
 # %% ../../nbs/ldm/samplers.ipynb #e1978bd2
-def visits(process: Schedule | FlowMatching, steps: int, strength: float, spacing: str | None,
-           x: Tensor # gives shape, type and device
-           ) -> list[tuple]:
+def visits(
+    process: Schedule | FlowMatching,
+    steps: int,
+    strength: float,
+    spacing: str | None,
+    x: Tensor,  # gives shape, type and device
+) -> list[tuple]:
     "(time, (a, b) there, (a, b) at the next level) for each step; the last level is clean: (1, 0)"
     levels = process.levels(steps, strength, spacing).to(x.device)
-    at = [process.coefficients(t, x) for t in levels] + [(x.new_tensor(1.), x.new_tensor(0.))]
+    at = [process.coefficients(t, x) for t in levels] + [(x.new_tensor(1.0), x.new_tensor(0.0))]
     return list(zip(levels, at, at[1:]))
 
-def predict(model: Callable, process: Schedule | FlowMatching, prediction: str, x: Tensor, t: Tensor,
-            at: tuple # (a, b) of t
-            ) -> tuple[Tensor, Tensor]: # x_0, w
+
+def predict(
+    model: Callable,
+    process: Schedule | FlowMatching,
+    prediction: str,
+    x: Tensor,
+    t: Tensor,
+    at: tuple,  # (a, b) of t
+) -> tuple[Tensor, Tensor]:  # x_0, w
     "The data and the noise that the network sees in x_t"
     x0, eps = to_x0_eps(model(x, process.model_time(t).expand(len(x))), x, *at, prediction)
     return x0 if process.clip is None else x0.clamp(-process.clip, process.clip), eps
 
-def posterior(x: Tensor, # x_t
-              x0: Tensor, # predicted data
-              now: tuple, then: tuple # (a, b) at t and at the next level
-              ) -> tuple[Tensor, Tensor]: # mean, like x; standard deviation, scalar
+
+def posterior(
+    x: Tensor,  # x_t
+    x0: Tensor,  # predicted data
+    now: tuple,
+    then: tuple,  # (a, b) at t and at the next level
+) -> tuple[Tensor, Tensor]:  # mean, like x; standard deviation, scalar
     "q(x_next | x_t, x_0), Ho et al. 2020, eq. 6-7"
     (a, b), (a_next, b_next) = now, then
-    beta = (b**2 - (a / a_next * b_next)**2).clamp(min=0)
-    return a_next * beta / b**2 * x0 + a / a_next * (b_next / b)**2 * x, b_next / b * beta.sqrt()
+    beta = (b**2 - (a / a_next * b_next) ** 2).clamp(min=0)
+    return a_next * beta / b**2 * x0 + a / a_next * (b_next / b) ** 2 * x, b_next / b * beta.sqrt()
 
-def ddpm_step(x: Tensor, x0: Tensor, now: tuple, then: tuple, # as in `posterior`
-              generator: torch.Generator | None = None) -> Tensor:
+
+def ddpm_step(
+    x: Tensor,
+    x0: Tensor,
+    now: tuple,
+    then: tuple,  # as in `posterior`
+    generator: torch.Generator | None = None,
+) -> Tensor:
     "Eq. 4, as the posterior mean in x_0 and x_t"
     mean, std = posterior(x, x0, now, then)
     return mean if std == 0 else mean + std * noise_like(x, generator)
 
+
 @torch.no_grad()
-def ddpm(model: Callable, # model(x, t) -> prediction
-         x: Tensor, # start, (B, ...)
-         steps: int, # evaluations
-         process: Schedule | FlowMatching,
-         prediction: str = "eps", # eps, v, flow or x0
-         generator: torch.Generator | None = None, # for the noise of each step
-         strength: float = 1., # noise level of the start, 0 … 1
-         spacing: str | None = None # see `Schedule.levels`
-         ) -> Tensor: # x_0
+def ddpm(
+    model: Callable,  # model(x, t) -> prediction
+    x: Tensor,  # start, (B, ...)
+    steps: int,  # evaluations
+    process: Schedule | FlowMatching,
+    prediction: str = "eps",  # eps, v, flow or x0
+    generator: torch.Generator | None = None,  # for the noise of each step
+    strength: float = 1.0,  # noise level of the start, 0 … 1
+    spacing: str | None = None,  # see `Schedule.levels`
+) -> Tensor:  # x_0
     "Ancestral sampling (Ho et al. 2020, algorithm 2)"
     for t, now, then in visits(process, steps, strength, spacing, x):
         x = ddpm_step(x, predict(model, process, prediction, x, t, now)[0], now, then, generator)
     return x
 
 # %% ../../nbs/ldm/samplers.ipynb #0dab06df
-def ddim_step(x0: Tensor, eps: Tensor, # the prediction at t
-              now: tuple, then: tuple, # (a, b) at t and at the next level
-              eta: float = 0., generator: torch.Generator | None = None) -> Tensor:
+def ddim_step(
+    x0: Tensor,
+    eps: Tensor,  # the prediction at t
+    now: tuple,
+    then: tuple,  # (a, b) at t and at the next level
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     "DDIM, eq. 12"
     (a, b), (a_next, b_next) = now, then
-    if eta == 0 or b_next == 0: return a_next * x0 + b_next * eps
-    sigma = eta * b_next / b * (b * b - (a * b_next / a_next)**2).clamp(min=0).sqrt()
+    if eta == 0 or b_next == 0:
+        return a_next * x0 + b_next * eps
+    sigma = eta * b_next / b * (b * b - (a * b_next / a_next) ** 2).clamp(min=0).sqrt()
     return a_next * x0 + (b_next**2 - sigma**2).clamp(min=0).sqrt() * eps + sigma * noise_like(x0, generator)
 
+
 @torch.no_grad()
-def ddim(model: Callable, x: Tensor, steps: int, process: Schedule | FlowMatching, prediction: str = "eps",
-         generator: torch.Generator | None = None, strength: float = 1., spacing: str | None = None,
-         eta: float = 0. # 0: deterministic, 1: as much noise as DDPM
-         ) -> Tensor: # x_0
+def ddim(
+    model: Callable,
+    x: Tensor,
+    steps: int,
+    process: Schedule | FlowMatching,
+    prediction: str = "eps",
+    generator: torch.Generator | None = None,
+    strength: float = 1.0,
+    spacing: str | None = None,
+    eta: float = 0.0,  # 0: deterministic, 1: as much noise as DDPM
+) -> Tensor:  # x_0
     "DDIM (Song et al. 2021); arguments as in `ddpm`"
     for t, now, then in visits(process, steps, strength, spacing, x):
         x = ddim_step(*predict(model, process, prediction, x, t, now), now, then, eta, generator)
@@ -81,16 +118,31 @@ def ddim(model: Callable, x: Tensor, steps: int, process: Schedule | FlowMatchin
 
 # %% ../../nbs/ldm/samplers.ipynb #d961c59c
 @torch.no_grad()
-def euler(model: Callable, x: Tensor, steps: int, process: Schedule | FlowMatching, prediction: str = "eps",
-          generator: torch.Generator | None = None, strength: float = 1.,
-          spacing: str | None = None) -> Tensor: # x_0
+def euler(
+    model: Callable,
+    x: Tensor,
+    steps: int,
+    process: Schedule | FlowMatching,
+    prediction: str = "eps",
+    generator: torch.Generator | None = None,
+    strength: float = 1.0,
+    spacing: str | None = None,
+) -> Tensor:  # x_0
     "Euler's method on the flow; deterministic, arguments as in `ddpm`"
     return ddim(model, x, steps, process, prediction, generator, strength, spacing)
 
+
 @torch.no_grad()
-def heun(model: Callable, x: Tensor, steps: int, process: Schedule | FlowMatching, prediction: str = "eps",
-         generator: torch.Generator | None = None, strength: float = 1.,
-         spacing: str | None = None) -> Tensor: # x_0
+def heun(
+    model: Callable,
+    x: Tensor,
+    steps: int,
+    process: Schedule | FlowMatching,
+    prediction: str = "eps",
+    generator: torch.Generator | None = None,
+    strength: float = 1.0,
+    spacing: str | None = None,
+) -> Tensor:  # x_0
     "Heun's method on the flow (Karras et al. 2022, algorithm 1); two evaluations a step, one in the last"
     path = visits(process, steps, strength, spacing, x)
     for (t, (a, b), (a_next, b_next)), following in zip(path, path[1:] + [None]):
@@ -106,30 +158,38 @@ def heun(model: Callable, x: Tensor, steps: int, process: Schedule | FlowMatchin
 # %% ../../nbs/ldm/samplers.ipynb #769e2d06
 class Guided:
     "model(x, t) for the samplers from a UNet and texts, with classifier-free guidance"
-    def __init__(self, unet, # unet(x, t, context, mask)
-                 context: Tensor, # states of the captions, (B, T, D)
-                 empty: Tensor | None = None, # of the empty caption, (1 or B, T, D); not needed if scale is 1
-                 scale: float = 1., # g; 1: captions only
-                 mask: Tensor | None = None, # (B, T)
-                 empty_mask: Tensor | None = None): # (1 or B, T)
+
+    def __init__(
+        self,
+        unet,  # unet(x, t, context, mask)
+        context: Tensor,  # states of the captions, (B, T, D)
+        empty: Tensor | None = None,  # of the empty caption, (1 or B, T, D); not needed if scale is 1
+        scale: float = 1.0,  # g; 1: captions only
+        mask: Tensor | None = None,  # (B, T)
+        empty_mask: Tensor | None = None,
+    ):  # (1 or B, T)
         self.unet, self.scale = unet, float(scale)
         if self.scale != 1:
-            if empty is None: raise ValueError(f"guidance {scale} needs the states of the empty caption")
-            if (mask is None) != (empty_mask is None): raise ValueError("give both masks or none")
+            if empty is None:
+                raise ValueError(f"guidance {scale} needs the states of the empty caption")
+            if (mask is None) != (empty_mask is None):
+                raise ValueError("give both masks or none")
             join = lambda e, c: None if c is None else torch.cat([e.expand(len(c), *c.shape[1:]), c])
             context, mask = join(empty, context), join(empty_mask, mask)
         self.args = (context, mask)
         if hasattr(unet, "project_context"):
-            with torch.no_grad(): self.args = (unet.project_context(context, mask),)
+            with torch.no_grad():
+                self.args = (unet.project_context(context, mask),)
 
-    def rows(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]: # x and t for one call of the UNet
+    def rows(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:  # x and t for one call of the UNet
         "Each x once, or for guidance without and with its caption"
         t = t.expand(len(x))
         return (x, t) if self.scale == 1 else (x.repeat(2, 1, 1, 1), t.repeat(2))
 
     def finish(self, out: Tensor) -> Tensor:
         "The prediction, from what the UNet says of `rows`"
-        if self.scale == 1: return out
+        if self.scale == 1:
+            return out
         without, with_text = out.chunk(2)
         return without + self.scale * (with_text - without)
 
@@ -137,69 +197,104 @@ class Guided:
         return self.finish(self.unet(*self.rows(x, t), *self.args))
 
 # %% ../../nbs/ldm/samplers.ipynb #589b0a0a
-def together(first: Callable, second: Callable, # models like `Guided`
-             most: int = 32 # rows of a call; with more there are two calls
-             ) -> Callable: # model(x, t): the first half of x under one model, the second half under the other
+def together(
+    first: Callable,
+    second: Callable,  # models like `Guided`
+    most: int = 32,  # rows of a call; with more there are two calls
+) -> Callable:  # model(x, t): the first half of x under one model, the second half under the other
     "Both models in one call of their UNet, where they share it"
     joint = None
-    if all(hasattr(model, "rows") for model in (first, second)) and first.unet is second.unet and hasattr(first.args[0], "beside"):
+    if (
+        all(hasattr(model, "rows") for model in (first, second))
+        and first.unet is second.unet
+        and hasattr(first.args[0], "beside")
+    ):
         joint = first.args[0].beside(second.args[0])
+
     def model(x: Tensor, t: Tensor) -> Tensor:
         halves = list(zip((first, second), x.chunk(2), t.expand(len(x)).chunk(2)))
-        if joint is None or joint.rows > most: return torch.cat([one(*given) for one, *given in halves])
+        if joint is None or joint.rows > most:
+            return torch.cat([one(*given) for one, *given in halves])
         asked = [one.rows(*given) for one, *given in halves]
         found = first.unet(*map(torch.cat, zip(*asked)), joint).split([len(x) for x, _ in asked])
         return torch.cat([one.finish(out) for one, out in zip((first, second), found)])
+
     return model
 
 # %% ../../nbs/ldm/samplers.ipynb #93c283e3
-def equivalent_schedule(process: FlowMatching) -> tuple[Schedule, Tensor]: # and the time s of each level
+def equivalent_schedule(process: FlowMatching) -> tuple[Schedule, Tensor]:  # and the time s of each level
     "The variance-preserving schedule with the signal-to-noise ratios of a flow"
     s = process.shifted(torch.arange(1, process.T + 1, dtype=torch.float64) / process.T).clamp(max=1 - 1e-3)
     s = s[: int((s < 1 - 1e-3).sum()) + 1]
-    bar = (1 - s)**2 / ((1 - s)**2 + s**2)
+    bar = (1 - s) ** 2 / ((1 - s) ** 2 + s**2)
     return Schedule(1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])), s
+
 
 class DiffusersSampler:
     "A scheduler class of diffusers as a sampler, called like `ddim`"
-    def __init__(self, name: str, # class name, such as DPMSolverMultistepScheduler, UniPCMultistepScheduler
-                 **options): # more arguments of that class
+
+    def __init__(
+        self,
+        name: str,  # class name, such as DPMSolverMultistepScheduler, UniPCMultistepScheduler
+        **options,
+    ):  # more arguments of that class
         self.name, self.options = name, options
 
     def scheduler(self, betas: Tensor, prediction_type: str):
         "The scheduler for these β, with trailing steps and no clipping where it has such options"
-        import diffusers # here, since it takes a second to import
-        if not hasattr(diffusers, self.name): raise ValueError(f"diffusers has no scheduler {self.name!r}")
+        import diffusers  # here, since it takes a second to import
+
+        if not hasattr(diffusers, self.name):
+            raise ValueError(f"diffusers has no scheduler {self.name!r}")
         cls = getattr(diffusers, self.name)
-        wanted = dict(num_train_timesteps=len(betas), trained_betas=betas.float().tolist(), clip_sample=False,
-                      prediction_type=prediction_type, timestep_spacing="trailing") | self.options
+        wanted = (
+            dict(
+                num_train_timesteps=len(betas),
+                trained_betas=betas.float().tolist(),
+                clip_sample=False,
+                prediction_type=prediction_type,
+                timestep_spacing="trailing",
+            )
+            | self.options
+        )
         known = inspect.signature(cls.__init__).parameters
         return cls(**{k: v for k, v in wanted.items() if k in known})
 
     @torch.no_grad()
-    def __call__(self, model: Callable, x: Tensor, steps: int, process: Schedule | FlowMatching,
-                 prediction: str = "eps", generator: torch.Generator | None = None,
-                 strength: float = 1.) -> Tensor: # x_0
+    def __call__(
+        self,
+        model: Callable,
+        x: Tensor,
+        steps: int,
+        process: Schedule | FlowMatching,
+        prediction: str = "eps",
+        generator: torch.Generator | None = None,
+        strength: float = 1.0,
+    ) -> Tensor:  # x_0
         "Arguments as in `ddpm`"
         levels = process.levels(steps, strength).to(x.device)
-        if not len(levels): return x
+        if not len(levels):
+            return x
         if self.name.startswith("FlowMatch"):
             return self.flow(model, x, levels, process, prediction, generator)
-        if isinstance(process, Schedule): schedule, times = process, torch.arange(process.T)
-        else: schedule, times = equivalent_schedule(process)
+        if isinstance(process, Schedule):
+            schedule, times = process, torch.arange(process.T)
+        else:
+            schedule, times = equivalent_schedule(process)
         n, steps = int((times <= levels[0].cpu() + 1e-6).sum()), len(levels)
-        even = n // steps * steps # a multiple of the steps
+        even = n // steps * steps  # a multiple of the steps
         picked = (torch.arange(1, even + 1) * n / even).round().long() - 1
-        bar = schedule.alphas_cumprod[picked].clamp(min=2**-24) # their solvers divide by it
+        bar = schedule.alphas_cumprod[picked].clamp(min=2**-24)  # their solvers divide by it
         times = times[picked].to(x.device)
         betas = 1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])
         kind, name = ("eps", "epsilon") if prediction == "eps" else ("v", "v_prediction")
         scheduler = self.scheduler(betas, name)
         scheduler.set_timesteps(steps, device=x.device)
         a, b = process.coefficients(times[-1], x)
-        if hasattr(scheduler, "set_begin_index"): scheduler.set_begin_index(0) # rounded times may repeat
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(0)  # rounded times may repeat
         x = x / (a * a + b * b).sqrt()
-        x = x / scheduler.scale_model_input(torch.ones_like(x), scheduler.timesteps[0]) # into its units
+        x = x / scheduler.scale_model_input(torch.ones_like(x), scheduler.timesteps[0])  # into its units
         stochastic = "generator" in inspect.signature(scheduler.step).parameters
         takes = {"generator": generator} if stochastic else {}
         for step in scheduler.timesteps:
@@ -218,7 +313,7 @@ class DiffusersSampler:
         scheduler = self.scheduler(torch.ones(process.T), "")
         if "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
             scheduler.set_timesteps(sigmas=levels.tolist(), device=x.device)
-        else: # Heun's takes no levels; it looks at each but the first twice
+        else:  # Heun's takes no levels; it looks at each but the first twice
             scheduler.set_timesteps(len(levels), device=x.device)
             levels = torch.cat([levels[:1], levels[1:].repeat_interleave(2)])
             scheduler.timesteps, scheduler.sigmas = levels * process.T, torch.cat([levels, levels.new_zeros(1)])

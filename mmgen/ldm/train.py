@@ -12,36 +12,37 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..training.checkpoints import learned
-from ..clip.model import CLIP
 from ..base.images import pick_device, seed_everything, sheet, to_float
+from ..base.runs import Run
+from ..base.settings import split_list
+from ..base.weights import load_into, load_state, model_card, resolve
+from ..clip.model import CLIP
 from ..data import portraits
 from ..data.batches import Batches
 from ..data.captions import as_tags, caption
+from ..data.edited_captions import edited_caption
 from ..data.edits import KINDS, edits
 from ..data.loading import load_source, to_arrays
-from ..data.edited_captions import edited_caption
 from ..editing.editor import Editor
-from ..training.feeding import shared_rows
-from ..training.config import LDMConfig, UNetJob
 from .autoencoder import AutoencoderKL
-from .precompute import encode_all, frozen, prepare, read_all, tokens
 from .diffusion import diffusion_loss, noise_like
 from .editors.sdedit import SDEdit
 from .pipeline import LatentDiffusion, make_process
+from .precompute import encode_all, frozen, prepare, read_all, tokens
 from .unet import UNet2DConditionModel
 from ..metrics.held_out import edits_to_try, record_edits, record_samples
 from ..metrics.oracle import Oracle, score_editor
-from ..training.optimizers import build
-from ..base.runs import Run
-from ..base.settings import split_list
+from ..training.checkpoints import learned
+from ..training.config import LDMConfig, UNetJob
+from ..training.feeding import shared_rows
 from ..training.loop import Task, train
-from ..base.weights import load_into, load_state, model_card, resolve
+from ..training.optimizers import build
 
 # %% ../../nbs/ldm/train.ipynb #2cead7c7
 # Eq. 1 with the caption dropout of classifier-free guidance (Ho & Salimans 2022)
 class LDMTask(Task):
     "Batches hold `latents` and either `states` with `length`, or `caption`."
+
     shared_draws = True
 
     def __init__(
@@ -70,7 +71,10 @@ class LDMTask(Task):
         "Token states and mask of the batch's captions, some replaced by the empty caption, and which."
         if "caption" in batch:
             ids, mask = tokens(self.text_encoder, batch["caption"], self.masked)
-            lengths, states = mask.sum(1).to(device), self.text_encoder.model.text_model(input_ids=ids).last_hidden_state.to(device)
+            lengths, states = (
+                mask.sum(1).to(device),
+                self.text_encoder.model.text_model(input_ids=ids).last_hidden_state.to(device),
+            )
         else:
             lengths, states = batch["length"], batch["states"].float()
         longest = int(lengths.max())
@@ -124,7 +128,8 @@ def fit(
     for tag in config.edits if config.data == "portraits" else ():
         portraits.check_tag(tag)
     device = pick_device(config.device)
-    if config.data.partition(":")[0] != "portraits": _validation(config, 1)  # what it lacks is said now, not after the training
+    if config.data.partition(":")[0] != "portraits":
+        _validation(config, 1)  # what it lacks is said now, not after the training
     pipeline = train_pipeline(config, run, device)
     _save(config, run, pipeline)
     pictures = _show(config, run, pipeline)
@@ -134,9 +139,19 @@ def fit(
 
 def _save(config, run, pipeline):
     "The run's folder `model`, with a card."
-    return pipeline.save(run.path / "model", config.autoencoder, config.text_encoder, model_card(
-        "Latent diffusion on portraits" if config.data == "portraits" else "Latent diffusion", pipeline.unet.config, run.record,
-        "A text-conditional UNet on the latents of a frozen autoencoder.", f"{config.images} images from {config.data}."), run.record)
+    return pipeline.save(
+        run.path / "model",
+        config.autoencoder,
+        config.text_encoder,
+        model_card(
+            "Latent diffusion on portraits" if config.data == "portraits" else "Latent diffusion",
+            pipeline.unet.config,
+            run.record,
+            "A text-conditional UNet on the latents of a frozen autoencoder.",
+            f"{config.images} images from {config.data}.",
+        ),
+        run.record,
+    )
 
 
 def train_pipeline(config, run, device):
@@ -145,41 +160,62 @@ def train_pipeline(config, run, device):
     text_encoder = CLIP.load(config.text_encoder, device)
     data = prepare(config, autoencoder, text_encoder, device, learned(config.resume_from))
     channels, *_, width = data.facts["latents"]
-    print(f"{data.facts['rows']} images, latents {tuple(data.facts['latents'])}, sd {min(data.std):.3f} … {max(data.std):.3f} before scaling", flush=True)
+    print(
+        f"{data.facts['rows']} images, latents {tuple(data.facts['latents'])}, sd {min(data.std):.3f} … {max(data.std):.3f} before scaling",
+        flush=True,
+    )
     if data.beyond["cut"]:
-        print(f"{data.beyond['cut']} of {data.beyond['captions']} captions that were looked at are longer than the {text_encoder.length} tokens that are read (the longest: {data.beyond['longest']}); "
-              f"what is lost most often: {', '.join(tag for tag, _ in data.beyond['lost'].most_common(5))}", flush=True)
+        print(
+            f"{data.beyond['cut']} of {data.beyond['captions']} captions that were looked at are longer than the {text_encoder.length} tokens that are read (the longest: {data.beyond['longest']}); "
+            f"what is lost most often: {', '.join(tag for tag, _ in data.beyond['lost'].most_common(5))}",
+            flush=True,
+        )
 
     seed_everything(config.seed)
     unet = build_unet(config, channels, text_encoder.width, width)
     if device.type == "cuda":  # on a CPU the plain layout is faster (ldm.unet)
         unet.to(memory_format=torch.channels_last)
     process = process_config(config)
-    around = lambda network: LatentDiffusion(autoencoder, text_encoder, network, data.mean, data.std, config.size, process, device,
-                                             data.tags, config.masked)
+    around = lambda network: LatentDiffusion(
+        autoencoder, text_encoder, network, data.mean, data.std, config.size, process, device, data.tags, config.masked
+    )
     shown = _validation(config, 16)[1] if config.sample_every else []
     held_out = _held_out_columns(config, data, autoencoder, text_encoder, device)
 
     def draw(step, network):
-        if held_out: run.log(step, **{"held-out loss": held_out_loss(task, network, held_out)})
+        if held_out:
+            run.log(step, **{"held-out loss": held_out_loss(task, network, held_out)})
         return around(network).sample(shown, config.sampler_steps, config.guidance, config.sampler, config.seed)
 
-    task = LDMTask(unet, text_encoder, make_process(**process), config.prediction, config.caption_dropout, config.optimizer, draw, config.masked)
+    task = LDMTask(
+        unet,
+        text_encoder,
+        make_process(**process),
+        config.prediction,
+        config.caption_dropout,
+        config.optimizer,
+        draw,
+        config.masked,
+    )
     task.facts, task.learned = {"data": data.facts["sha256"][:12]}, data.learned
     task.must_match = frozen(autoencoder, text_encoder) | fixed_fields(config) | {"latent_scale": config.latent_scale}
-    run.note(parameters={"unet": sum(p.numel() for p in unet.parameters())},
-             beyond_the_limit={name: n for name, n in data.beyond.items() if name != "lost"},
-             data=data.facts)
+    run.note(
+        parameters={"unet": sum(p.numel() for p in unet.parameters())},
+        beyond_the_limit={name: n for name, n in data.beyond.items() if name != "lost"},
+        data=data.facts,
+    )
     done = train(task, Batches(data.columns, config.batch_size, config.seed, data.transform), run, **config.loop)
     run.note(training={"steps": done.step, "seconds": round(done.seconds, 1)})
     run.checkpoint(done.checkpoint)
-    if held_out: run.metric("held-out loss", held_out_loss(task, done.ema, held_out), n=len(held_out["latents"]))
+    if held_out:
+        run.metric("held-out loss", held_out_loss(task, done.ema, held_out), n=len(held_out["latents"]))
     return around(done.ema)
 
 
 def _held_out_columns(config, data, autoencoder, text_encoder, device, most=200):
     "What `held_out_loss` wants of at most 200 validation images; {} where the configuration holds none out."
-    if not config.held_out: return {}
+    if not config.held_out:
+        return {}
     images, texts, _ = _validation(config, min(config.held_out, most))
     mean, std = (torch.tensor(x).reshape(1, -1, 1, 1) for x in (data.mean, data.std))
     states, lengths = read_all(text_encoder, texts, masked=config.masked)
@@ -192,7 +228,9 @@ def process_config(
     "Arguments of `make_process`."
     flow = {"shift": config.flow_shift}
     schedule = {"noise_schedule": config.noise_schedule, "beta_start": config.beta_start, "beta_end": config.beta_end}
-    return {"prediction": config.prediction, "timesteps": config.timesteps} | (flow if config.prediction == "flow" else schedule)
+    return {"prediction": config.prediction, "timesteps": config.timesteps} | (
+        flow if config.prediction == "flow" else schedule
+    )
 
 
 def fixed_fields(
@@ -230,7 +268,11 @@ def _validation(config, n):
     "The first validation images (uint8 NHWC), at most n, their captions, and the data set's rows."
     rows = load_source(config.data, "validation", config.size, n, config.seed)
     images, tags = to_arrays(rows, config.size, fit=config.fit)
-    return images, [caption(as_tags(row), fixed=split_list(getattr(config, "caption_fixed", ""), str)) for row in tags], rows
+    return (
+        images,
+        [caption(as_tags(row), fixed=split_list(getattr(config, "caption_fixed", ""), str)) for row in tags],
+        rows,
+    )
 
 # %% ../../nbs/ldm/train.ipynb #f3855085
 def _show(config, run, pipeline):
@@ -243,11 +285,21 @@ def _show(config, run, pipeline):
     for at in range(0, n, 8):
         last = min(at + 8, n)
         rows |= {f"held-out {at + 1}-{last}": shown[at:last], f"samples {at + 1}-{last}": samples[at:last]}
-    run.figure("samples", sheet(rows, cell=max(64, min(config.size, 128))), "held-out images, and what the model draws from their captions alone")
+    run.figure(
+        "samples",
+        sheet(rows, cell=max(64, min(config.size, 128))),
+        "held-out images, and what the model draws from their captions alone",
+    )
     record_samples(run, pipeline.text_encoder, Path(config.text_encoder).name, shown, samples, texts[:n])
 
-    editor = SDEdit(pipeline, decoding=config.decoding, steps=config.sampler_steps, guidance=config.guidance, method=config.sampler,
-                    seed=config.seed)
+    editor = SDEdit(
+        pipeline,
+        decoding=config.decoding,
+        steps=config.sampler_steps,
+        guidance=config.guidance,
+        method=config.sampler,
+        seed=config.seed,
+    )
     return {"held out": shown, "samples": samples, "edits": show_edits(config, run, editor)}
 
 
@@ -261,27 +313,52 @@ def show_edits(
     some = min(config.edit_images, len(images))
     x, texts = to_float(images[:some]), texts[:some]
     usual = split_list(type(config).edit_tags, str)
-    edits_tried = config.edits if config.data == "portraits" else edits_to_try(config.edits, usual, _validation(config, 200)[1])
+    edits_tried = (
+        config.edits if config.data == "portraits" else edits_to_try(config.edits, usual, _validation(config, 200)[1])
+    )
     wishes = {tag: [edited_caption(text, tag) for text in texts] for tag in edits_tried}
-    if not wishes and some > 1: wishes = {"caption of the\nnext image": texts[1:] + texts[:1]}  # sentences have no tags in common
+    if not wishes and some > 1:
+        wishes = {"caption of the\nnext image": texts[1:] + texts[:1]}  # sentences have no tags in common
     rows = {"source": x}
     for tag, wanted in wishes.items():
         rows[tag] = editor.edit(x, texts, wanted, config.edit_strength).cpu()
         if config.data == "portraits":
-            rows[f"{tag},\nexact"] = to_float(np.stack([_exact(seed, tag, config.size) for seed in shown["seed"][:some]]))
+            rows[f"{tag},\nexact"] = to_float(
+                np.stack([_exact(seed, tag, config.size) for seed in shown["seed"][:some]])
+            )
     tried = ", ".join(tag.replace("\n", " ") for tag in wishes) or "none, for the captions have nothing in common"
-    run.figure("edits", sheet(rows, cell=max(64, min(config.size, 128))), f"held-out images and their edits at strength {config.edit_strength:g}: {tried}"
-               + (", each row above the exact answer (white where that face cannot have the tag)" if config.data == "portraits" else ""))
+    run.figure(
+        "edits",
+        sheet(rows, cell=max(64, min(config.size, 128))),
+        f"held-out images and their edits at strength {config.edit_strength:g}: {tried}"
+        + (
+            ", each row above the exact answer (white where that face cannot have the tag)"
+            if config.data == "portraits"
+            else ""
+        ),
+    )
     if wishes:
         made, asked = torch.cat([rows[tag] for tag in wishes]), [text for wanted in wishes.values() for text in wanted]
         name = Path(config.text_encoder).name
-        record_edits(run, editor.pipeline.text_encoder, name, x.repeat(len(wishes), 1, 1, 1), made, texts * len(wishes), asked)
+        record_edits(
+            run, editor.pipeline.text_encoder, name, x.repeat(len(wishes), 1, 1, 1), made, texts * len(wishes), asked
+        )
     if config.data == "portraits" and config.held_out and _has_oracle():
         oracle = Oracle.load(device=config.device)
         for kind in KINDS:
-            scores, _ = score_editor(oracle, editor, edits(kind, config.held_out, "test"), config.edit_strength, config.size)
-            run.metric(f"{kind}: target reached", scores["reached"], n=scores["n"], judge="oracle", strength=config.edit_strength)
-            run.metric(f"{kind}: rest kept", scores["kept"], n=scores["n"], judge="oracle", strength=config.edit_strength)
+            scores, _ = score_editor(
+                oracle, editor, edits(kind, config.held_out, "test"), config.edit_strength, config.size
+            )
+            run.metric(
+                f"{kind}: target reached",
+                scores["reached"],
+                n=scores["n"],
+                judge="oracle",
+                strength=config.edit_strength,
+            )
+            run.metric(
+                f"{kind}: rest kept", scores["kept"], n=scores["n"], judge="oracle", strength=config.edit_strength
+            )
             run.metric(f"{kind}: skill", scores["skill"], n=scores["n"], strength=config.edit_strength)
     return torch.cat(list(rows.values()))
 
@@ -296,4 +373,5 @@ def _exact(seed, tag, size):
 
 def _has_oracle():
     from mmgen.base.weights import packaged
+
     return "oracle-portraits" in packaged()

@@ -6,28 +6,50 @@
 __all__ = ['UNet2D', 'ContextKV', 'UNet2DConditionModel']
 
 # %% ../../nbs/ldm/unet.ipynb #ad28b960
-import inspect, json
+import inspect
+import json
 from functools import partial
 from pathlib import Path
 from typing import Callable, NamedTuple
+
 import torch
-from safetensors.torch import save_file
-from torch import nn, Tensor
 import torch.nn.functional as F
-from .attention import BasicTransformerBlock, TextTimeEmbedding, Transformer2DModel
-from .unet_blocks import DownBlock, Downsample2D, Level, MidBlock, ResnetBlock2D, TimestepEmbedding, UpBlock, Upsample2D, timestep_embedding
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
 from ..base.schema import SCHEMAS, checked
 from ..base.weights import build_model, load_state, read_fields, resolve
+from .attention import BasicTransformerBlock, TextTimeEmbedding, Transformer2DModel
+from mmgen.ldm.unet_blocks import (
+    DownBlock,
+    Downsample2D,
+    Level,
+    MidBlock,
+    ResnetBlock2D,
+    TimestepEmbedding,
+    UpBlock,
+    Upsample2D,
+    timestep_embedding,
+)
 
 # %% ../../nbs/ldm/unet.ipynb #947e54a7
 class UNet2D(nn.Module):
     "What UNets with and without text share: levels on the way down and up, config and files of diffusers"
-    blocks = {} # way -> known block types
-    neutral = dict(act_fn="silu", downsample_padding=1, mid_block_scale_factor=1, resnet_out_scale_factor=1,
-                   resnet_time_scale_shift="default", time_embedding_type="positional", attention_type="default",
-                   conv_in_kernel=3, conv_out_kernel=3) # of fields that there are not: what changes nothing
 
-    def __init__(self, given: dict): # the arguments of the class
+    blocks = {}  # way -> known block types
+    neutral = dict(
+        act_fn="silu",
+        downsample_padding=1,
+        mid_block_scale_factor=1,
+        resnet_out_scale_factor=1,
+        resnet_time_scale_shift="default",
+        time_embedding_type="positional",
+        attention_type="default",
+        conv_in_kernel=3,
+        conv_out_kernel=3,
+    )  # of fields that there are not: what changes nothing
+
+    def __init__(self, given: dict):  # the arguments of the class
         super().__init__()
         names = list(inspect.signature(type(self).__init__).parameters)[1:]
         self.config = c = {n: list(given[n]) if isinstance(given[n], tuple) else given[n] for n in names}
@@ -38,37 +60,61 @@ class UNet2D(nn.Module):
         self.conv_in = nn.Conv2d(c["in_channels"], widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
 
-    def _levels(self, attention: Callable, # (level, block type) -> what makes its attention, or None
-                resampling: bool = False, # residual blocks halve and double the size
-                **resnet): # arguments of the residual blocks
+    def _levels(
+        self,
+        attention: Callable,  # (level, block type) -> what makes its attention, or None
+        resampling: bool = False,  # residual blocks halve and double the size
+        **resnet,
+    ):  # arguments of the residual blocks
         c, widths, n = self.config, self.config["block_out_channels"], len(self.config["block_out_channels"])
         layers = self._per_level("layers_per_block")
         resnet = dict(temb=4 * widths[0], groups=c["norm_num_groups"], eps=c["norm_eps"], dropout=c["dropout"]) | resnet
-        down, up = ((lambda width, way=way: ResnetBlock2D(width, width, **resnet, resample=way)) if resampling else plain
-                    for way, plain in (("down", Downsample2D), ("up", Upsample2D)))
+        down, up = (
+            (lambda width, way=way: ResnetBlock2D(width, width, **resnet, resample=way)) if resampling else plain
+            for way, plain in (("down", Downsample2D), ("up", Upsample2D))
+        )
         self.down_blocks = nn.ModuleList(
-            DownBlock(widths[max(i - 1, 0)], widths[i], layers[i], down if i < n - 1 else None, resnet,
-                      attention(i, c["down_block_types"][i])) for i in range(n))
+            DownBlock(
+                widths[max(i - 1, 0)],
+                widths[i],
+                layers[i],
+                down if i < n - 1 else None,
+                resnet,
+                attention(i, c["down_block_types"][i]),
+            )
+            for i in range(n)
+        )
         self.mid_block = MidBlock(widths[-1], resnet, attention(n - 1, "CrossAttn"))
         self.up_blocks = nn.ModuleList(
-            UpBlock(widths[min(i + 1, n - 1)], widths[max(i - 1, 0)], widths[i], layers[i] + 1, up if i else None, resnet,
-                    attention(i, c["up_block_types"][n - 1 - i])) for i in reversed(range(n)))
+            UpBlock(
+                widths[min(i + 1, n - 1)],
+                widths[max(i - 1, 0)],
+                widths[i],
+                layers[i] + 1,
+                up if i else None,
+                resnet,
+                attention(i, c["up_block_types"][n - 1 - i]),
+            )
+            for i in reversed(range(n))
+        )
         self.conv_norm_out = nn.GroupNorm(c["norm_num_groups"], widths[0], c["norm_eps"])
         self.conv_out = nn.Conv2d(widths[0], c["out_channels"], 3, padding=1)
 
     def _per_level(self, name: str) -> list:
         value, n = self.config[name], len(self.config["block_out_channels"])
-        if isinstance(value, int): return [value] * n
-        if len(value) == n: return value
+        if isinstance(value, int):
+            return [value] * n
+        if len(value) == n:
+            return value
         raise ValueError(f"{name}={value} has {len(value)} values for {n} levels")
 
-    def _split(self, heads: list[int]): # of each level
+    def _split(self, heads: list[int]):  # of each level
         for w, h in zip(self.config["block_out_channels"], heads):
             if w % (groups := self.config["norm_num_groups"]) or w % h:
                 raise ValueError(f"{w} channels cannot be split in {groups} groups and {h} heads")
 
     @classmethod
-    def from_config(cls, config: dict | str | Path): # a dict, or the path of a `config.json` or of its folder
+    def from_config(cls, config: dict | str | Path):  # a dict, or the path of a `config.json` or of its folder
         "A UNet with fresh weights from a config of this class or of diffusers"
         where = "UNet config"
         if not isinstance(config, dict):
@@ -78,14 +124,16 @@ class UNet2D(nn.Module):
         fields = set(inspect.signature(cls.__init__).parameters) - {"self"}
         for name, value in config.items():
             absent = value is None or value is False or cls.neutral.get(name) == value
-            if name in fields or name.startswith("_") or absent: continue
+            if name in fields or name.startswith("_") or absent:
+                continue
             raise ValueError(f"UNet config: {name}={value!r} is not supported, only {', '.join(sorted(fields))}")
         given = {k: v for k, v in config.items() if k in fields}
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()} # as in JSON
-        if cls.__name__ in SCHEMAS: checked(cls.__name__, plain, where)
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}  # as in JSON
+        if cls.__name__ in SCHEMAS:
+            checked(cls.__name__, plain, where)
         return cls(**given)
 
-    def save_pretrained(self, folder: str | Path): # made if it does not exist
+    def save_pretrained(self, folder: str | Path):  # made if it does not exist
         "Write `config.json` and `diffusion_pytorch_model.safetensors`; diffusers opens the folder too"
         (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
         config = dict(self.config, _class_name=type(self).__name__)
@@ -94,8 +142,11 @@ class UNet2D(nn.Module):
         save_file(state, folder / "diffusion_pytorch_model.safetensors")
 
     @classmethod
-    def load(cls, name_or_path: str | Path, # with `config.json` and `model.safetensors` or diffusers' name for it
-             device: str | torch.device = "cpu"):
+    def load(
+        cls,
+        name_or_path: str | Path,  # with `config.json` and `model.safetensors` or diffusers' name for it
+        device: str | torch.device = "cpu",
+    ):
         "A UNet from a folder that this class, `mmgen.base.weights` or diffusers wrote, in float32, in eval mode"
         folder = resolve(name_or_path)
         state = load_state(folder, half=True)
@@ -104,12 +155,13 @@ class UNet2D(nn.Module):
     def enable_gradient_checkpointing(self, on: bool = True):
         "Keep only the inputs of each block for the backward pass: less memory, about a third more time"
         for m in self.modules():
-            if isinstance(m, Level): m.checkpointing = on
+            if isinstance(m, Level):
+                m.checkpointing = on
         return self
 
-    def _walk(self, x, t, pooled=None, *text): # text: what attention reads beside x
+    def _walk(self, x, t, pooled=None, *text):  # text: what attention reads beside x
         c, t, given = self.config, torch.as_tensor(t, device=x.device).expand(len(x)), x.dtype
-        x = x.to(self.conv_in.weight.dtype) # weights may have half the precision; samplers compute in theirs
+        x = x.to(self.conv_in.weight.dtype)  # weights may have half the precision; samplers compute in theirs
         emb = timestep_embedding(t, c["block_out_channels"][0], c["flip_sin_to_cos"], c["freq_shift"])
         emb = self.time_embedding(emb.to(x.dtype))
         temb = F.silu(emb if pooled is None else emb + pooled)
@@ -119,71 +171,109 @@ class UNet2D(nn.Module):
             x, new = block(x, temb, *text)
             skips += new
         x = self.mid_block(x, temb, *text)
-        for block in self.up_blocks: x = block(x, skips, temb, *text)
+        for block in self.up_blocks:
+            x = block(x, skips, temb, *text)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         return x if self.conv_in.weight.dtype == given else x.to(given)
 
 # %% ../../nbs/ldm/unet.ipynb #91f5c2a0
 class ContextKV(NamedTuple):
     "A text projected for every cross-attention of one UNet; goes in place of the states"
-    pairs: list[tuple[Tensor, Tensor]] # keys and values, each (B, T, C of the block); see `Attention`
-    bias: Tensor | None # (B, 1, 1, T), added to the attention logits
-    pooled: Tensor | None = None # (B, width of the noise level's embedding), added to it
+
+    pairs: list[tuple[Tensor, Tensor]]  # keys and values, each (B, T, C of the block); see `Attention`
+    bias: Tensor | None  # (B, 1, 1, T), added to the attention logits
+    pooled: Tensor | None = None  # (B, width of the noise level's embedding), added to it
 
     @property
-    def rows(self) -> int: return len(self.pairs[0][0])
+    def rows(self) -> int:
+        return len(self.pairs[0][0])
 
-    def beside(self, other: "ContextKV") -> "ContextKV | None": # None where they do not go into one call
+    def beside(self, other: "ContextKV") -> "ContextKV | None":  # None where they do not go into one call
         "Both texts as one batch, this one's rows first; the shorter one is padded"
-        if any(len(pair) != 2 for pair in (*self.pairs, *other.pairs)): return None # with attention of its own
+        if any(len(pair) != 2 for pair in (*self.pairs, *other.pairs)):
+            return None  # with attention of its own
         lengths = [text.pairs[0][0].shape[1] for text in (self, other)]
         if self.bias is None or other.bias is None:
-            if self.bias is not other.bias or lengths[0] != lengths[1]: return None
-        pad = lambda x, dim, value=0.: F.pad(x, [0, 0] * (x.ndim - 1 - dim) + [0, max(lengths) - x.shape[dim]], value=value)
+            if self.bias is not other.bias or lengths[0] != lengths[1]:
+                return None
+        pad = lambda x, dim, value=0.0: F.pad(
+            x, [0, 0] * (x.ndim - 1 - dim) + [0, max(lengths) - x.shape[dim]], value=value
+        )
         both = lambda a, b, *how: None if a is None else torch.cat([pad(a, *how), pad(b, *how)])
         pairs = [tuple(both(a, b, 1) for a, b in zip(*two)) for two in zip(self.pairs, other.pairs)]
-        return ContextKV(pairs, both(self.bias, other.bias, 3, -10000.), None if self.pooled is None else torch.cat([self.pooled, other.pooled]))
+        return ContextKV(
+            pairs,
+            both(self.bias, other.bias, 3, -10000.0),
+            None if self.pooled is None else torch.cat([self.pooled, other.pooled]),
+        )
+
 
 # LDM, section 3.3 and table 15; the same network as SD 1.x in its default config
 class UNet2DConditionModel(UNet2D):
     "(noisy latents (B, in_channels, h, w), noise levels (B,), text states (B, T, D)) -> (B, out_channels, h, w)"
-    blocks = {way: [f"CrossAttn{way}Block2D", f"{way}Block2D"] for way in ("Down", "Up")}
-    neutral = UNet2D.neutral | dict(mid_block_type="UNetMidBlock2DCrossAttn", upcast_attention=True) # the latter: to float32, as all is here
 
-    def __init__(self,
-        sample_size: int | None = None, # height of the latents, for information only
-        in_channels: int = 4, out_channels: int = 4,
-        down_block_types: tuple = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), # from the finest level on
-        up_block_types: tuple = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, # from the coarsest level on
-        block_out_channels: tuple = (320, 640, 1280, 1280), # width of each level
-        layers_per_block: int | tuple = 2, # residual blocks per level (one more on the way up)
-        transformer_layers_per_block: int | tuple = 1, # transformer blocks after each residual block
-        attention_head_dim: int | tuple = 8, # number of heads, also per level
-        cross_attention_dim: int = 1280, # D of the text states
-        norm_num_groups: int = 32, norm_eps: float = 1e-5, dropout: float = 0.,
-        use_linear_projection: bool = False, # layout of proj_in and proj_out
-        flip_sin_to_cos: bool = True, freq_shift: float = 0, # of `timestep_embedding`
-        addition_embed_type: str | None = None, # text: pooled, it joins the noise level's embedding
-        addition_embed_type_num_heads: int = 64): # of that pooling
+    blocks = {way: [f"CrossAttn{way}Block2D", f"{way}Block2D"] for way in ("Down", "Up")}
+    neutral = UNet2D.neutral | dict(
+        mid_block_type="UNetMidBlock2DCrossAttn", upcast_attention=True
+    )  # the latter: to float32, as all is here
+
+    def __init__(
+        self,
+        sample_size: int | None = None,  # height of the latents, for information only
+        in_channels: int = 4,
+        out_channels: int = 4,
+        down_block_types: tuple = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),  # from the finest level on
+        up_block_types: tuple = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,  # from the coarsest level on
+        block_out_channels: tuple = (320, 640, 1280, 1280),  # width of each level
+        layers_per_block: int | tuple = 2,  # residual blocks per level (one more on the way up)
+        transformer_layers_per_block: int | tuple = 1,  # transformer blocks after each residual block
+        attention_head_dim: int | tuple = 8,  # number of heads, also per level
+        cross_attention_dim: int = 1280,  # D of the text states
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-5,
+        dropout: float = 0.0,
+        use_linear_projection: bool = False,  # layout of proj_in and proj_out
+        flip_sin_to_cos: bool = True,
+        freq_shift: float = 0,  # of `timestep_embedding`
+        addition_embed_type: str | None = None,  # text: pooled, it joins the noise level's embedding
+        addition_embed_type_num_heads: int = 64,
+    ):  # of that pooling
         super().__init__(locals())
         heads, depths = self._per_level("attention_head_dim"), self._per_level("transformer_layers_per_block")
         self._split(heads)
+
         def attention(i, kind):
-            if not kind.startswith("CrossAttn"): return None
-            return partial(Transformer2DModel, heads=heads[i], context_dim=cross_attention_dim, depth=depths[i],
-                           groups=norm_num_groups, linear_proj=use_linear_projection)
+            if not kind.startswith("CrossAttn"):
+                return None
+            return partial(
+                Transformer2DModel,
+                heads=heads[i],
+                context_dim=cross_attention_dim,
+                depth=depths[i],
+                groups=norm_num_groups,
+                linear_proj=use_linear_projection,
+            )
+
         if addition_embed_type not in (None, "text"):
-            raise ValueError(f"UNet config: addition_embed_type={addition_embed_type!r} is not supported, only None or 'text'")
-        self.add_embedding = None if addition_embed_type is None else TextTimeEmbedding(
-            cross_attention_dim, 4 * block_out_channels[0], addition_embed_type_num_heads)
+            raise ValueError(
+                f"UNet config: addition_embed_type={addition_embed_type!r} is not supported, only None or 'text'"
+            )
+        self.add_embedding = (
+            None
+            if addition_embed_type is None
+            else TextTimeEmbedding(cross_attention_dim, 4 * block_out_channels[0], addition_embed_type_num_heads)
+        )
         self._levels(attention)
         count = 0
         for m in self.modules():
-            if isinstance(m, Transformer2DModel): m.first, count = count, count + len(m.transformer_blocks)
+            if isinstance(m, Transformer2DModel):
+                m.first, count = count, count + len(m.transformer_blocks)
 
-    def project_context(self, context: Tensor, # text states, (B, T, D)
-                        mask: Tensor | None = None # (B, T), 1 where a token counts
-                        ) -> ContextKV:
+    def project_context(
+        self,
+        context: Tensor,  # text states, (B, T, D)
+        mask: Tensor | None = None,  # (B, T), 1 where a token counts
+    ) -> ContextKV:
         "Keys and values of every cross-attention; the same for all x and t, so a sampler needs them once"
         attns = [m.attn2 for m in self.modules() if isinstance(m, BasicTransformerBlock)]
         width = self.config["cross_attention_dim"]
@@ -191,18 +281,20 @@ class UNet2DConditionModel(UNet2D):
             raise ValueError(f"context has shape {tuple(context.shape)}; this UNet needs (B, T, {width})")
         context, bias = context.to(self.conv_in.weight.dtype), None
         if mask is not None:
-            if mask.device.type == "cpu": # leave out what is padding in the whole batch: its weight is 0
+            if mask.device.type == "cpu":  # leave out what is padding in the whole batch: its weight is 0
                 used = int(mask.any(0).nonzero().max()) + 1 if mask.any() else 1
                 context, mask = context[:, :used], mask[:, :used]
-            bias = ((1 - mask.to(context.dtype)) * -10000.)[:, None, None, :]
+            bias = ((1 - mask.to(context.dtype)) * -10000.0)[:, None, None, :]
         pooled = None if self.add_embedding is None else self.add_embedding(context, mask)
         return ContextKV([(a.to_k(context), a.to_v(context)) for a in attns], bias, pooled)
 
-    def forward(self, x: Tensor, # noisy latents, (B, in_channels, h, w)
-                t: Tensor | float, # noise levels, scalar or (B,)
-                context: Tensor | ContextKV, # text states (B, T, D), or `project_context` of them
-                mask: Tensor | None = None # (B, T), 1 where a token counts
-                ) -> Tensor: # (B, out_channels, h, w)
+    def forward(
+        self,
+        x: Tensor,  # noisy latents, (B, in_channels, h, w)
+        t: Tensor | float,  # noise levels, scalar or (B,)
+        context: Tensor | ContextKV,  # text states (B, T, D), or `project_context` of them
+        mask: Tensor | None = None,  # (B, T), 1 where a token counts
+    ) -> Tensor:  # (B, out_channels, h, w)
         "The network's prediction of noise, velocity or flow (eq. 1, 3)"
         kvs, bias, pooled = context if isinstance(context, ContextKV) else self.project_context(context, mask)
         return self._walk(x, t, pooled, kvs, bias)

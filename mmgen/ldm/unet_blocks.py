@@ -9,17 +9,19 @@ __all__ = ['timestep_embedding', 'TimestepEmbedding', 'ResnetBlock2D', 'Downsamp
 # %% ../../nbs/ldm/unet_blocks.ipynb #c1df7f79
 import math
 from typing import Callable
+
 import torch
-from torch import nn, Tensor
 import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # %% ../../nbs/ldm/unet_blocks.ipynb #ec496b78
-def timestep_embedding(t: Tensor, # noise levels, (B,), integer or float
-                       dim: int, # width of the embedding
-                       flip: bool = True, # cosines first
-                       shift: float = 0 # 1 makes the lowest frequency exactly 1/10000
-                       ) -> Tensor: # (B, dim)
+def timestep_embedding(
+    t: Tensor,  # noise levels, (B,), integer or float
+    dim: int,  # width of the embedding
+    flip: bool = True,  # cosines first
+    shift: float = 0,  # 1 makes the lowest frequency exactly 1/10000
+) -> Tensor:  # (B, dim)
     "Sinusoidal embedding of the noise level"
     half = dim // 2
     i = torch.arange(half, dtype=torch.float32, device=t.device)
@@ -31,20 +33,30 @@ def timestep_embedding(t: Tensor, # noise levels, (B,), integer or float
 # %% ../../nbs/ldm/unet_blocks.ipynb #678578f2
 class TimestepEmbedding(nn.Module):
     "(B, dim) -> (B, width)"
+
     def __init__(self, dim: int, width: int):
         super().__init__()
         self.linear_1, self.linear_2 = nn.Linear(dim, width), nn.Linear(width, width)
 
-    def forward(self, x): return self.linear_2(F.silu(self.linear_1(x)))
+    def forward(self, x):
+        return self.linear_2(F.silu(self.linear_1(x)))
 
 # %% ../../nbs/ldm/unet_blocks.ipynb #34789daa
 # DDPM (Ho et al. 2020), appendix B: residual block with the noise level added between its two convolutions
 class ResnetBlock2D(nn.Module):
     "(B, cin, h, w) and the noise level (B, temb) -> (B, cout, h, w), or half or twice the size"
-    def __init__(self, cin: int, cout: int, temb: int, groups: int = 32, eps: float = 1e-5,
-                 dropout: float = 0.,
-                 scale_shift: bool = False, # the noise level also scales (Dhariwal & Nichol 2021)
-                 resample: str | None = None): # down: mean of 2×2 pixels, up: each pixel repeated
+
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        temb: int,
+        groups: int = 32,
+        eps: float = 1e-5,
+        dropout: float = 0.0,
+        scale_shift: bool = False,  # the noise level also scales (Dhariwal & Nichol 2021)
+        resample: str | None = None,
+    ):  # down: mean of 2×2 pixels, up: each pixel repeated
         super().__init__()
         self.scale_shift, self.resample = scale_shift, resample
         self.norm1, self.conv1 = nn.GroupNorm(groups, cin, eps), nn.Conv2d(cin, cout, 3, padding=1)
@@ -53,10 +65,12 @@ class ResnetBlock2D(nn.Module):
         self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else None
 
-    def forward(self, x, temb, size=None): # (B, cin, h, w), (B, temb) after SiLU, (h, w) after `up` -> (B, cout, h, w)
+    def forward(self, x, temb, size=None):  # (B, cin, h, w), (B, temb) after SiLU, (h, w) after `up` -> (B, cout, h, w)
         h, level = F.silu(self.norm1(x)), self.time_emb_proj(temb)[:, :, None, None]
-        if self.resample == "down": x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
-        if self.resample == "up": x, h = (F.interpolate(o, size=size, mode="nearest") for o in (x, h))
+        if self.resample == "down":
+            x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
+        if self.resample == "up":
+            x, h = (F.interpolate(o, size=size, mode="nearest") for o in (x, h))
         scale, shift = level.chunk(2, 1) if self.scale_shift else (None, None)
         h = self.conv1(h)
         h = self.norm2(h + level) if scale is None else self.norm2(h) * (1 + scale) + shift
@@ -66,29 +80,39 @@ class ResnetBlock2D(nn.Module):
 # %% ../../nbs/ldm/unet_blocks.ipynb #5f8f4c93
 class Downsample2D(nn.Module):
     "(B, dim, h, w) -> (B, dim, ⌈h/2⌉, ⌈w/2⌉)"
+
     def __init__(self, dim: int):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, stride=2, padding=1)
 
-    def forward(self, x, temb): return self.conv(x)
+    def forward(self, x, temb):
+        return self.conv(x)
+
 
 class Upsample2D(nn.Module):
     "(B, dim, h, w) -> (B, dim, *size)"
+
     def __init__(self, dim: int):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
 
-    def forward(self, x, temb, size): return self.conv(F.interpolate(x, size=size, mode="nearest"))
+    def forward(self, x, temb, size):
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
 
 # Ronneberger et al. 2015 (U-Net), with LDM's transformers
 class Level(nn.Module):
     "Residual blocks and attention; `checkpointing` recomputes each of them in the backward pass"
+
     checkpointing = False
 
-    def __init__(self, widths: list[tuple[int, int]], # (in, out) channels of each residual block
-                 resnet: dict, # arguments common to all residual blocks
-                 attention: Callable | None = None, # makes a transformer for a width
-                 n_attention: int | None = None): # how many transformers (one per residual block)
+    def __init__(
+        self,
+        widths: list[tuple[int, int]],  # (in, out) channels of each residual block
+        resnet: dict,  # arguments common to all residual blocks
+        attention: Callable | None = None,  # makes a transformer for a width
+        n_attention: int | None = None,
+    ):  # how many transformers (one per residual block)
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock2D(cin, cout, **resnet) for cin, cout in widths)
         if attention is not None:
@@ -100,38 +124,47 @@ class Level(nn.Module):
             return checkpoint(block, *args, use_reentrant=False)
         return block(*args)
 
-    def step(self, i, x, temb, text): # text: (keys and values, bias), or nothing
+    def step(self, i, x, temb, text):  # text: (keys and values, bias), or nothing
         x = self.run(self.resnets[i], x, temb)
         return self.run(self.attentions[i], x, *text) if hasattr(self, "attentions") else x
 
+
 class DownBlock(Level):
     "One level on the way down: (B, cin, h, w) -> (B, cout, h/2, w/2) by `down`, and its feature maps"
+
     def __init__(self, cin, cout, n, down, resnet, attention):
         super().__init__([(cin if i == 0 else cout, cout) for i in range(n)], resnet, attention)
         self.downsamplers = nn.ModuleList([down(cout)]) if down else None
 
-    def forward(self, x, temb, *text): # -> x, the feature maps that the way up needs
+    def forward(self, x, temb, *text):  # -> x, the feature maps that the way up needs
         skips = []
-        for i in range(len(self.resnets)): skips.append(x := self.step(i, x, temb, text))
-        if self.downsamplers is not None: skips.append(x := self.downsamplers[0](x, temb))
+        for i in range(len(self.resnets)):
+            skips.append(x := self.step(i, x, temb, text))
+        if self.downsamplers is not None:
+            skips.append(x := self.downsamplers[0](x, temb))
         return x, skips
+
 
 class MidBlock(Level):
     "The coarsest level: (B, dim, h, w) -> (B, dim, h, w)"
+
     def __init__(self, dim, resnet, attention):
         super().__init__([(dim, dim)] * 2, resnet, attention, n_attention=1)
 
     def forward(self, x, temb, *text):
         return self.run(self.resnets[1], self.step(0, x, temb, text), temb)
 
+
 class UpBlock(Level):
     "One level on the way up: (B, cin, h, w) and feature maps -> (B, cout, 2h, 2w) by `up`"
+
     def __init__(self, cin, skip, cout, n, up, resnet, attention):
         # the last residual block meets the feature map that entered the level on the way down
         widths = [((cin if i == 0 else cout) + (skip if i == n - 1 else cout), cout) for i in range(n)]
         super().__init__(widths, resnet, attention)
         self.upsamplers = nn.ModuleList([up(cout)]) if up else None
 
-    def forward(self, x, skips, temb, *text): # takes its feature maps off the end of the list `skips`
-        for i in range(len(self.resnets)): x = self.step(i, torch.cat([x, skips.pop()], 1), temb, text)
+    def forward(self, x, skips, temb, *text):  # takes its feature maps off the end of the list `skips`
+        for i in range(len(self.resnets)):
+            x = self.step(i, torch.cat([x, skips.pop()], 1), temb, text)
         return x if self.upsamplers is None else self.upsamplers[0](x, temb, skips[-1].shape[-2:])

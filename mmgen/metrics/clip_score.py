@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from ..clip.zero_shot import embed
 from .features import Extractor, extract, image_set
 from .intervals import Score, score
-from ..clip.zero_shot import embed
 
 # %% ../../nbs/metrics/clip_score.ipynb #80bf2714
 def _texts(judge, texts, count, what):

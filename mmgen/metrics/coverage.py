@@ -32,10 +32,10 @@ def balls(
     of_y = torch.ones(1, len(y), dtype=torch.bool) if of_y is None else of_y
     found = torch.zeros(2, len(of_x), dtype=torch.float64)
     for at in range(0, len(x), rows):
-        to_x, to_y = _squared(x[at:at + rows], x), _squared(x[at:at + rows], y)
+        to_x, to_y = _squared(x[at : at + rows], x), _squared(x[at : at + rows], y)
         to_x.diagonal(at).fill_(torch.inf)  # an image is not its own neighbour
         for r, (p, q) in enumerate(zip(of_x, of_y)):
-            mine = p[at:at + rows]
+            mine = p[at : at + rows]
             inside = to_y[mine][:, q] < to_x[mine][:, p].kthvalue(k, 1, keepdim=True).values
             found[:, r] += torch.stack([inside.sum(), inside.any(1).sum()])
     return found / torch.stack([k * of_y.sum(1), of_x.sum(1)])

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..base.images import pick_device, to_float, to_uint8
-from ..data.batches import cached
-from ..data.loading import content_sha256, open_image
 from ..backbones.efficientnet import EfficientNetLite0
 from ..base.files import sha256
-from ..base.weights import WeightsError, fingerprint, load_state
+from ..base.images import pick_device, to_float, to_uint8
+from ..base.schema import WeightsError
+from ..base.weights import fingerprint, load_state
+from ..data.batches import cached
+from ..data.images import open_image
+from ..data.loading import content_sha256
 
 # %% ../../nbs/metrics/features.ipynb #fe4d570a
 def image_set(
@@ -31,18 +33,30 @@ def image_set(
     "Images of one size, opened where they are files; ValueError says which one is none, or of another size."
     if isinstance(images, (str, Path, Image.Image)) or images is None:
         raise ValueError(f"{what} wants a set of images, not {type(images).__name__}; put a single image into a list.")
-    if not isinstance(images, (list, tuple)): return images
-    found, names = [], [f"{i} ({Path(one).name})" if isinstance(one, (str, Path)) else f"{i}" for i, one in enumerate(images)]
+    if not isinstance(images, (list, tuple)):
+        return images
+    found, names = (
+        [],
+        [f"{i} ({Path(one).name})" if isinstance(one, (str, Path)) else f"{i}" for i, one in enumerate(images)],
+    )
     for name, one in zip(names, images):
-        if isinstance(one, (str, Path, Image.Image)): one = open_image(one)
+        if isinstance(one, (str, Path, Image.Image)):
+            one = open_image(one)
         one = torch.as_tensor(one) if isinstance(one, (np.ndarray, torch.Tensor)) else None
-        if one is None or one.ndim != 3 or (one.shape[2] if one.dtype == torch.uint8 else one.shape[0]) != 3 or not (one.dtype == torch.uint8 or one.is_floating_point()):
+        if (
+            one is None
+            or one.ndim != 3
+            or (one.shape[2] if one.dtype == torch.uint8 else one.shape[0]) != 3
+            or not (one.dtype == torch.uint8 or one.is_floating_point())
+        ):
             raise ValueError(f"{what}: image {name} is no file, PIL image, uint8 (H, W, 3) or float (3, H, W).")
         found.append(to_float(one)[0] if one.dtype == torch.uint8 else one.float().cpu())
         if found[-1].shape != found[0].shape:
             (h, w), (first_h, first_w) = found[-1].shape[1:], found[0].shape[1:]
-            raise ValueError(f"{what} wants images of one size: image {name} has {w} × {h} pixels, image {names[0]} has {first_w} × {first_h}; "
-                             "mmgen.data.loading.open_image(file, size) resizes.")
+            raise ValueError(
+                f"{what} wants images of one size: image {name} has {w} × {h} pixels, image {names[0]} has {first_w} × {first_h}; "
+                "mmgen.data.loading.open_image(file, size) resizes."
+            )
     return torch.stack(found) if found else torch.empty(0, 3, 1, 1)
 
 
@@ -55,7 +69,9 @@ def as_images(
         x = to_float(x)
         return x, torch.ones(len(x), dtype=torch.bool)
     if not x.is_floating_point() or x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError(f"A metric wants images uint8 (N, H, W, 3) or float (N, 3, H, W) in [-1, 1], not {x.dtype} of shape {tuple(x.shape)}.")
+        raise ValueError(
+            f"A metric wants images uint8 (N, H, W, 3) or float (N, 3, H, W) in [-1, 1], not {x.dtype} of shape {tuple(x.shape)}."
+        )
     return x.float(), (x.abs() <= 1.01).flatten(1).all(1).cpu()
 
 # %% ../../nbs/metrics/features.ipynb #ad8afeb7
@@ -67,17 +83,24 @@ def trained_file(
     "The file of trained weights; WeightsError says what goes missing without it and how to get it."
     path = Path(path or Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1])
     if not path.is_file():
-        raise WeightsError(f"{columns} will be missing: the trained weights are not at {path}. Get them with: curl -L --create-dirs -o {shlex.quote(str(path))} {url}")
+        raise WeightsError(
+            f"{columns} will be missing: the trained weights are not at {path}. Get them with: curl -L --create-dirs -o {shlex.quote(str(path))} {url}"
+        )
     if not sha256(path).startswith(url[-12:-4]):
-        raise WeightsError(f"{columns} will be missing: the SHA-256 of {path} does not begin with {url[-12:-4]}, so these are other weights or the file is damaged.")
+        raise WeightsError(
+            f"{columns} will be missing: the SHA-256 of {path} does not begin with {url[-12:-4]}, so these are other weights or the file is damaged."
+        )
     return path
 
 # %% ../../nbs/metrics/features.ipynb #d4301378
-INCEPTION = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+INCEPTION = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
 
 
 class Extractor(NamedTuple):
     "What sees images, and what numbers made of that are called."
+
     name: str
     network: Callable  # images (B, 3, H, W) in [-1, 1], on any device → (B, D)
     hash: str  # of the weights
@@ -86,6 +109,7 @@ class Extractor(NamedTuple):
 
 def _inception(weights):
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     state = io.BytesIO()  # torch-fidelity would run what a file brings along; `load_state` does not
     torch.save(load_state(trained_file(INCEPTION, "The columns FID and KID", weights)), state)
     state.seek(0)
@@ -100,14 +124,21 @@ def extractor(
     "An extractor by name; WeightsError where its weights are not there."
     device = pick_device(device)
     if name == "efficientnet":
-        net, few = EfficientNetLite0().to(device, memory_format=torch.channels_last), 4 if device.type == "cpu" else 10**6
-        return Extractor("EfficientNet-Lite0", lambda x: torch.cat([net(part) for part in x.to(device).split(few)]), fingerprint(net))
+        net, few = (
+            EfficientNetLite0().to(device, memory_format=torch.channels_last),
+            4 if device.type == "cpu" else 10**6,
+        )
+        return Extractor(
+            "EfficientNet-Lite0", lambda x: torch.cat([net(part) for part in x.to(device).split(few)]), fingerprint(net)
+        )
     if name == "oracle":
         from mmgen.metrics.oracle import Oracle
+
         net = Oracle.load(weights or "oracle-portraits", device)
         return Extractor("oracle", lambda x: net.features(x.to(device)), fingerprint(net))
     if name == "clip":
         from mmgen.clip.model import CLIP
+
         clip = CLIP.load(weights or "clip-portraits", device)
         return Extractor(Path(weights or "clip-portraits").name, clip.images, clip.fingerprint(), clip.text)
     if name == "inception":
@@ -118,6 +149,7 @@ def extractor(
 # %% ../../nbs/metrics/features.ipynb #014c755d
 class Features(NamedTuple):
     "Features of a set of images."
+
     values: torch.Tensor  # (N, D) float32, on the CPU; NaN in the rows that are no images
     name: str  # of the extractor
     hash: str
@@ -146,12 +178,14 @@ def extract(
     "Features of a set of images, with the extractor's name and hash."
     images = image_set(images, "extract")
     if not len(images) or (sources is not None and len(sources) != len(images)):
-        raise ValueError(f"extract: {len(images)} images and {'no' if sources is None else len(sources)} sources; at least one image, and a source for each, were expected.")
+        raise ValueError(
+            f"extract: {len(images)} images and {'no' if sources is None else len(sources)} sources; at least one image, and a source for each, were expected."
+        )
 
     def read(part):
         found = []
         for at in range(0, len(part), batch_size):  # as floats, images take four times the memory
-            x, good = as_images(part[at:at + batch_size])
+            x, good = as_images(part[at : at + batch_size])
             found.append(features(judge.network, x, batch_size))
             found[-1][~good] = torch.nan
         return {"features": torch.cat(found)}

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import torch
 
-from .features import Features, features
+from .features import Features
 from .intervals import MetricWarning, Score, set_scores
 
 # %% ../../nbs/metrics/frechet.ipynb #14b8ae91
@@ -59,8 +59,12 @@ def fd(
     "The FID of Inception-v3's features, the FD (extractor) of others."
     name, width = "FID" if real.name == "Inception-v3" else f"FD ({real.name})", real.values.shape[1]
     every = lambda x, y, of_x, of_y: [[distance(x[p], y[q]) for p, q in zip(of_x, of_y)]]
-    found, = set_scores([name], every, real, made, 2, draws, seed)
+    (found,) = set_scores([name], every, real, made, 2, draws, seed)
     if min(found.n, found.reference) <= width:
-        warnings.warn(f"{name} of {found.reference} and {found.n} images in {width} dimensions: a covariance of so few has not full rank, so the "
-                      "number is biased upward; compare it only with numbers of the same counts.", MetricWarning, 2)
+        warnings.warn(
+            f"{name} of {found.reference} and {found.n} images in {width} dimensions: a covariance of so few has not full rank, so the "
+            "number is biased upward; compare it only with numbers of the same counts.",
+            MetricWarning,
+            2,
+        )
     return found

@@ -12,25 +12,26 @@ from collections.abc import Sequence
 
 import torch
 
+from ..base.runs import Run
 from ..clip.model import CLIP
 from ..data.captions import CutWarning, as_tags
 from .clip_score import clip_score, directional_similarity
 from .features import Extractor
 from .intervals import MetricWarning
-from ..base.runs import Run
 
 # %% ../../nbs/metrics/held_out.ipynb #4ddf02e4
 def edits_to_try(
-    asked: Sequence[str], # tags of the configuration
-    usual: Sequence[str], # its defaults, which are meant for portraits
-    captions: Sequence[str], # of held-out images
+    asked: Sequence[str],  # tags of the configuration
+    usual: Sequence[str],  # its defaults, which are meant for portraits
+    captions: Sequence[str],  # of held-out images
     most: int = 4,
-) -> list[str]: # [] where the captions have no tags in common, as sentences
+) -> list[str]:  # [] where the captions have no tags in common, as sentences
     "The tags that are tried as edits: those asked for; of the defaults those that a caption has or, where none has any, the commonest tags that at most half of the captions have."
     counts = Counter(tag for text in captions for tag in dict.fromkeys(as_tags(text)))
     known = [tag for tag in asked if tag in counts]
-    if tuple(asked) != tuple(usual): return list(asked)
-    return known or [tag for tag, n in counts.most_common() if 2 <= n <= len(captions)/2][:most]
+    if tuple(asked) != tuple(usual):
+        return list(asked)
+    return known or [tag for tag, n in counts.most_common() if 2 <= n <= len(captions) / 2][:most]
 
 # %% ../../nbs/metrics/held_out.ipynb #48c9ab7e
 def _record(run, score, name, judge):
@@ -40,10 +41,10 @@ def _record(run, score, name, judge):
 
 def record_samples(
     run: Run,
-    clip: CLIP, # of the model
-    name: str, # that the CLIP was opened by
-    images: torch.Tensor, # held-out images (N, 3, H, W) in [-1, 1]
-    samples: torch.Tensor, # of their captions, (N, 3, H, W)
+    clip: CLIP,  # of the model
+    name: str,  # that the CLIP was opened by
+    images: torch.Tensor,  # held-out images (N, 3, H, W) in [-1, 1]
+    samples: torch.Tensor,  # of their captions, (N, 3, H, W)
     captions: Sequence[str],
 ) -> None:
     "The CLIP score of samples, and of the held-out images whose captions they had."
@@ -56,20 +57,27 @@ def record_samples(
 
 def record_edits(
     run: Run,
-    clip: CLIP, # of the model
-    name: str, # that the CLIP was opened by
-    before: torch.Tensor, # images (N, 3, H, W) in [-1, 1]
-    after: torch.Tensor, # their edits
-    source: Sequence[str], # captions of the images
-    target: Sequence[str], # of the wanted images
+    clip: CLIP,  # of the model
+    name: str,  # that the CLIP was opened by
+    before: torch.Tensor,  # images (N, 3, H, W) in [-1, 1]
+    after: torch.Tensor,  # their edits
+    source: Sequence[str],  # captions of the images
+    target: Sequence[str],  # of the wanted images
 ) -> None:
     "The CLIP score of edits with the wanted captions, that of the sources with them, and the directional similarity; rows that ask for no change are left out."
     rows = [i for i, (old, new) in enumerate(zip(source, target)) if old != new]
-    if not rows: return
+    if not rows:
+        return
     judge = Extractor(name, clip.images, clip.fingerprint(), clip.text)
     before, after, source, target = before[rows], after[rows], [source[i] for i in rows], [target[i] for i in rows]
     with warnings.catch_warnings():
-        for kind in (CutWarning, MetricWarning): warnings.simplefilter("ignore", kind)
+        for kind in (CutWarning, MetricWarning):
+            warnings.simplefilter("ignore", kind)
         for what, shown in (("edits", after), ("sources, with the wanted captions", before)):
             _record(run, clip_score(judge, shown, target), f"CLIP score of {what}", judge)
-        _record(run, directional_similarity(judge, before, after, source, target), "directional CLIP similarity of edits", judge)
+        _record(
+            run,
+            directional_similarity(judge, before, after, source, target),
+            "directional CLIP similarity of edits",
+            judge,
+        )

@@ -24,6 +24,7 @@ class MetricWarning(UserWarning):
 @dataclass(frozen=True)
 class Score:
     "One figure of a table; `run.metric(**score.record())` keeps it."
+
     name: str
     value: float
     n: int  # rows (images, edits) that the value is of
@@ -41,17 +42,25 @@ class Score:
         return {name: value for name, value in kept.items() if value is not None}
 
     def __str__(self):
-        return f"{self.name} {self.value:.4g} [{self.low:.4g}, {self.high:.4g}], n {self.n}" + (f", {self.failed} failed" if self.failed else "")
+        return f"{self.name} {self.value:.4g} [{self.low:.4g}, {self.high:.4g}], n {self.n}" + (
+            f", {self.failed} failed" if self.failed else ""
+        )
 
 
 def _failed(name, good, labels=None):
     "How many rows have no number; a warning that names them where there are any."
     failed = np.flatnonzero(~good).tolist()
     if failed:
-        which = ", ".join(f"row {i}" if labels is None else labels[i] for i in failed[:5]) + (", …" if len(failed) > 5 else "")
+        which = ", ".join(f"row {i}" if labels is None else labels[i] for i in failed[:5]) + (
+            ", …" if len(failed) > 5 else ""
+        )
         left = "" if good.sum() > 1 else "; with fewer than two rows left there is no interval"
-        warnings.warn(f"{name}: {len(failed)} of {len(good)} rows are no images in [-1, 1] or give no number ({which}, counted from 0); "
-                      f"they count as failed and are in no mean{left}.", MetricWarning, 3)
+        warnings.warn(
+            f"{name}: {len(failed)} of {len(good)} rows are no images in [-1, 1] or give no number ({which}, counted from 0); "
+            f"they count as failed and are in no mean{left}.",
+            MetricWarning,
+            3,
+        )
     return len(failed)
 
 # %% ../../nbs/metrics/intervals.ipynb #9bdbdea0
@@ -92,16 +101,31 @@ def score(
     x = np.asarray(rows.cpu() if torch.is_tensor(rows) else rows, np.float64)
     sources = np.arange(len(x)) if sources is None else np.asarray(sources)
     if x.ndim != 1 or not len(x) or len(sources) != len(x):
-        raise ValueError(f"{name}: rows of shape {x.shape} and {len(sources)} sources; at least one row, and a source for each, were expected.")
+        raise ValueError(
+            f"{name}: rows of shape {x.shape} and {len(sources)} sources; at least one row, and a source for each, were expected."
+        )
     good = np.isfinite(x)
     failed, kept = _failed(name, good), x[good]
     of = np.unique(sources[good], return_inverse=True)[1]
     count = int(of.max()) + 1 if len(of) else 0
-    if count < 2 or not draws: found = [np.nan]
-    elif statistic is np.mean and count * draws < 2e7: found = _means(kept, of, draws, seed)
-    else: found = [statistic(kept[drawn]) for drawn in _drawn(of, draws, seed)]
+    if count < 2 or not draws:
+        found = [np.nan]
+    elif statistic is np.mean and count * draws < 2e7:
+        found = _means(kept, of, draws, seed)
+    else:
+        found = [statistic(kept[drawn]) for drawn in _drawn(of, draws, seed)]
     low, high = np.quantile(found, (0.025, 0.975)).tolist()
-    return Score(name, float(statistic(kept)) if len(kept) else np.nan, len(kept), low, high, failed, count, extractor=extractor, rows=x)
+    return Score(
+        name,
+        float(statistic(kept)) if len(kept) else np.nan,
+        len(kept),
+        low,
+        high,
+        failed,
+        count,
+        extractor=extractor,
+        rows=x,
+    )
 
 # %% ../../nbs/metrics/intervals.ipynb #88b022c5
 def halves(
@@ -113,19 +137,24 @@ def halves(
     "Which rows are in: first all, then those of half of the sources, of each kind (in one set, in the other, in both)."
     rng = np.random.default_rng(seed)
     ids, of = np.unique(np.concatenate([first, second]), return_inverse=True)
-    a, b = of[:len(first)], of[len(first):]
+    a, b = of[: len(first)], of[len(first) :]
     kind = np.isin(np.arange(len(ids)), a) + 2 * np.isin(np.arange(len(ids)), b)
     chosen = np.zeros((1 + draws, len(ids)), bool)
     chosen[0] = True
     for members in (np.flatnonzero(kind == k) for k in (1, 2, 3)):
-        for row in chosen[1:]: row[rng.permutation(members)[:len(members) // 2]] = True
+        for row in chosen[1:]:
+            row[rng.permutation(members)[: len(members) // 2]] = True
     return torch.from_numpy(chosen[:, a]), torch.from_numpy(chosen[:, b])
 
 
 def _rows(which, features):
     "Rows with features, in float64, the source of each, and which rows those are."
     good = features.values.isfinite().all(1)
-    sources = np.array([f"{which} {i}" for i in range(len(good))]) if features.sources is None else features.sources.astype(str)
+    sources = (
+        np.array([f"{which} {i}" for i in range(len(good))])
+        if features.sources is None
+        else features.sources.astype(str)
+    )
     return features.values[good].double(), sources[good.numpy()], good.numpy()
 
 
@@ -140,15 +169,20 @@ def set_scores(
 ) -> list[Score]:
     "Figures that compare two sets of features, with intervals."
     if real.hash != made.hash:
-        raise ValueError(f"{names[0]}: the sets were read by different extractors, {real.name} ({real.hash}) and {made.name} ({made.hash}).")
+        raise ValueError(
+            f"{names[0]}: the sets were read by different extractors, {real.name} ({real.hash}) and {made.name} ({made.hash})."
+        )
     (x, of_x, good_x), (y, of_y, good_y) = _rows("real", real), _rows("made", made)
     labels = [f"{which} image {i}" for which, good in (("real", good_x), ("made", good_y)) for i in range(len(good))]
     failed = _failed(names[0], np.concatenate([good_x, good_y]), labels)
     if min(len(x), len(y)) < least:
         raise ValueError(f"{names[0]} needs at least {least} images in each set; there are {len(x)} and {len(y)}.")
-    if min(len(set(of_x)), len(set(of_y))) // 2 <= least: draws = 0  # too few sources for half-samples
+    if min(len(set(of_x)), len(set(of_y))) // 2 <= least:
+        draws = 0  # too few sources for half-samples
     found = np.asarray(statistic(x, y, *halves(of_x, of_y, draws, seed)), np.float64)
     spread = 1.96 * found[:, 1:].std(1, ddof=1) if draws > 1 else np.full(len(names), np.nan)
     count = len(set(of_x) | set(of_y))
-    return [Score(name, float(value[0]), len(y), float(value[0] - s), float(value[0] + s), failed, count, len(x), real.hash)
-            for name, value, s in zip(names, found, spread)]
+    return [
+        Score(name, float(value[0]), len(y), float(value[0] - s), float(value[0] + s), failed, count, len(x), real.hash)
+        for name, value, s in zip(names, found, spread)
+    ]

@@ -17,17 +17,20 @@ from .intervals import Score, set_scores
 # %% ../../nbs/metrics/kernel.ipynb #2a3a8dbf
 def _across(x, y, kernel, of_x, of_y, rows=1000):
     "Σ k(x_i, y_j) over the pairs that are in each half-sample, (draws,)."
-    return sum(((of_x[:, at:at + rows] @ kernel(x[at:at + rows], y)) * of_y).sum(1) for at in range(0, len(x), rows))
+    return sum(
+        ((of_x[:, at : at + rows] @ kernel(x[at : at + rows], y)) * of_y).sum(1) for at in range(0, len(x), rows)
+    )
 
 
 def _within(x, kernel, of, diagonal, rows=1000):
     "Σ k(x_i, x_j) likewise, with i = j or without; the kernel is symmetric, so half of the pairs are counted twice."
     total = 0
     for at in range(0, len(x), rows):
-        k = kernel(x[at:at + rows], x[at:])
+        k = kernel(x[at : at + rows], x[at:])
         k[:, rows:] *= 2
-        if not diagonal: k.diagonal().zero_()
-        total = total + ((of[:, at:at + rows] @ k) * of[:, at:]).sum(1)
+        if not diagonal:
+            k.diagonal().zero_()
+        total = total + ((of[:, at : at + rows] @ k) * of[:, at:]).sum(1)
     return total
 
 
@@ -43,7 +46,9 @@ def mmd2(
     a = x.new_ones(1, len(x)) if of_x is None else of_x.to(x)
     b = y.new_ones(1, len(y)) if of_y is None else of_y.to(y)
     n, m = a.sum(1), b.sum(1)
-    within = sum(_within(z, kernel, w, not unbiased) / (size * (size - int(unbiased))) for z, w, size in ((x, a, n), (y, b, m)))
+    within = sum(
+        _within(z, kernel, w, not unbiased) / (size * (size - int(unbiased))) for z, w, size in ((x, a, n), (y, b, m))
+    )
     return within - 2 * _across(x, y, kernel, a, b) / (n * m)
 
 # %% ../../nbs/metrics/kernel.ipynb #2bc766c3
@@ -56,7 +61,9 @@ def kd(
     "The KID of Inception-v3's features, the KD (extractor) of others."
     cubic = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3
     name = "KID" if real.name == "Inception-v3" else f"KD ({real.name})"
-    return set_scores([name], lambda x, y, of_x, of_y: mmd2(x, y, cubic, of_x, of_y)[None], real, made, 2, draws, seed)[0]
+    return set_scores([name], lambda x, y, of_x, of_y: mmd2(x, y, cubic, of_x, of_y)[None], real, made, 2, draws, seed)[
+        0
+    ]
 
 # %% ../../nbs/metrics/kernel.ipynb #17862036
 def cmmd(

@@ -16,15 +16,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..base.images import pick_device, psnr, seed_everything, sheet, to_float
-from ..data import portraits
-from ..data.edits import Edit, as_batch
-from ..data.batches import Batches
-from ..data.loading import content_sha256, load_source, to_arrays
-from ..training.optimizers import build
-from ..training.config import OracleConfig
 from ..base.runs import Run
+from ..base.schema import WeightsError
+from ..base.weights import build_model, load_state, model_card, read_config, resolve, save_weights
+from ..data import portraits
+from ..data.batches import Batches
+from ..data.edits import Edit, as_batch
+from ..data.loading import content_sha256, load_source, to_arrays
+from ..training.config import OracleConfig
 from ..training.loop import Task, train
-from ..base.weights import WeightsError, build_model, load_state, model_card, read_config, resolve, save_weights
+from ..training.optimizers import build
 
 # %% ../../nbs/metrics/oracle.ipynb #0adfab19
 def classes(
@@ -57,7 +58,9 @@ class Residual(nn.Module):
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False), nn.GroupNorm(8, width)
         self.conv2, self.norm2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.GroupNorm(8, width)
-        self.skip = nn.Conv2d(width_in, width, stride, stride, bias=False) if width_in != width or stride > 1 else nn.Identity()
+        self.skip = (
+            nn.Conv2d(width_in, width, stride, stride, bias=False) if width_in != width or stride > 1 else nn.Identity()
+        )
 
     def forward(self, x):
         h = self.norm2(self.conv2(F.silu(self.norm1(self.conv1(x)))))
@@ -76,10 +79,18 @@ class Oracle(nn.Module):
         super().__init__()
         self.config = {"attributes": attributes, "width": width, "size": size}
         self.body = nn.Sequential(
-            nn.Conv2d(12, width, 3, padding=1), Residual(width, width, 1), Residual(width, 2 * width, 2),
-            Residual(2 * width, 2 * width, 1), Residual(2 * width, 4 * width, 2), Residual(4 * width, 4 * width, 1),
-            nn.Conv2d(4 * width, width, 1), nn.Flatten(), nn.LayerNorm(width * (size // 8) ** 2),
-            nn.Linear(width * (size // 8) ** 2, 8 * width), nn.SiLU())
+            nn.Conv2d(12, width, 3, padding=1),
+            Residual(width, width, 1),
+            Residual(width, 2 * width, 2),
+            Residual(2 * width, 2 * width, 1),
+            Residual(2 * width, 4 * width, 2),
+            Residual(4 * width, 4 * width, 1),
+            nn.Conv2d(4 * width, width, 1),
+            nn.Flatten(),
+            nn.LayerNorm(width * (size // 8) ** 2),
+            nn.Linear(width * (size // 8) ** 2, 8 * width),
+            nn.SiLU(),
+        )
         self.heads = nn.ModuleDict({name: nn.Linear(8 * width, len(values)) for name, values in attributes.items()})
 
     def features(self, images):
@@ -99,7 +110,9 @@ class Oracle(nn.Module):
         folder = resolve(name_or_path)
         config = read_config(folder) if (folder / "config.json").is_file() else {}
         if not {"attributes", "width", "size"} <= set(config):
-            raise WeightsError(f"Oracle.load: {name_or_path} is not an oracle; its config.json must name attributes, width and size.")
+            raise WeightsError(
+                f"Oracle.load: {name_or_path} is not an oracle; its config.json must name attributes, width and size."
+            )
         config = read_config(folder, cls)
         model = build_model(lambda: cls(**config), load_state(folder / "model.safetensors"), str(name_or_path))
         return model.to(pick_device(device), memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -112,8 +125,12 @@ class Oracle(nn.Module):
     ) -> torch.Tensor:
         "Class indices (B, attributes) of what the oracle sees, on the CPU."
         device = next(self.parameters()).device
-        parts = (to_float(part) if part.dtype == torch.uint8 else part for part in torch.as_tensor(images).split(batch_size))
-        return torch.cat([torch.stack([logits.argmax(1) for logits in self(part.to(device)).values()], 1).cpu() for part in parts])
+        parts = (
+            to_float(part) if part.dtype == torch.uint8 else part for part in torch.as_tensor(images).split(batch_size)
+        )
+        return torch.cat(
+            [torch.stack([logits.argmax(1) for logits in self(part.to(device)).values()], 1).cpu() for part in parts]
+        )
 
     def names(self, predicted: torch.Tensor) -> list[dict[str, str]]:
         "Indices of `predict` → class names."
@@ -161,8 +178,12 @@ def score_editor(
     images, source, target, exact = as_batch(some, size)
     result = editor.edit(images, *(captions or (source, target)), strength).float().cpu()
     names = list(oracle.config["attributes"])
-    scores = edit_scores(oracle.predict(result), labels([e.source for e in some]), labels([e.target for e in some]),
-                         [names.index(e.attribute) for e in some])
+    scores = edit_scores(
+        oracle.predict(result),
+        labels([e.source for e in some]),
+        labels([e.target for e in some]),
+        [names.index(e.attribute) for e in some],
+    )
     error = lambda a: (a - exact).square().flatten(1).mean(1)
     skill = (1 - error(result) / error(images).clamp(min=1e-8)).median().item()
     return scores | {"skill": skill, "psnr": psnr(exact, result).mean().item()}, result
@@ -186,8 +207,11 @@ class OracleTask(Task):
         images = to_float(batch["image"])
         images = images + self.noise * torch.rand(len(images), 1, 1, 1, device=images.device) * torch.randn_like(images)
         logits = self.model(images)
-        losses = [F.cross_entropy(logits[name], batch["labels"][:, i], reduction="sum") / (batch["labels"][:, i] != -100).sum().clamp(min=1)
-                  for i, name in enumerate(self.model.config["attributes"])]
+        losses = [
+            F.cross_entropy(logits[name], batch["labels"][:, i], reduction="sum")
+            / (batch["labels"][:, i] != -100).sum().clamp(min=1)
+            for i, name in enumerate(self.model.config["attributes"])
+        ]
         return torch.stack(losses).mean(), {}
 
 # %% ../../nbs/metrics/oracle.ipynb #3a7191d9
@@ -204,8 +228,10 @@ def fit(
     truth = labels([portraits.sample(seed) for seed in dataset["seed"]])
     seed_everything(config.seed)
     task = OracleTask(Oracle(classes(), config.width, config.size), config.optimizer)
-    run.note(parameters={"oracle": sum(p.numel() for p in task.model.parameters())},
-             data={"rows": len(images), "sha256": (content := content_sha256(images, tags))})
+    run.note(
+        parameters={"oracle": sum(p.numel() for p in task.model.parameters())},
+        data={"rows": len(images), "sha256": (content := content_sha256(images, tags))},
+    )
     task.facts = {"data": content[:12]}
     task.must_match = {"classes": hashlib.sha256(json.dumps(classes()).encode()).hexdigest()[:16]}
     done = train(task, Batches({"image": images, "labels": truth}, config.batch_size, config.seed), run, **config.loop)
@@ -218,13 +244,27 @@ def fit(
         run.metric(f"accuracy of {name}", value, n=config.held_out, split="validation")
     named = oracle.names(oracle.predict(shown[:8]))
     titles = [f"{row['hair_color'].removesuffix(' hair')}\n{row['eyes_color']}" for row in named]
-    if len(shown): run.figure("predictions", sheet({"held-out": shown[:8]}, titles), "held-out portraits under what the oracle sees: hair and eye colour")
+    if len(shown):
+        run.figure(
+            "predictions",
+            sheet({"held-out": shown[:8]}, titles),
+            "held-out portraits under what the oracle sees: hair and eye colour",
+        )
     folder = run.path / "oracle-portraits"
-    save_weights(folder, oracle.state_dict(), oracle.config, model_card(
-        "Oracle for portraits", {"width": config.width, "size": config.size}, run.record,
-        "Names every attribute of a rendered portrait. It judges edits; train nothing against it.",
-        f"{config.images} rendered portraits (Adventurer by Lisa Wischofsky, CC BY 4.0).",
-        "Knows one drawing style; what it says of any other picture means nothing."), run.record)
+    save_weights(
+        folder,
+        oracle.state_dict(),
+        oracle.config,
+        model_card(
+            "Oracle for portraits",
+            {"width": config.width, "size": config.size},
+            run.record,
+            "Names every attribute of a rendered portrait. It judges edits; train nothing against it.",
+            f"{config.images} rendered portraits (Adventurer by Lisa Wischofsky, CC BY 4.0).",
+            "Knows one drawing style; what it says of any other picture means nothing.",
+        ),
+        run.record,
+    )
     run.artifact(folder / "model.safetensors")
     run.checkpoint(done.checkpoint)
     return oracle, found

@@ -28,5 +28,13 @@ def accuracy_scores(
     for i, name in enumerate(names):
         seen = (truth[:, i] != -100).numpy()
         if seen.any():
-            found[name] = score(f"accuracy of {name}", (predicted == truth)[seen, i].double(), sources[seen], np.mean, extractor, draws, seed)
+            found[name] = score(
+                f"accuracy of {name}",
+                (predicted == truth)[seen, i].double(),
+                sources[seen],
+                np.mean,
+                extractor,
+                draws,
+                seed,
+            )
     return found

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 
 from ..base.images import pick_device, psnr
+from ..base.weights import fingerprint, load_into, load_state
 from ..ldm.autoencoder_loss import EfficientNetDistance
 from .features import as_images, image_set, trained_file
 from .intervals import Score, score
-from ..base.weights import fingerprint, load_into, load_state
 
 # %% ../../nbs/metrics/pairs.ipynb #8de4ccd5
 def ssim(
@@ -25,12 +25,16 @@ def ssim(
 ) -> torch.Tensor:  # (B,)
     "Structural similarity of each pair."
     from torchmetrics.functional.image import structural_similarity_index_measure
+
     x, y = (x.double() + 1) / 2, (y.double().clamp(-1, 1) + 1) / 2
     return structural_similarity_index_measure(y, x, data_range=1.0, reduction="none").reshape(len(x))
 
 # %% ../../nbs/metrics/pairs.ipynb #3893fd1e
-BACKBONES = {"alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
-             "squeeze": "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"}
+BACKBONES = {
+    "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+    "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "squeeze": "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
+}
 
 
 def lpips_network(
@@ -38,16 +42,22 @@ def lpips_network(
 ) -> torch.nn.Module:  # images in [-1, 1], twice → (B, 1, 1, 1)
     "LPIPS with its trained backbone; WeightsError where that is not on disk."
     import lpips
+
     state = load_state(trained_file(BACKBONES[net], f"The column LPIPS ({net})"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchvision's, about an argument that lpips gives
         model = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-    load_into(model.net, {name: state["features." + name.split(".", 1)[1]] for name in model.net.state_dict()}, f"the backbone {net}")
+    load_into(
+        model.net,
+        {name: state["features." + name.split(".", 1)[1]] for name in model.net.state_dict()},
+        f"the backbone {net}",
+    )
     return model.eval().requires_grad_(False)
 
 # %% ../../nbs/metrics/pairs.ipynb #7de59009
 class PairMetric(NamedTuple):
     "A measure of pairs."
+
     name: str
     function: Callable  # images and what was made of them, (B, 3, H, W) in [-1, 1], on `device` → (B,)
     device: torch.device
@@ -61,14 +71,20 @@ def pair_metric(
     "A measure by name; WeightsError where it needs weights that are not there."
     device = pick_device(device)
     if name in ("psnr", "ssim"):
-        return PairMetric(name.upper(), {"psnr": psnr, "ssim": ssim}[name], torch.device("cpu") if device.type == "mps" else device)  # mps has no float64
+        return PairMetric(
+            name.upper(), {"psnr": psnr, "ssim": ssim}[name], torch.device("cpu") if device.type == "mps" else device
+        )  # mps has no float64
     if name == "perceptual":
         net = EfficientNetDistance().to(device, memory_format=torch.channels_last)
         return PairMetric("perceptual distance (EfficientNet-Lite0)", net, device, fingerprint(net))
     if name.removeprefix("lpips-") in BACKBONES:
         net = lpips_network(name.removeprefix("lpips-")).to(device, memory_format=torch.channels_last)
-        return PairMetric(f"LPIPS ({name.removeprefix('lpips-')})", lambda x, y: net(x, y).flatten(), device, fingerprint(net))
-    raise ValueError(f"There is no measure of pairs {name!r}; choose from psnr, ssim, perceptual, {', '.join('lpips-' + net for net in BACKBONES)}.")
+        return PairMetric(
+            f"LPIPS ({name.removeprefix('lpips-')})", lambda x, y: net(x, y).flatten(), device, fingerprint(net)
+        )
+    raise ValueError(
+        f"There is no measure of pairs {name!r}; choose from psnr, ssim, perceptual, {', '.join('lpips-' + net for net in BACKBONES)}."
+    )
 
 
 @torch.no_grad()
@@ -83,13 +99,16 @@ def pair_score(
     seed: int = 0,
 ) -> Score:  # `rows` has the number of each pair
     "The mean of a measure over pairs, with its interval."
-    if isinstance(metric, str): metric = pair_metric(metric, device)
+    if isinstance(metric, str):
+        metric = pair_metric(metric, device)
     exact, made = (image_set(images, metric.name) for images in (exact, made))
     rows, shapes = [], f"{metric.name} wants pairs of one shape, not {tuple(exact.shape)} and {tuple(made.shape)}."
-    if len(exact) != len(made): raise ValueError(shapes)
+    if len(exact) != len(made):
+        raise ValueError(shapes)
     for at in range(0, len(made), batch_size):
-        (x, good_x), (y, good_y) = (as_images(images[at:at + batch_size]) for images in (exact, made))
-        if x.shape != y.shape: raise ValueError(shapes)
+        (x, good_x), (y, good_y) = (as_images(images[at : at + batch_size]) for images in (exact, made))
+        if x.shape != y.shape:
+            raise ValueError(shapes)
         found = metric.function(x.to(metric.device), y.to(metric.device)).cpu().double()
         rows.append(found.masked_fill(~(good_x & good_y), torch.nan))
     return score(metric.name, torch.cat(rows) if rows else [], sources, extractor=metric.hash, draws=draws, seed=seed)

@@ -16,29 +16,33 @@ from ..base.settings import Settings
 @dataclass(frozen=True)
 class PreliminaryConfig(Settings):
     "preliminary: both families on one style, and a model of other styles; section 4.1, figures 6 to 8."
+
     # the run
-    preset: str = "small" # smoke or small
-    seed: int = 0 # of the intervals
-    device: str | None = None # cpu, cuda, ...; None: the best one present
-    run_id: str | None = None # folder below reports/runs; None: made of time and four hex digits
-    resume_from: str | None = None # run folder to go on in; None: start anew
+    preset: str = "small"  # smoke or small
+    seed: int = 0  # of the intervals
+    device: str | None = None  # cpu, cuda, ...; None: the best one present
+    run_id: str | None = None  # folder below reports/runs; None: made of time and four hex digits
+    resume_from: str | None = None  # run folder to go on in; None: start anew
     # models
-    model: str = "ldm-portraits" # diffusion model of the style that is edited
-    foreign: str = "reports/runs/mixture-ldm/model" # diffusion model of other styles
+    model: str = "ldm-portraits"  # diffusion model of the style that is edited
+    foreign: str = "reports/runs/mixture-ldm/model"  # diffusion model of other styles
     # how much
-    images: int = 1_500 # of each style, for what separates the styles
-    reconstructions: int = 500 # of each style, for the autoencoders
-    rows: int = 250 # edits of the benchmark
-    slow_rows: int = 25 # of them, by latent optimisation
-    style_rows: int = 30 # edits of each kind in the styles that have no oracle
-    columns: int = 8 # edits in a picture, at most 8
-    workers: int = 2 # Editors at a time
+    images: int = 1_500  # of each style, for what separates the styles
+    reconstructions: int = 500  # of each style, for the autoencoders
+    rows: int = 250  # edits of the benchmark
+    slow_rows: int = 25  # of them, by latent optimisation
+    style_rows: int = 30  # edits of each kind in the styles that have no oracle
+    columns: int = 8  # edits in a picture, at most 8
+    workers: int = 2  # Editors at a time
 
     job: ClassVar[str] = "preliminary"
 
     def __post_init__(self):
         super().__post_init__()
-        if self.resume_from: object.__setattr__(self, "run_id", Path(self.resume_from).name)
+        if self.resume_from:
+            object.__setattr__(self, "run_id", Path(self.resume_from).name)
         for field in ("model", "foreign"):
             if set(getattr(self, field)) & set(",:"):
-                raise ValueError(f"preliminary: {field} must be a name or a folder without comma and colon, not {getattr(self, field)!r}.")
+                raise ValueError(
+                    f"preliminary: {field} must be a name or a folder without comma and colon, not {getattr(self, field)!r}."
+                )

@@ -16,18 +16,29 @@ import torch
 
 from ..benchmark.scores import pixel_accuracy
 from ..clip.model import CLIP
+from ..clip.zero_shot import retrieval, zero_shot
 from ..data.captions import CutWarning, as_tags, caption
 from ..data.edits import Edit
 from ..data.loading import to_arrays
 from ..data.portrait_sets import dataset
-from ..data.portraits import LENGTHS, PortraitError, SPLITS, change, members, render, sample, table, tags, vocabulary
+from mmgen.data.portraits import (
+    LENGTHS,
+    SPLITS,
+    PortraitError,
+    change,
+    members,
+    render,
+    sample,
+    table,
+    tags,
+    vocabulary,
+)
 from ..ldm.autoencoder import AutoencoderKL
 from ..ldm.autoencoder_train import reconstruct
 from ..metrics.features import Extractor, extract
 from ..metrics.frechet import fd
 from ..metrics.intervals import MetricWarning, Score, score
 from ..metrics.pairs import pair_score
-from ..clip.zero_shot import retrieval, zero_shot
 
 # %% ../../nbs/paper_figures/domains.ipynb #5b3277e3
 STYLES = ("adventurer", "lorelei", "mixture")
@@ -94,17 +105,29 @@ def reading(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CutWarning)
         one = retrieval(clip, images, [caption(row) for row in rows], min(ways, len(images)))
-    found = [_share(f"caption found among {one['ways']}", one["image_to_caption"], one["n"], seed, chance=1 / one["ways"])]
+    found = [
+        _share(f"caption found among {one['ways']}", one["image_to_caption"], one["n"], seed, chance=1 / one["ways"])
+    ]
     for attribute, row in zero_shot(clip, images, rows).items():
         if row["n"] and row["chance"] < 1:
-            found.append(_share(f"names {attribute.replace('_', ' ').replace('eyes', 'eye')}", row["accuracy"], row["n"], seed, chance=row["chance"]))
+            found.append(
+                _share(
+                    f"names {attribute.replace('_', ' ').replace('eyes', 'eye')}",
+                    row["accuracy"],
+                    row["n"],
+                    seed,
+                    chance=row["chance"],
+                )
+            )
     return found
 
 # %% ../../nbs/paper_figures/domains.ipynb #068eb8ab
-STYLE_KINDS = {"hair color": ("hair_color", lambda spec: list(spec["colors"].get("hair_color", ()))),
-               "glasses on": ("glasses", lambda spec: ["glasses"]),
-               "glasses off": ("glasses", lambda spec: ["no eyewear"]),
-               "hair length": ("hair_length", lambda spec: [length for length in LENGTHS if length != "bald"])}
+STYLE_KINDS = {
+    "hair color": ("hair_color", lambda spec: list(spec["colors"].get("hair_color", ()))),
+    "glasses on": ("glasses", lambda spec: ["glasses"]),
+    "glasses off": ("glasses", lambda spec: ["no eyewear"]),
+    "hair length": ("hair_length", lambda spec: [length for length in LENGTHS if length != "bald"]),
+}
 
 
 def style_edits(
@@ -124,9 +147,12 @@ def style_edits(
         face = sample(seed, style)
         if wishes[face.style] and (kind != "glasses on" or "eyewear" not in tags(face)):
             wish = random.Random(f"{kind} {seed}").choice(wishes[face.style])
-            try: after = change(face, wish)
-            except PortraitError: after = face
-            if (render(face) != render(after)).any(-1).mean() > 0.01: found.append(Edit(seed, kind, attribute, wish, face, after))
+            try:
+                after = change(face, wish)
+            except PortraitError:
+                after = face
+            if (render(face) != render(after)).any(-1).mean() > 0.01:
+                found.append(Edit(seed, kind, attribute, wish, face, after))
         seed += 1
     return found
 

@@ -12,27 +12,38 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..base.files import atomic_write
+from ..base.images import pick_device, sheet, to_float, to_uint8
+from ..base.runs import Run, to_json
+from ..base.schema import WeightsError
+from ..base.weights import fingerprint, resolve
+from ..benchmark.config import EvaluateConfig
 from ..benchmark.counterfactuals import counterfactuals
-from .domains import STYLE_KINDS, STYLES, drawn_as, exact_scores, reading, reconstruction, style_distances, style_edits, style_images
 from ..benchmark.parts import load_part, parse, parts
-from ..benchmark.sheets import sheet, wishes
+from ..benchmark.sheets import wishes
 from ..benchmark.tables import table
 from ..benchmark.workers import run_parts
-from ..base.images import pick_device, to_float, to_uint8
 from ..data.captions import as_tags, caption
+from ..data.edited_captions import edited_caption
 from ..data.edits import KINDS, as_batch
 from ..data.portraits import PortraitError, render, tags
-from ..data.edited_captions import edited_caption
-from ..editing.editor import editor
-from ..benchmark.config import EvaluateConfig
-from ..base.files import atomic_write
+from ..editing.registry import editor
 from ..ldm.pipeline import LatentDiffusion
 from ..metrics.features import extractor
 from ..metrics.intervals import score
 from ..metrics.oracle import Oracle, labels
 from .config import PreliminaryConfig
-from ..base.runs import Run, to_json
-from ..base.weights import WeightsError, fingerprint, resolve
+from mmgen.paper_figures.domains import (
+    STYLE_KINDS,
+    STYLES,
+    drawn_as,
+    exact_scores,
+    reading,
+    reconstruction,
+    style_distances,
+    style_edits,
+    style_images,
+)
 
 # %% ../../nbs/paper_figures/figures.ipynb #524bfeee
 COMMANDS = """python -m mmgen.jobs.launch autoencoder data=portraits:mixture run_id=mixture-autoencoder max_seconds=215 batch_size=64 ema_decay=0.9995 mixed_precision=bf16
@@ -47,10 +58,13 @@ def load_models(
     "Both diffusion models; WeightsError says how to make one that is not there."
     found = {}
     for key, name in (("own", config.model), ("foreign", config.foreign)):
-        try: found[key] = LatentDiffusion.load(name, device)
+        try:
+            found[key] = LatentDiffusion.load(name, device)
         except WeightsError as error:
-            raise WeightsError(f"The {key} model {name} cannot be loaded: {error} These commands, from the repository's folder, make the foreign model "
-                               f"in ten minutes on a GPU (without one leave out max_seconds and what follows, and take two hours):\n{COMMANDS}") from error
+            raise WeightsError(
+                f"The {key} model {name} cannot be loaded: {error} These commands, from the repository's folder, make the foreign model "
+                f"in ten minutes on a GPU (without one leave out max_seconds and what follows, and take two hours):\n{COMMANDS}"
+            ) from error
     return found
 
 
@@ -59,17 +73,33 @@ def about(
     model: LatentDiffusion,
 ) -> dict:
     "What a model is, by its weights and by the record of its training."
-    records = [json.loads(file.read_text("utf-8")) for file in sorted(resolve(name).glob("run*.json"), reverse=True)]  # run.json, then those of earlier rounds
+    records = [
+        json.loads(file.read_text("utf-8")) for file in sorted(resolve(name).glob("run*.json"), reverse=True)
+    ]  # run.json, then those of earlier rounds
     record = records[0] if records else {}
-    told, machine, training = record.get("config", {}), record.get("hardware", {}), [one.get("training", {}) for one in records]
+    told, machine, training = (
+        record.get("config", {}),
+        record.get("hardware", {}),
+        [one.get("training", {}) for one in records],
+    )
     total = lambda field: sum(one.get(field, 0) for one in training) or None
-    return {"name": name, "unet": fingerprint(model.unet), "autoencoder": fingerprint(model.autoencoder), "clip": model.text_encoder.fingerprint(),
-            "data": told.get("data"), "images": told.get("images"), "steps": total("steps"), "seconds": total("seconds"),
-            "gpu": [gpu["name"] for gpu in machine.get("gpu", [])], "words": len(model.tags)}
+    return {
+        "name": name,
+        "unet": fingerprint(model.unet),
+        "autoencoder": fingerprint(model.autoencoder),
+        "clip": model.text_encoder.fingerprint(),
+        "data": told.get("data"),
+        "images": told.get("images"),
+        "steps": total("steps"),
+        "seconds": total("seconds"),
+        "gpu": [gpu["name"] for gpu in machine.get("gpu", [])],
+        "words": len(model.tags),
+    }
 
 # %% ../../nbs/paper_figures/figures.ipynb #953efcd2
 class Method(NamedTuple):
     "An Editor with one of the models."
+
     label: str
     model: str  # own or foreign
     spec: str  # of `mmgen.benchmark.parts.parse`
@@ -79,10 +109,21 @@ def methods(
     config: PreliminaryConfig,
 ) -> list[Method]:
     "The autoencoder and SDEdit of both diffusion models, and StyleCLIP's three ways."
-    ways = (("autoencoder alone", "reconstruction", ""), ("SDEdit, plain", "sdedit", ":decoding=plain"), ("SDEdit, paired", "sdedit", ":decoding=paired"))
-    both = [Method(label, key, f"{name}:model={model}{options}") for key, model in (("own", config.model), ("foreign", config.foreign)) for label, name, options in ways]
-    return both + [Method("latent optimisation", "own", "styleclip-optimization"), Method("mapper", "own", "styleclip-mapper"),
-                   Method("global directions", "own", "styleclip-directions")]
+    ways = (
+        ("autoencoder alone", "reconstruction", ""),
+        ("SDEdit, plain", "sdedit", ":decoding=plain"),
+        ("SDEdit, paired", "sdedit", ":decoding=paired"),
+    )
+    both = [
+        Method(label, key, f"{name}:model={model}{options}")
+        for key, model in (("own", config.model), ("foreign", config.foreign))
+        for label, name, options in ways
+    ]
+    return both + [
+        Method("latent optimisation", "own", "styleclip-optimization"),
+        Method("mapper", "own", "styleclip-mapper"),
+        Method("global directions", "own", "styleclip-directions"),
+    ]
 
 
 def settings(
@@ -90,8 +131,17 @@ def settings(
 ) -> EvaluateConfig:
     "The methods that edit, as `evaluate` is told."
     specs = dict.fromkeys(method.spec for method in methods(config) if method.label != "autoencoder alone")
-    return EvaluateConfig(seed=config.seed, device=config.device, editors=",".join(specs), strengths="", rows=config.rows, slow_rows=min(config.slow_rows, config.rows),
-                          loops=0, clip="none", workers=config.workers)
+    return EvaluateConfig(
+        seed=config.seed,
+        device=config.device,
+        editors=",".join(specs),
+        strengths="",
+        rows=config.rows,
+        slow_rows=min(config.slow_rows, config.rows),
+        loops=0,
+        clip="none",
+        workers=config.workers,
+    )
 
 
 def benchmark(
@@ -104,19 +154,47 @@ def benchmark(
     how, folder = settings(config), run.path / "parts"
     run_parts(how, folder)
     rows, lines, found = counterfactuals(config.rows), table(how, folder), []
-    known = lambda kind, model: float(np.mean([row.tag.removeprefix("no ") in model.tags for row in rows if kind in ("all", row.kind)]))
+    known = lambda kind, model: float(
+        np.mean([row.tag.removeprefix("no ") in model.tags for row in rows if kind in ("all", row.kind)])
+    )
     for method in methods(config):
         for line in lines:
-            if line["editor"] != method.spec or line["kind"] not in ("all", *KINDS): continue
+            if line["editor"] != method.spec or line["kind"] not in ("all", *KINDS):
+                continue
             for name in ("reached", "flips", "skill", "IoU", "direction"):
                 value, low, high = line["scores"][name]
-                found.append({"table": "benchmark", "method": method.label, "model": method.model, "kind": line["kind"], "known": known(line["kind"], models[method.model]),
-                              "name": name, "value": value, "low": low, "high": high, "n": line["n"], "failed": line["failed"]})
+                found.append(
+                    {
+                        "table": "benchmark",
+                        "method": method.label,
+                        "model": method.model,
+                        "kind": line["kind"],
+                        "known": known(line["kind"], models[method.model]),
+                        "name": name,
+                        "value": value,
+                        "low": low,
+                        "high": high,
+                        "n": line["n"],
+                        "failed": line["failed"],
+                    }
+                )
         if method.label.startswith("SDEdit"):
-            images = np.concatenate([load_part(part.file(folder))[0]["image"] for part in parts(how)[method.spec] if part.task == "edit"])[:100]
+            images = np.concatenate(
+                [load_part(part.file(folder))[0]["image"] for part in parts(how)[method.spec] if part.task == "edit"]
+            )[:100]
             seen = drawn_as(extractor("efficientnet", models["own"].device), images, sets, True)
-            found += [{"table": "drawn as", "method": method.label, "model": method.model, "style": style,
-                       **score("drawn as", (seen == style).astype(float), [row.seed for row in rows[:100]], seed=config.seed).record()} for style in sets]
+            found += [
+                {
+                    "table": "drawn as",
+                    "method": method.label,
+                    "model": method.model,
+                    "style": style,
+                    **score(
+                        "drawn as", (seen == style).astype(float), [row.seed for row in rows[:100]], seed=config.seed
+                    ).record(),
+                }
+                for style in sets
+            ]
     return found
 
 # %% ../../nbs/paper_figures/figures.ipynb #67a084cf
@@ -131,13 +209,25 @@ def styles(
     found, keep = [], lambda table, one, **rest: found.append({"table": table, **rest, **one.record()})
     say(f"preliminary: {config.images} images of {', '.join(STYLES)}")
     judge, plain = extractor("efficientnet", device), {style: images for style, (images, _) in sets.items()}
-    again = {"adventurer": plain["adventurer"], "adventurer again": style_images("adventurer", config.images, start=config.images)[0]}
-    for (a, b), one in (style_distances(judge, plain, True, config.seed) | style_distances(judge, again, True, config.seed)).items(): keep("distance", one, first=a, second=b)
+    again = {
+        "adventurer": plain["adventurer"],
+        "adventurer again": style_images("adventurer", config.images, start=config.images)[0],
+    }
+    for (a, b), one in (
+        style_distances(judge, plain, True, config.seed) | style_distances(judge, again, True, config.seed)
+    ).items():
+        keep("distance", one, first=a, second=b)
     say("preliminary: distances are measured")
     for key, model in models.items():
         for style, (images, words) in sets.items():
-            keep("reconstruction", reconstruction(model.autoencoder, images[:config.reconstructions], config.seed), model=key, style=style)
-            for one, rest in reading(model.text_encoder, images, words, seed=config.seed): keep("reading", one, model=key, style=style, **rest)
+            keep(
+                "reconstruction",
+                reconstruction(model.autoencoder, images[: config.reconstructions], config.seed),
+                model=key,
+                style=style,
+            )
+            for one, rest in reading(model.text_encoder, images, words, seed=config.seed):
+                keep("reading", one, model=key, style=style, **rest)
     say("preliminary: autoencoders and CLIPs are measured")
     return found
 
@@ -149,15 +239,25 @@ def exact_edits(
     "SDEdit of both models in the styles that no oracle knows, against the renderer's exact answer."
     found = []
     for style, kind in [(style, kind) for style in ("lorelei", "mixture") for kind in STYLE_KINDS]:
-        try: rows = style_edits(style, kind, config.style_rows)
-        except PortraitError: continue  # the style cannot show that
+        try:
+            rows = style_edits(style, kind, config.style_rows)
+        except PortraitError:
+            continue  # the style cannot show that
         source, before, after, exact = as_batch(rows)
         for key, model in models.items():
             for decoding in ("plain", "paired"):
                 made = editor("sdedit", model.device, model=model, decoding=decoding).edit(source, before, after)
                 for name, values in exact_scores(source, exact, made).items():
-                    found.append({"table": "exact", "style": style, "kind": kind, "model": key, "method": f"SDEdit, {decoding}",
-                                  **score(name, values, [row.seed for row in rows], seed=config.seed).record()})
+                    found.append(
+                        {
+                            "table": "exact",
+                            "style": style,
+                            "kind": kind,
+                            "model": key,
+                            "method": f"SDEdit, {decoding}",
+                            **score(name, values, [row.seed for row in rows], seed=config.seed).record(),
+                        }
+                    )
     return found
 
 # %% ../../nbs/paper_figures/figures.ipynb #f91f8025
@@ -170,25 +270,60 @@ def known_words(
     known = lambda texts: [caption([tag for tag in as_tags(text) if tag in model.tags]) for text in texts]
     for kind in ("hair color", "glasses on"):
         rows = [row for row in counterfactuals(config.rows) if row.kind == kind and row.tag in model.tags]
-        if not rows: continue
+        if not rows:
+            continue
         source, before, after, exact = as_batch(rows)
         named = list(oracle.config["attributes"]).index(rows[0].attribute)
         for decoding in ("plain", "paired"):
-            made = editor("sdedit", model.device, model=model, decoding=decoding).edit(source, known(before), known(after))
+            made = editor("sdedit", model.device, model=model, decoding=decoding).edit(
+                source, known(before), known(after)
+            )
             right = (oracle.predict(made) == labels([row.target for row in rows]))[:, named]
             for name, values in {"reached": right.double(), **exact_scores(source, exact, made)}.items():
-                found.append({"table": "known words", "kind": kind, "model": "foreign", "method": f"SDEdit, {decoding}",
-                              **score(name, values, [row.seed for row in rows], seed=config.seed).record()})
+                found.append(
+                    {
+                        "table": "known words",
+                        "kind": kind,
+                        "model": "foreign",
+                        "method": f"SDEdit, {decoding}",
+                        **score(name, values, [row.seed for row in rows], seed=config.seed).record(),
+                    }
+                )
     return found
 
 # %% ../../nbs/paper_figures/figures.ipynb #e99c829c
 COLUMNS = {  # figure → styles and their prompts, 8 in all
-    "figure_6": {"adventurer": ["green hair", "green hair", "blue eyes", "blue eyes", "glasses", "glasses", "long hair", "long hair"]},
-    "figure_7": {"lorelei": ["blue eyes", "blue eyes", "green hair", "glasses"], "adventurer": ["blue eyes", "blue eyes", "green hair", "glasses"]},
-    "figure_8": {"lorelei": ["blue eyes", "blue eyes", "green hair", "glasses"], "adventurer": ["blue eyes", "blue eyes", "green hair", "glasses"]},
-    "home": {"mixture": ["green hair", "green hair", "blue hair", "blonde hair", "glasses", "glasses", "glasses", "glasses"]}}
-ROWS = {"figure_6": ("own", ("SDEdit, plain", "SDEdit, paired", "latent optimisation", "mapper", "global directions")),
-        **{name: (model, ("autoencoder alone", "SDEdit, plain", "SDEdit, paired")) for name, model in (("figure_7", "foreign"), ("figure_8", "own"), ("home", "foreign"))}}
+    "figure_6": {
+        "adventurer": [
+            "green hair",
+            "green hair",
+            "blue eyes",
+            "blue eyes",
+            "glasses",
+            "glasses",
+            "long hair",
+            "long hair",
+        ]
+    },
+    "figure_7": {
+        "lorelei": ["blue eyes", "blue eyes", "green hair", "glasses"],
+        "adventurer": ["blue eyes", "blue eyes", "green hair", "glasses"],
+    },
+    "figure_8": {
+        "lorelei": ["blue eyes", "blue eyes", "green hair", "glasses"],
+        "adventurer": ["blue eyes", "blue eyes", "green hair", "glasses"],
+    },
+    "home": {
+        "mixture": ["green hair", "green hair", "blue hair", "blonde hair", "glasses", "glasses", "glasses", "glasses"]
+    },
+}
+ROWS = {
+    "figure_6": ("own", ("SDEdit, plain", "SDEdit, paired", "latent optimisation", "mapper", "global directions")),
+    **{
+        name: (model, ("autoencoder alone", "SDEdit, plain", "SDEdit, paired"))
+        for name, model in (("figure_7", "foreign"), ("figure_8", "own"), ("home", "foreign"))
+    },
+}
 
 
 def picture(
@@ -197,12 +332,19 @@ def picture(
     device=None,  # torch device
 ) -> tuple[np.ndarray, dict]:  # uint8 (H, W, 3); what is in it
     "One of the figures, and what a reader must know of it."
-    asked = [(style, tag) for style, prompts in COLUMNS[name].items() for tag in prompts][::max(1, 8 // config.columns)]
+    asked = [(style, tag) for style, prompts in COLUMNS[name].items() for tag in prompts][
+        :: max(1, 8 // config.columns)
+    ]
     some = [wish for style in COLUMNS[name] for wish in wishes(style, [tag for of, tag in asked if of == style])]
     drawn = lambda face: np.full((64, 64, 3), 255, np.uint8) if face is None else render(face)
     before = [caption(tags(wish.face)) for wish in some]
-    after = [caption(tags(wish.exact)) if wish.exact else edited_caption(text, wish.tag) for wish, text in zip(some, before)]
-    rows = {"source": np.stack([drawn(wish.face) for wish in some]), "exact answer": np.stack([drawn(wish.exact) for wish in some])}
+    after = [
+        caption(tags(wish.exact)) if wish.exact else edited_caption(text, wish.tag) for wish, text in zip(some, before)
+    ]
+    rows = {
+        "source": np.stack([drawn(wish.face) for wish in some]),
+        "exact answer": np.stack([drawn(wish.exact) for wish in some]),
+    }
     model, labels = ROWS[name]
     for method in methods(config):
         if method.model == model and method.label in labels:
@@ -210,8 +352,15 @@ def picture(
             made = editor(kind, device, **options).edit(to_float(rows["source"]), before, after)
             rows[method.label] = to_uint8(made).numpy()
     said = [f"{wish.face.style}\n{wish.tag}" for wish in some]
-    return sheet(rows, said), {"file": f"{name}.jpg", "model": model, "rows": list(rows), "columns": [
-        {"style": wish.face.style, "seed": wish.seed, "prompt": wish.tag, "exact": wish.exact is not None} for wish in some]}
+    return sheet(rows, said), {
+        "file": f"{name}.jpg",
+        "model": model,
+        "rows": list(rows),
+        "columns": [
+            {"style": wish.face.style, "seed": wish.seed, "prompt": wish.tag, "exact": wish.exact is not None}
+            for wish in some
+        ],
+    }
 
 # %% ../../nbs/paper_figures/figures.ipynb #a40e559f
 def preliminary(
@@ -221,7 +370,9 @@ def preliminary(
     "Everything, into the run: scores.json, pictures.json, figures."
     device = pick_device(config.device)
     models = load_models(config, device)
-    found = {"models": {key: about(name, models[key]) for key, name in (("own", config.model), ("foreign", config.foreign))}}
+    found = {
+        "models": {key: about(name, models[key]) for key, name in (("own", config.model), ("foreign", config.foreign))}
+    }
     run.note(data={"styles": list(STYLES), "images": config.images, "rows": config.rows})
     seen = []
     for name in COLUMNS:
@@ -229,18 +380,28 @@ def preliminary(
         run.figure(name, page)
         seen.append(what)
     sets = {style: style_images(style, config.images) for style in STYLES}
-    found = _rounded(found | {"rows": styles(config, models, sets, device) + exact_edits(config, models) + known_words(config, models)
-                              + benchmark(config, run, models, {style: images for style, (images, _) in sets.items()})})
+    found = _rounded(
+        found
+        | {
+            "rows": styles(config, models, sets, device)
+            + exact_edits(config, models)
+            + known_words(config, models)
+            + benchmark(config, run, models, {style: images for style, (images, _) in sets.items()})
+        }
+    )
     for name, value in (("scores", found), ("pictures", seen)):
         atomic_write(run.path / f"{name}.json", json.dumps(to_json(value), indent=0, ensure_ascii=False) + "\n")
         run.artifact(run.path / f"{name}.json")
     for row in found["rows"]:
-        if row.get("kind", "all") == "all": run.metric(**row)
+        if row.get("kind", "all") == "all":
+            run.metric(**row)
     return found
 
 
 def _rounded(value):
     "Floats to six digits: the rest is rounding of one machine."
-    if isinstance(value, dict): return {k: _rounded(v) for k, v in value.items()}
-    if isinstance(value, list): return [_rounded(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -16,27 +16,29 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .random_weights import random_weights
-from ..benchmark.sheets import sheet, wishes
-from ..clip.model import CLIP
-from ..base.images import pick_device, to_float, to_uint8
-from ..data.loading import open_image
-from ..data.portraits import render
-from ..editing.editor import editor
 from ..base.files import atomic_write, sha256
+from ..base.images import pick_device, sheet, to_float, to_uint8
+from ..base.runs import Run, to_json
+from ..base.schema import WeightsError
+from ..base.settings import split_list
+from ..base.weights import OLD_FILES, at_hand, fingerprint, resolve
+from ..benchmark.sheets import wishes
+from ..clip.model import CLIP
+from ..data.images import open_image
+from ..data.portraits import render
+from ..editing.registry import editor
+from ..identity.model import load_identity
 from ..ldm.pipeline import LatentDiffusion
 from ..metrics.clip_score import direction_cosines
 from .published_config import PretrainedConfig
-from ..base.runs import Run, to_json
-from ..base.settings import split_list
-from ..identity.model import load_identity
+from .random_weights import random_weights
 from ..stylegan.encoder import Encoder
 from ..stylegan.generator import Generator
-from ..base.weights import OLD_FILES, WeightsError, at_hand, fingerprint, resolve
 
 # %% ../../nbs/paper_figures/published.ipynb #abb98de7
 class Published(NamedTuple):
     "Weights that others made."
+
     what: str
     size: str
     licence: str
@@ -44,16 +46,43 @@ class Published(NamedTuple):
 
 
 PUBLISHED = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": Published("Stable Diffusion 1.5", "4.27 GB", "CreativeML OpenRAIL-M", "https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5"),
-    "stylegan2-ffhq-config-f.pkl": Published("StyleGAN2 of FFHQ", "382 MB", "Nvidia Source Code License-NC, not for commercial use",
-                                             "https://nvlabs-fi-cdn.nvidia.com/stylegan2/networks/stylegan2-ffhq-config-f.pkl"),
-    "e4e_ffhq_encode.pt": Published("e4e of FFHQ", "1.2 GB", "MIT; the generator in it is Nvidia's, not for commercial use",
-                                    "https://drive.google.com/file/d/1cUv_reLE6k3604or78EranS7XzuVMWeO, which https://github.com/omertov/encoder4editing names"),
-    "openai/clip-vit-large-patch14": Published("CLIP ViT-L/14", "1.71 GB", "MIT", "https://huggingface.co/openai/clip-vit-large-patch14"),
-    "model_ir_se50.pth": Published("ArcFace IR-SE50", "175 MB", "MIT", "https://drive.google.com/file/d/1KW7bjndL3QG3sxBbZxreGHigcCCpsDgn, which https://github.com/omertov/encoder4editing names"),
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": Published(
+        "Stable Diffusion 1.5",
+        "4.27 GB",
+        "CreativeML OpenRAIL-M",
+        "https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5",
+    ),
+    "stylegan2-ffhq-config-f.pkl": Published(
+        "StyleGAN2 of FFHQ",
+        "382 MB",
+        "Nvidia Source Code License-NC, not for commercial use",
+        "https://nvlabs-fi-cdn.nvidia.com/stylegan2/networks/stylegan2-ffhq-config-f.pkl",
+    ),
+    "e4e_ffhq_encode.pt": Published(
+        "e4e of FFHQ",
+        "1.2 GB",
+        "MIT; the generator in it is Nvidia's, not for commercial use",
+        "https://drive.google.com/file/d/1cUv_reLE6k3604or78EranS7XzuVMWeO, which https://github.com/omertov/encoder4editing names",
+    ),
+    "openai/clip-vit-large-patch14": Published(
+        "CLIP ViT-L/14", "1.71 GB", "MIT", "https://huggingface.co/openai/clip-vit-large-patch14"
+    ),
+    "model_ir_se50.pth": Published(
+        "ArcFace IR-SE50",
+        "175 MB",
+        "MIT",
+        "https://drive.google.com/file/d/1KW7bjndL3QG3sxBbZxreGHigcCCpsDgn, which https://github.com/omertov/encoder4editing names",
+    ),
 }
-PARTS = {"model": ("model_index.json", *(f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")), "text_encoder/model.safetensors"),
-         "clip": ("config.json", "model.safetensors"), "judge": ("config.json", "model.safetensors")}  # of a hub name; a cache may hold some of it only
+PARTS = {
+    "model": (
+        "model_index.json",
+        *(f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vae")),
+        "text_encoder/model.safetensors",
+    ),
+    "clip": ("config.json", "model.safetensors"),
+    "judge": ("config.json", "model.safetensors"),
+}  # of a hub name; a cache may hold some of it only
 
 
 def _there(part):
@@ -63,7 +92,11 @@ def _there(part):
 
 def _line(field, name, why):
     about = PUBLISHED.get(name) or PUBLISHED.get(Path(name).name)
-    return f"  {field}: {name}" + (f" ({about.what}, {about.size}; licence: {about.licence}; from {about.where})" if about else "") + (f": {why}" if why else "")
+    return (
+        f"  {field}: {name}"
+        + (f" ({about.what}, {about.size}; licence: {about.licence}; from {about.where})" if about else "")
+        + (f": {why}" if why else "")
+    )
 
 
 def find(
@@ -72,7 +105,8 @@ def find(
     "Where the weights are; WeightsError names all that are missing, and where each is obtained."
     found, missing = {}, []
     for field, name in config.weights.items():
-        if name == "random": continue
+        if name == "random":
+            continue
         try:
             path = found[field] = resolve(name, config.download)
             lacks = [part for part in PARTS.get(field, ()) if at_hand(name) is None and not _there(path / part)]
@@ -80,15 +114,31 @@ def find(
                 del found[field]
                 missing.append(_line(field, name, f"the hub's cache lacks {', '.join(lacks)} of it"))
         except WeightsError as error:
-            missing.append(_line(field, name, str(error.__cause__).strip().partition("\n")[0] if config.download and error.__cause__ else ""))
-    if not missing: return found
+            missing.append(
+                _line(
+                    field,
+                    name,
+                    str(error.__cause__).strip().partition("\n")[0] if config.download and error.__cause__ else "",
+                )
+            )
+    if not missing:
+        return found
     here = "; ".join(f"{field} ({config.weights[field]})" for field in found) or "none"
-    raise WeightsError(f"{len(missing)} of {len(config.weights)} weights are missing. Put the files where the parameters say, or say where they are; hub names are fetched with -p download True.\n"
-                       + "\n".join(missing) + f"\nHere: {here}.")
+    raise WeightsError(
+        f"{len(missing)} of {len(config.weights)} weights are missing. Put the files where the parameters say, or say where they are; hub names are fetched with -p download True.\n"
+        + "\n".join(missing)
+        + f"\nHere: {here}."
+    )
 
 # %% ../../nbs/paper_figures/published.ipynb #14e049ff
-_WANTED = {"model": (LatentDiffusion.load, "Stable Diffusion"), "generator": (Generator.load, "a StyleGAN2 generator"), "encoder": (Encoder.load, "an encoder of StyleGAN2 such as e4e"),
-           "clip": (CLIP.load, "a CLIP"), "judge": (CLIP.load, "a CLIP"), "identity": (lambda path, device: load_identity(str(path), device), "an ArcFace")}
+_WANTED = {
+    "model": (LatentDiffusion.load, "Stable Diffusion"),
+    "generator": (Generator.load, "a StyleGAN2 generator"),
+    "encoder": (Encoder.load, "an encoder of StyleGAN2 such as e4e"),
+    "clip": (CLIP.load, "a CLIP"),
+    "judge": (CLIP.load, "a CLIP"),
+    "identity": (lambda path, device: load_identity(str(path), device), "an ArcFace"),
+}
 
 
 def open_all(
@@ -100,14 +150,20 @@ def open_all(
     opened, wrong = {}, []
     for field, path in places.items():
         load, what = _WANTED[field]
-        try: opened[field] = load(path, device, **of_model if field == "model" else {})
-        except Exception as error: # files of other makers fail in many ways
-            told = (str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}").replace(str(path), Path(path).name)
+        try:
+            opened[field] = load(path, device, **of_model if field == "model" else {})
+        except Exception as error:  # files of other makers fail in many ways
+            told = (str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}").replace(
+                str(path), Path(path).name
+            )
             wrong.append(f"{field}: {Path(path).name} cannot be opened as {what}: {told}")
     if {"generator", "encoder"} <= opened.keys():
-        try: opened["encoder"].fits(opened["generator"])
-        except ValueError as error: wrong.append(f"encoder and generator: {error}")
-    if wrong: raise WeightsError("\n".join(wrong))
+        try:
+            opened["encoder"].fits(opened["generator"])
+        except ValueError as error:
+            wrong.append(f"encoder and generator: {error}")
+    if wrong:
+        raise WeightsError("\n".join(wrong))
     return opened
 
 # %% ../../nbs/paper_figures/published.ipynb #23cee5a6
@@ -121,7 +177,8 @@ def picture(
 ) -> tuple[np.ndarray, str]:  # uint8 (size, size, 3); what it is
     "The picture that is edited."
     file = getattr(config, which)
-    if file: return open_image(file, size, fit=config.fit), Path(file).name
+    if file:
+        return open_image(file, size, fit=config.fit), Path(file).name
     wish = wishes(STAND_INS[which][0], [STAND_INS[which][1]])[0]
     return render(wish.face, size), f"stand-in: {wish.face.style} portrait {wish.seed}"
 
@@ -138,13 +195,27 @@ def measure(
     with torch.no_grad():
         old, said, told = judge.images(before[:1]).expand(n, -1), judge.text(texts), judge.text([shows]).expand(n, -1)
         new = torch.cat([judge.images(one[None]) for one in x])
-    columns = {"CLIP score": 100 * F.cosine_similarity(new, said), "CLIP direction": direction_cosines(old, new, told, said), "change, %": 50 * (x - before).abs().mean((1, 2, 3))}
+    columns = {
+        "CLIP score": 100 * F.cosine_similarity(new, said),
+        "CLIP direction": direction_cosines(old, new, told, said),
+        "change, %": 50 * (x - before).abs().mean((1, 2, 3)),
+    }
     return [dict(zip(columns, map(float, row))) for row in zip(*columns.values())]
 
 # %% ../../nbs/paper_figures/published.ipynb #a714d146
 def _diffusion(config, model, images, shows, prompts, strength):
     steps = max(1, round(config.steps * strength))
-    made = editor("sdedit", model.device, model=model, decoding="plain", batch_size=1, steps=steps, guidance=config.guidance, method="ddim", seed=config.seed)
+    made = editor(
+        "sdedit",
+        model.device,
+        model=model,
+        decoding="plain",
+        batch_size=1,
+        steps=steps,
+        guidance=config.guidance,
+        method="ddim",
+        seed=config.seed,
+    )
     return made.edit(images.expand(len(prompts), -1, -1, -1), [shows] * len(prompts), prompts, strength)
 
 
@@ -159,15 +230,36 @@ def figure_6(
     "One face, the same prompts, both families."
     prompts, model = list(split_list(config.prompts, str)), opened["model"]
     style = {"generator": opened["generator"], "encoder": opened["encoder"], "device": opened["clip"].device}
-    for_diffusion, for_style = (to_float(picture(config, "face", size)[0]) for size in (model.size, opened["generator"].size))
-    search = editor("styleclip-optimization", clip=opened["clip"], decoding="plain", batch_size=1, steps=config.style_steps, whiten=False, penalty="sum", weight=0.008,
-                    identity=opened.get("identity", "none"), identity_weight=0.005, seed=config.seed, **style)
+    for_diffusion, for_style = (
+        to_float(picture(config, "face", size)[0]) for size in (model.size, opened["generator"].size)
+    )
+    search = editor(
+        "styleclip-optimization",
+        clip=opened["clip"],
+        decoding="plain",
+        batch_size=1,
+        steps=config.style_steps,
+        whiten=False,
+        penalty="sum",
+        weight=0.008,
+        identity=opened.get("identity", "none"),
+        identity_weight=0.005,
+        seed=config.seed,
+        **style,
+    )
     n = len(prompts)
-    rows = {"source": for_diffusion.expand(n, -1, -1, -1), "autoencoder": _alone("reconstruction", for_diffusion, model=model, device=model.device).expand(n, -1, -1, -1),
-            "Stable Diffusion": _diffusion(config, model, for_diffusion, config.face_shows, prompts, config.strength),
-            "inversion": _alone("inversion", for_style, clip=None, **style).expand(n, -1, -1, -1),
-            "StyleCLIP": search.edit(for_style.expand(n, -1, -1, -1), [config.face_shows] * n, prompts, config.style_strength)}
-    return {label: to_uint8(images).numpy() for label, images in rows.items()}, [(prompt, config.strength) for prompt in prompts]
+    rows = {
+        "source": for_diffusion.expand(n, -1, -1, -1),
+        "autoencoder": _alone("reconstruction", for_diffusion, model=model, device=model.device).expand(n, -1, -1, -1),
+        "Stable Diffusion": _diffusion(config, model, for_diffusion, config.face_shows, prompts, config.strength),
+        "inversion": _alone("inversion", for_style, clip=None, **style).expand(n, -1, -1, -1),
+        "StyleCLIP": search.edit(
+            for_style.expand(n, -1, -1, -1), [config.face_shows] * n, prompts, config.style_strength
+        ),
+    }
+    return {label: to_uint8(images).numpy() for label, images in rows.items()}, [
+        (prompt, config.strength) for prompt in prompts
+    ]
 
 
 def figure_7(
@@ -176,13 +268,25 @@ def figure_7(
 ) -> tuple[dict, list]:  # as `figure_6`
     "A manga image, one prompt, several strengths; and what StyleGAN2 of faces makes of the image."
     strengths, model = split_list(config.strengths, float), opened["model"]
-    for_diffusion, for_style = (to_float(picture(config, "manga", size)[0]) for size in (model.size, opened["generator"].size))
-    edited = [_diffusion(config, model, for_diffusion, config.manga_shows, [config.manga_prompt], strength) for strength in strengths]
+    for_diffusion, for_style = (
+        to_float(picture(config, "manga", size)[0]) for size in (model.size, opened["generator"].size)
+    )
+    edited = [
+        _diffusion(config, model, for_diffusion, config.manga_shows, [config.manga_prompt], strength)
+        for strength in strengths
+    ]
     n, device = len(strengths), opened["clip"].device
-    rows = {"source": for_diffusion.expand(n, -1, -1, -1), "autoencoder": _alone("reconstruction", for_diffusion, model=model, device=model.device).expand(n, -1, -1, -1),
-            "Stable Diffusion": torch.cat(edited),
-            "inversion": _alone("inversion", for_style, clip=None, generator=opened["generator"], encoder=opened["encoder"], device=device).expand(n, -1, -1, -1)}
-    return {label: to_uint8(images).numpy() for label, images in rows.items()}, [(config.manga_prompt, strength) for strength in strengths]
+    rows = {
+        "source": for_diffusion.expand(n, -1, -1, -1),
+        "autoencoder": _alone("reconstruction", for_diffusion, model=model, device=model.device).expand(n, -1, -1, -1),
+        "Stable Diffusion": torch.cat(edited),
+        "inversion": _alone(
+            "inversion", for_style, clip=None, generator=opened["generator"], encoder=opened["encoder"], device=device
+        ).expand(n, -1, -1, -1),
+    }
+    return {label: to_uint8(images).numpy() for label, images in rows.items()}, [
+        (config.manga_prompt, strength) for strength in strengths
+    ]
 
 # %% ../../nbs/paper_figures/published.ipynb #0c992013
 FIGURES = {"figure_6": (figure_6, "face"), "figure_7": (figure_7, "manga")}
@@ -194,7 +298,11 @@ def pretrained(
 ) -> list[dict]:  # of every picture its numbers
     "Both figures, into the run: figure_6.jpg, figure_7.jpg, scores.json."
     device = pick_device(config.device)
-    for which in STAND_INS: run.note(data={which: picture(config, which, 64)[1]} | ({f"{which}_sha256": sha256(Path(getattr(config, which)))} if getattr(config, which) else {}))
+    for which in STAND_INS:
+        run.note(
+            data={which: picture(config, which, 64)[1]}
+            | ({f"{which}_sha256": sha256(Path(getattr(config, which)))} if getattr(config, which) else {})
+        )
     with tempfile.TemporaryDirectory() as folder:
         places, drawn = find(config), [field for field, name in config.weights.items() if name == "random"]
         if drawn:
@@ -204,18 +312,41 @@ def pretrained(
         opened = open_all(places, device, **of_model)
     judge = opened.get("judge", opened["clip"])
     known = {"model": opened["model"].unet, "generator": opened["generator"], "encoder": opened["encoder"]}
-    run.note(weights={field: {"name": Path(name).name, "fingerprint": fingerprint(known[field])} for field, name in config.weights.items() if field in known} | {
-        field: {"name": Path(config.weights[field]).name, "fingerprint": opened[field].fingerprint()} for field in ("clip", "judge") if field in opened})
+    run.note(
+        weights={
+            field: {"name": Path(name).name, "fingerprint": fingerprint(known[field])}
+            for field, name in config.weights.items()
+            if field in known
+        }
+        | {
+            field: {"name": Path(config.weights[field]).name, "fingerprint": opened[field].fingerprint()}
+            for field in ("clip", "judge")
+            if field in opened
+        }
+    )
     found = []
     for name, (figure, which) in FIGURES.items():
         rows, columns = figure(config, opened)
         run.figure(name, sheet(rows, [f"{prompt}\nstrength {strength:g}" for prompt, strength in columns], 160))
         for method, images in rows.items():
-            if method == "source": continue
+            if method == "source":
+                continue
             source = picture(config, which, images.shape[1])[0]
-            scores = measure(judge, source, images, config.face_shows if which == "face" else config.manga_shows, [prompt for prompt, _ in columns])
-            found += [{"figure": name, "method": method, "prompt": prompt} | ({"strength": strength} if method == "Stable Diffusion" else {}) | row for (prompt, strength), row in zip(columns, scores)]
-            for key in scores[0]: run.metric(key, float(np.mean([row[key] for row in scores])), len(scores), figure=name, method=method)
+            scores = measure(
+                judge,
+                source,
+                images,
+                config.face_shows if which == "face" else config.manga_shows,
+                [prompt for prompt, _ in columns],
+            )
+            found += [
+                {"figure": name, "method": method, "prompt": prompt}
+                | ({"strength": strength} if method == "Stable Diffusion" else {})
+                | row
+                for (prompt, strength), row in zip(columns, scores)
+            ]
+            for key in scores[0]:
+                run.metric(key, float(np.mean([row[key] for row in scores])), len(scores), figure=name, method=method)
         print(f"pretrained: {name}")
     atomic_write(run.path / "scores.json", json.dumps(to_json(found), indent=0, ensure_ascii=False) + "\n")
     run.artifact(run.path / "scores.json")

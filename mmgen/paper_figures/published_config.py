@@ -9,44 +9,45 @@ __all__ = ['PretrainedConfig']
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..data.images import FITS
 from ..base.settings import Settings, split_list
+from ..data.images import FITS
 
 # %% ../../nbs/paper_figures/published_config.ipynb #7fccc1d6
 @dataclass(frozen=True)
 class PretrainedConfig(Settings):
     "pretrained: StyleCLIP and Stable Diffusion with their published weights; section 4.1, figures 6 and 7."
+
     # the run
-    preset: str = "small" # smoke or small
-    seed: int = 0 # of the noise
-    device: str | None = None # cpu, cuda, ...; None: the best one present
-    run_id: str | None = None # folder below reports/runs; None: made of time and four hex digits
+    preset: str = "small"  # smoke or small
+    seed: int = 0  # of the noise
+    device: str | None = None  # cpu, cuda, ...; None: the best one present
+    run_id: str | None = None  # folder below reports/runs; None: made of time and four hex digits
     # weights
-    model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5" # Stable Diffusion 1.x or 2.x: hub name, diffusers folder, file
-    generator: str = "data/pretrained/stylegan2-ffhq-config-f.pkl" # StyleGAN2 of faces: a .pkl or .pt, e4e's too
-    encoder: str = "data/pretrained/e4e_ffhq_encode.pt" # e4e for that generator
-    autoencoder: str | None = None # in place of Stable Diffusion's own: a file or a folder
-    tokenizer: str | None = None # of Stable Diffusion in one file: a folder or a file
-    prediction_type: str | None = None # of Stable Diffusion: epsilon or v_prediction; None: what its weights say
-    clip: str = "openai/clip-vit-large-patch14" # what StyleCLIP optimises: hub name or folder
-    judge: str | None = None # CLIP that scores; None: clip, which flatters StyleCLIP
-    identity: str = "none" # ArcFace's model_ir_se50.pth for StyleCLIP's identity loss; none: without
-    download: bool = False # fetch hub names that are not in the hub's cache yet
+    model: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"  # Stable Diffusion 1 or 2: hub, folder, file
+    generator: str = "data/pretrained/stylegan2-ffhq-config-f.pkl"  # StyleGAN2 of faces: a .pkl or .pt, e4e's too
+    encoder: str = "data/pretrained/e4e_ffhq_encode.pt"  # e4e for that generator
+    autoencoder: str | None = None  # in place of Stable Diffusion's own: a file or a folder
+    tokenizer: str | None = None  # of Stable Diffusion in one file: a folder or a file
+    prediction_type: str | None = None  # of Stable Diffusion: epsilon or v_prediction; None: what its weights say
+    clip: str = "openai/clip-vit-large-patch14"  # what StyleCLIP optimises: hub name or folder
+    judge: str | None = None  # CLIP that scores; None: clip, which flatters StyleCLIP
+    identity: str = "none"  # ArcFace's model_ir_se50.pth for StyleCLIP's identity loss; none: without
+    download: bool = False  # fetch hub names that are not in the hub's cache yet
     # pictures
-    face: str | None = None # photograph of a face, cut as FFHQ's; None: a drawn portrait stands in
-    fit: str = "crop" # to a square: crop (the centre), pad (all, on white) or top
-    face_shows: str = "a face" # caption of the face
-    prompts: str = "a face with green hair,a face with blue eyes,a smiling face,a face with glasses" # captions, by commas
-    manga: str | None = None # manga image; None: a black and white portrait stands in
-    manga_shows: str = "a manga drawing of a face" # caption of the manga image
-    manga_prompt: str = "blue eyes" # caption of the wanted manga image
+    face: str | None = None  # photograph of a face, cut as FFHQ's; None: a drawn portrait stands in
+    fit: str = "crop"  # to a square: crop (the centre), pad (all, on white) or top
+    face_shows: str = "a face"  # caption of the face
+    prompts: str = "a face with green hair,a face with blue eyes,a smiling face,a face with glasses"  # by commas
+    manga: str | None = None  # manga image; None: a black and white portrait stands in
+    manga_shows: str = "a manga drawing of a face"  # caption of the manga image
+    manga_prompt: str = "blue eyes"  # caption of the wanted manga image
     # edits
-    strength: float = 0.6 # of Stable Diffusion on the face, 0 to 1
-    strengths: str = "0.4,0.6,0.8" # of Stable Diffusion on the manga image
-    steps: int = 50 # of Stable Diffusion, from pure noise
-    guidance: float = 7.5 # of Stable Diffusion; 1: off
-    style_steps: int = 100 # of StyleCLIP's latent optimisation
-    style_strength: float = 0.5 # of StyleCLIP, 0 to 1; 0.5: the penalty as published
+    strength: float = 0.6  # of Stable Diffusion on the face, 0 to 1
+    strengths: str = "0.4,0.6,0.8"  # of Stable Diffusion on the manga image
+    steps: int = 50  # of Stable Diffusion, from pure noise
+    guidance: float = 7.5  # of Stable Diffusion; 1: off
+    style_steps: int = 100  # of StyleCLIP's latent optimisation
+    style_strength: float = 0.5  # of StyleCLIP, 0 to 1; 0.5: the penalty as published
 
     job: ClassVar[str] = "pretrained"
     choices: ClassVar[dict] = {"fit": FITS, "prediction_type": ("epsilon", "v_prediction")}
@@ -57,12 +58,15 @@ class PretrainedConfig(Settings):
     def __post_init__(self):
         super().__post_init__()
         for field in ("prompts", "strengths"):
-            if not split_list(getattr(self, field), self.lists[field]): raise ValueError(f"pretrained: {field} is empty; give at least one.")
+            if not split_list(getattr(self, field), self.lists[field]):
+                raise ValueError(f"pretrained: {field} is empty; give at least one.")
         if not all(0 <= strength <= 1 for strength in split_list(self.strengths, float)):
             raise ValueError(f"pretrained: strengths must be from 0 to 1, not {self.strengths!r}.")
 
     @property
     def weights(self) -> dict[str, str]:
         "The places that are filled: field → name or path."
-        named = {field: getattr(self, field) for field in ("model", "generator", "encoder", "clip", "judge", "identity")}
+        named = {
+            field: getattr(self, field) for field in ("model", "generator", "encoder", "clip", "judge", "identity")
+        }
         return {field: name for field, name in named.items() if name not in (None, "none")}

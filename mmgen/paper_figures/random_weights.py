@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from ..clip.model import CLIP, build_clip, train_tokenizer
 from ..app.export import save_diffusers
+from ..clip.model import CLIP, build_clip, train_tokenizer
 from ..ldm.autoencoder import AutoencoderKL
 from ..ldm.pipeline import LatentDiffusion
 from ..ldm.unet import UNet2DConditionModel
@@ -24,17 +24,34 @@ def numbered(
     generator: Generator,
 ) -> dict[str, torch.Tensor]:
     "A generator's weights in the form of StyleCLIP and e4e; undone by `mmgen.stylegan.published.rename_numbered`."
-    found, inner = {}, {"weight": "conv.weight", "affine.weight": "conv.modulation.weight", "affine.bias": "conv.modulation.bias", "noise_strength": "noise.weight"}
+    found, inner = (
+        {},
+        {
+            "weight": "conv.weight",
+            "affine.weight": "conv.modulation.weight",
+            "affine.bias": "conv.modulation.bias",
+            "noise_strength": "noise.weight",
+        },
+    )
     for key, value in generator.state_dict().items():
-        if m := re.fullmatch(r"mapping\.fc(\d+)\.(weight|bias)", key): found[f"style.{int(m[1]) + 1}.{m[2]}"] = value
-        elif key == "synthesis.b4.const": found["input.input"] = value[None]
+        if m := re.fullmatch(r"mapping\.fc(\d+)\.(weight|bias)", key):
+            found[f"style.{int(m[1]) + 1}.{m[2]}"] = value
+        elif key == "synthesis.b4.const":
+            found["input.input"] = value[None]
         elif m := re.fullmatch(r"synthesis\.b(\d+)\.(torgb|conv([01]))\.(.+)", key):
             level, color, what = int(m[1]).bit_length() - 3, m[2] == "torgb", m[4]
-            number = level if color else 2 * level - 1 + int(m[3])  # the first layer, and the first to RGB, have no number in theirs
+            number = (
+                level if color else 2 * level - 1 + int(m[3])
+            )  # the first layer, and the first to RGB, have no number in theirs
             layer = ("to_rgbs." if color else "convs.") + str(number - 1) if number else "to_rgb1" if color else "conv1"
-            if what == "noise_const": found[f"noises.noise_{number}"] = value[None, None]
-            elif what == "bias": found[f"{layer}.{'bias' if color else 'activate.bias'}"] = value.reshape(1, -1, 1, 1) if color else value
-            elif what in inner: found[f"{layer}.{inner[what]}"] = value[None] if what in ("weight", "noise_strength") else value
+            if what == "noise_const":
+                found[f"noises.noise_{number}"] = value[None, None]
+            elif what == "bias":
+                found[f"{layer}.{'bias' if color else 'activate.bias'}"] = (
+                    value.reshape(1, -1, 1, 1) if color else value
+                )
+            elif what in inner:
+                found[f"{layer}.{inner[what]}"] = value[None] if what in ("weight", "noise_strength") else value
     return found
 
 
@@ -42,20 +59,47 @@ def _diffusers(folder, tokenizer):
     "Stable Diffusion"
     clip = CLIP(build_clip(tokenizer, 32, 8, 16, 77, 16, 1, 2, 16, 1, 2), tokenizer, "cpu")
     autoencoder = AutoencoderKL(3, 3, block_out_channels=(8, 16), latent_channels=4, norm_num_groups=4, patch_size=1)
-    unet = UNet2DConditionModel(in_channels=4, out_channels=4, block_out_channels=(16, 16), layers_per_block=1, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-                                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=2, cross_attention_dim=16, norm_num_groups=4)
-    process = {"prediction": "eps", "noise_schedule": "scaled_linear", "timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012}
+    unet = UNet2DConditionModel(
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=2,
+        cross_attention_dim=16,
+        norm_num_groups=4,
+    )
+    process = {
+        "prediction": "eps",
+        "noise_schedule": "scaled_linear",
+        "timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+    }
     save_diffusers(LatentDiffusion(autoencoder, clip, unet, 0.0, 1 / 0.18215, 32, process, "cpu", masked=False), folder)
 
 
 def _e4e(generator):
     "The checkpoint, its tensors of one storage"
-    with torch.device("meta"): shapes = {key: value for key, value in E4E(generator.size).state_dict().items() if key != "latent_avg"}
+    with torch.device("meta"):
+        shapes = {key: value for key, value in E4E(generator.size).state_dict().items() if key != "latent_avg"}
     pool = 0.02 * torch.randn(max(value.numel() for value in shapes.values()), dtype=torch.float16)
-    draw = lambda value: pool[:value.numel()].view(value.shape) if value.ndim > 1 else torch.ones(value.shape, dtype=value.dtype)
-    state = {f"encoder.{key}": torch.zeros_like(value, device="cpu") if key.endswith(("bias", "running_mean", "tracked")) else draw(value) for key, value in shapes.items()}
+    draw = lambda value: (
+        pool[: value.numel()].view(value.shape) if value.ndim > 1 else torch.ones(value.shape, dtype=value.dtype)
+    )
+    state = {
+        f"encoder.{key}": torch.zeros_like(value, device="cpu")
+        if key.endswith(("bias", "running_mean", "tracked"))
+        else draw(value)
+        for key, value in shapes.items()
+    }
     state |= {f"decoder.{key}": value for key, value in numbered(generator).items()}
-    return {"state_dict": state, "latent_avg": generator.mapping.w_avg.repeat(generator.num_ws, 1), "opts": {"stylegan_size": generator.size}}
+    return {
+        "state_dict": state,
+        "latent_avg": generator.mapping.w_avg.repeat(generator.num_ws, 1),
+        "opts": {"stylegan_size": generator.size},
+    }
 
 
 def random_weights(
@@ -72,5 +116,12 @@ def random_weights(
         generator.mapping.w_avg.normal_()
         torch.save({"g_ema": numbered(generator), "latent_avg": generator.mapping.w_avg}, folder / "stylegan2.pt")
         torch.save(_e4e(generator), folder / "e4e.pt")
-        CLIP(build_clip(tokenizer, 32, 8, 16, 77, 16, 1, 2, 16, 1, 2), tokenizer, "cpu").save(folder / "clip", "random weights")
-    return {"model": folder / "stable-diffusion", "generator": folder / "stylegan2.pt", "encoder": folder / "e4e.pt", "clip": folder / "clip"}
+        CLIP(build_clip(tokenizer, 32, 8, 16, 77, 16, 1, 2, 16, 1, 2), tokenizer, "cpu").save(
+            folder / "clip", "random weights"
+        )
+    return {
+        "model": folder / "stable-diffusion",
+        "generator": folder / "stylegan2.pt",
+        "encoder": folder / "e4e.pt",
+        "clip": folder / "clip",
+    }

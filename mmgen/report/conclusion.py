@@ -10,16 +10,34 @@ __all__ = ['WRITE', 'LESS', 'JUDGED', 'ANY', 'champions', 'STACKS', 'verdict', '
 from pathlib import Path
 
 import mmgen
+from ..base.runs import load_run
 from ..data.edits import KINDS
 from .records import Evidence, editing, family, label, learned_from, select, value
 from .tables import clock, interval, markdown, percent, ratio
-from ..base.runs import load_run
 
 # %% ../../nbs/report/conclusion.ipynb #c6a9c4a2
 WRITE = {"reached": percent, "flips": percent}  # the others: `ratio`
-LESS = ("flips", "error", "distance", "FD", "KD", "LPIPS", "seconds", "memory")  # beginnings of scores that shall be small
-JUDGED = {"reached": "edits reached", "flips": "flips", "skill": "skill", "skill, perceptual": "perceptual skill", "IoU": "IoU", "direction": "direction",
-          "identity": "identity", "CLIP score": "CLIP score", "CLIP direction": "CLIP direction"}  # score -> what it is called in a sentence
+LESS = (
+    "flips",
+    "error",
+    "distance",
+    "FD",
+    "KD",
+    "LPIPS",
+    "seconds",
+    "memory",
+)  # beginnings of scores that shall be small
+JUDGED = {
+    "reached": "edits reached",
+    "flips": "flips",
+    "skill": "skill",
+    "skill, perceptual": "perceptual skill",
+    "IoU": "IoU",
+    "direction": "direction",
+    "identity": "identity",
+    "CLIP score": "CLIP score",
+    "CLIP direction": "CLIP direction",
+}  # score -> what it is called in a sentence
 
 
 def verdict(
@@ -28,10 +46,13 @@ def verdict(
     score: str,
 ) -> str | None:  # ahead, level or behind; None where one has not the score
     "How `a` stands against `b` in a score: level where the 95 % intervals overlap."
-    if value(a, score) is None or value(b, score) is None: return None
+    if value(a, score) is None or value(b, score) is None:
+        return None
     (_, low, high), (_, other_low, other_high) = a["scores"][score], b["scores"][score]
-    if any(v != v for v in (low, high, other_low, other_high)): return None
-    if low <= other_high and other_low <= high: return "level"
+    if any(v != v for v in (low, high, other_low, other_high)):
+        return None
+    if low <= other_high and other_low <= high:
+        return "level"
     return "ahead" if (low > other_high) != score.startswith(LESS) else "behind"
 
 
@@ -43,12 +64,19 @@ def best(
 ) -> tuple[str, dict] | None:
     "The Editor with the highest mean skill at its own strength, and its row."
     rows = select(found, kind=kind)
-    rows = [(spec, rows[spec]) for spec in editing(rows) if family(spec) == of and learned_from(spec) in learned and value(rows[spec], "skill") is not None]
+    rows = [
+        (spec, rows[spec])
+        for spec in editing(rows)
+        if family(spec) == of and learned_from(spec) in learned and value(rows[spec], "skill") is not None
+    ]
     return max(rows, key=lambda pair: value(pair[1], "skill"), default=None)
 
 
 ANY = ("captioned images", "CLIP alone", "exact pairs")
-champions = lambda found, kind="all": (best(found, "latent diffusion", ANY[:1], kind), best(found, "StyleCLIP", ANY, kind))
+champions = lambda found, kind="all": (
+    best(found, "latent diffusion", ANY[:1], kind),
+    best(found, "StyleCLIP", ANY, kind),
+)
 
 
 def words(
@@ -70,7 +98,13 @@ def training_runs(
     name: str,  # of packaged weights
 ) -> list[dict]:
     "The records of the runs that made them, in turn."
-    return [load_run(file) for file in sorted((Path(mmgen.__file__).parent / "packaged" / name).glob("run*.json"), key=lambda f: (f.name == "run.json", f.name))]
+    return [
+        load_run(file)
+        for file in sorted(
+            (Path(mmgen.__file__).parent / "packaged" / name).glob("run*.json"),
+            key=lambda f: (f.name == "run.json", f.name),
+        )
+    ]
 
 
 def training_seconds(
@@ -86,7 +120,9 @@ def machine(
     "On what they ran: 2 cores (AMD EPYC), no GPU."
     cores = max(r["hardware"]["cores"] for r in records)
     gpus = sorted({gpu["name"] for r in records for gpu in r["hardware"]["gpu"]})
-    return f"{cores} cores ({words(sorted({r['hardware']['cpu'] for r in records}))}), {words(gpus) if gpus else 'no GPU'}"
+    return (
+        f"{cores} cores ({words(sorted({r['hardware']['cpu'] for r in records}))}), {words(gpus) if gpus else 'no GPU'}"
+    )
 
 # %% ../../nbs/report/conclusion.ipynb #0b5bd128
 def which_family(
@@ -94,25 +130,56 @@ def which_family(
 ) -> str:
     "The best of each family against each other."
     ours, theirs = champions(found)
-    if not (ours and theirs): return "These records do not hold edits of both families, so they decide nothing between them."
+    if not (ours and theirs):
+        return "These records do not hold edits of both families, so they decide nothing between them."
     (a, row_a), (b, row_b) = ours, theirs
-    distances = [score for score in row_a["scores"] if score.startswith(("FD", "KD", "LPIPS")) and row_a["n"] == row_b["n"]]  # the first two depend on n
+    distances = [
+        score for score in row_a["scores"] if score.startswith(("FD", "KD", "LPIPS")) and row_a["n"] == row_b["n"]
+    ]  # the first two depend on n
     judged = JUDGED | {score: score for score in distances}
     said = {score: verdict(row_a, row_b, score) for score in judged}
-    parts = [f"{how} in {words(name for score, name in judged.items() if said[score] == how)}" for how in ("ahead", "level", "behind") if how in said.values()]
-    family_ahead = {"ahead": "Latent diffusion", "behind": "StyleCLIP", "level": "Neither", None: "Undecided"}[said["skill"]]
-    text = [f"**{family_ahead}**, on these portraits. Each family's best is the method with the highest mean skill at its own strength, chosen on these same edits: {label(a)} and {label(b)}.",
-            f"Against {label(b)}, {label(a)} is {'; '.join(parts)} (level: the 95 % intervals overlap)."]
+    parts = [
+        f"{how} in {words(name for score, name in judged.items() if said[score] == how)}"
+        for how in ("ahead", "level", "behind")
+        if how in said.values()
+    ]
+    family_ahead = {"ahead": "Latent diffusion", "behind": "StyleCLIP", "level": "Neither", None: "Undecided"}[
+        said["skill"]
+    ]
+    text = [
+        f"**{family_ahead}**, on these portraits. Each family's best is the method with the highest mean skill at its own strength, chosen on these same edits: {label(a)} and {label(b)}.",
+        f"Against {label(b)}, {label(a)} is {'; '.join(parts)} (level: the 95 % intervals overlap).",
+    ]
     clip, pairs = best(found, "StyleCLIP", ("CLIP alone",)), best(found, "latent diffusion", ("exact pairs",))
     if pairs:
-        how = {"ahead": "ahead of", "behind": "behind", "level": "level with", None: "not comparable with"}[verdict(pairs[1], row_a, "skill")]
+        how = {"ahead": "ahead of", "behind": "behind", "level": "level with", None: "not comparable with"}[
+            verdict(pairs[1], row_a, "skill")
+        ]
         text.append(f"A diffusion model that was shown exact pairs, {label(pairs[0])}, is {how} {label(a)} in skill.")
-    rows = {f"best of {of}": pair for of, pair in (("latent diffusion", ours), ("StyleCLIP", theirs), ("StyleCLIP guided by CLIP alone, as in the paper", clip if clip != theirs else None),
-                                                   ("diffusion from exact pairs", pairs)) if pair}
-    lines = [[who, label(spec), learned_from(spec), str(row["n"]), *figures_of(row)] for who, (spec, row) in rows.items()]
+    rows = {
+        f"best of {of}": pair
+        for of, pair in (
+            ("latent diffusion", ours),
+            ("StyleCLIP", theirs),
+            ("StyleCLIP guided by CLIP alone, as in the paper", clip if clip != theirs else None),
+            ("diffusion from exact pairs", pairs),
+        )
+        if pair
+    }
+    lines = [
+        [who, label(spec), learned_from(spec), str(row["n"]), *figures_of(row)] for who, (spec, row) in rows.items()
+    ]
     made = markdown(["", "method", "learned from", "n", "reached % ↑", "flips % ↓", "skill ↑"], lines, "lllr")
-    pairs_below = [name for name in ("autoencoder-portraits", "encoder-portraits") if any(record["config"].get("edit_weight") for record in training_runs(name))]
-    note = f"\n\n*Learned from: what taught the edit itself. Beneath it, {words(pairs_below)} saw pairs of portraits that differ in one thing (`edit_weight`).*" if pairs_below else ""
+    pairs_below = [
+        name
+        for name in ("autoencoder-portraits", "encoder-portraits")
+        if any(record["config"].get("edit_weight") for record in training_runs(name))
+    ]
+    note = (
+        f"\n\n*Learned from: what taught the edit itself. Beneath it, {words(pairs_below)} saw pairs of portraits that differ in one thing (`edit_weight`).*"
+        if pairs_below
+        else ""
+    )
     return " ".join(text) + "\n\n" + made + note
 
 # %% ../../nbs/report/conclusion.ipynb #3b697fc8
@@ -123,21 +190,43 @@ def when(
     rows, stands = [], []
     for kind in (*KINDS, "unseen combination"):
         ours, theirs = champions(found, kind)
-        if not (ours and theirs): continue
+        if not (ours and theirs):
+            continue
         stand = verdict(ours[1], theirs[1], "skill")
-        if kind in KINDS: stands.append(stand)
-        cells = [f"{label(spec)}: {' · '.join(WRITE.get(s, ratio)(value(row, s)) if value(row, s) is not None else '–' for s in ('reached', 'flips', 'skill'))}"
-                 for spec, row in (ours, theirs)]
-        rows.append([kind, *cells, {"ahead": "latent diffusion", "behind": "StyleCLIP", "level": "level", None: "–"}[stand], str(ours[1]["n"])])
-    if not rows: return ""
+        if kind in KINDS:
+            stands.append(stand)
+        cells = [
+            f"{label(spec)}: {' · '.join(WRITE.get(s, ratio)(value(row, s)) if value(row, s) is not None else '–' for s in ('reached', 'flips', 'skill'))}"
+            for spec, row in (ours, theirs)
+        ]
+        rows.append(
+            [
+                kind,
+                *cells,
+                {"ahead": "latent diffusion", "behind": "StyleCLIP", "level": "level", None: "–"}[stand],
+                str(ours[1]["n"]),
+            ]
+        )
+    if not rows:
+        return ""
     counts = {how: stands.count(how) for how in ("ahead", "level", "behind")}
-    text = (f"By skill, latent diffusion is ahead in {counts['ahead']} of {len(stands)} kinds of edit, level in {counts['level']} and behind in {counts['behind']}. "
-            "The table has each family's best method for that kind, with reached %, flips % and skill.")
+    text = (
+        f"By skill, latent diffusion is ahead in {counts['ahead']} of {len(stands)} kinds of edit, level in {counts['level']} and behind in {counts['behind']}. "
+        "The table has each family's best method for that kind, with reached %, flips % and skill."
+    )
     return text + "\n\n" + markdown(["edit", "latent diffusion", "StyleCLIP", "ahead", "n"], rows, "llllr")
 
 # %% ../../nbs/report/conclusion.ipynb #5cc8d27b
-STACKS = {"latent diffusion": {"autoencoder-portraits": "autoencoder", "clip-portraits": "CLIP", "ldm-portraits": "UNet"},
-          "StyleCLIP": {"stylegan2-portraits": "generator", "identity-portraits": "identity", "encoder-portraits": "encoder", "clip-portraits": "CLIP", "mapper-portraits": "text mapper"}}
+STACKS = {
+    "latent diffusion": {"autoencoder-portraits": "autoencoder", "clip-portraits": "CLIP", "ldm-portraits": "UNet"},
+    "StyleCLIP": {
+        "stylegan2-portraits": "generator",
+        "identity-portraits": "identity",
+        "encoder-portraits": "encoder",
+        "clip-portraits": "CLIP",
+        "mapper-portraits": "text mapper",
+    },
+}
 
 
 def at_what_cost(
@@ -148,7 +237,8 @@ def at_what_cost(
     if ours and theirs:
         for score, how in (("seconds", "each image of a batch"), ("seconds, one", "one image alone")):
             a, b = value(ours[1], score), value(theirs[1], score)
-            if not (a and b): continue
+            if not (a and b):
+                continue
             quick, slow = (label(pair[0]) for pair in ((ours, theirs) if a < b else (theirs, ours)))
             times = max(a, b) / min(a, b)
             said = f"{quick} is {times:.1f} times as fast" if times >= 1.05 else "there is no difference"
@@ -156,10 +246,14 @@ def at_what_cost(
     for stack, parts in STACKS.items():
         times = {part: training_seconds(name) for name, part in parts.items()}
         if all(times.values()):
-            text.append(f"Training {stack} took {clock(sum(times.values()))} in all ({', '.join(f'{part} {clock(t)}' for part, t in times.items())}), on {machine([r for name in parts for r in training_runs(name)])}.")
+            text.append(
+                f"Training {stack} took {clock(sum(times.values()))} in all ({', '.join(f'{part} {clock(t)}' for part, t in times.items())}), on {machine([r for name in parts for r in training_runs(name)])}."
+            )
     pairs = best(found, "latent diffusion", ("exact pairs",))
     if pairs and training_seconds("instruct-portraits"):
-        text.append(f"{label(pairs[0])} takes {clock(value(pairs[1], 'seconds') or 0)} per edit in a batch; its UNet was trained in {clock(training_seconds('instruct-portraits'))} on {machine(training_runs('instruct-portraits'))}.")
+        text.append(
+            f"{label(pairs[0])} takes {clock(value(pairs[1], 'seconds') or 0)} per edit in a batch; its UNet was trained in {clock(training_seconds('instruct-portraits'))} on {machine(training_runs('instruct-portraits'))}."
+        )
     return " ".join(text)
 
 # %% ../../nbs/report/conclusion.ipynb #e61ff39e
@@ -171,24 +265,65 @@ def paper_claims(
     ours, theirs = champions(found)
     rows, own = [], select(found)
     if ours and theirs:
-        stand = {"ahead": "does not hold here", "behind": "holds here", "level": "undecided here", None: "undecided here"}[verdict(ours[1], theirs[1], "skill")]
-        skills = " against ".join(f"{interval(row['scores']['skill'], ratio)} ({label(spec)})" for spec, row in (ours, theirs))
-        rows.append(["StyleCLIP's preliminary results were considerably more impressive than the diffusion model's (5)", stand,
-                     f"skill {skills}; both families trained on the same portraits, where the paper compared models pretrained on FFHQ and on LAION-5B"])
+        stand = {
+            "ahead": "does not hold here",
+            "behind": "holds here",
+            "level": "undecided here",
+            None: "undecided here",
+        }[verdict(ours[1], theirs[1], "skill")]
+        skills = " against ".join(
+            f"{interval(row['scores']['skill'], ratio)} ({label(spec)})" for spec, row in (ours, theirs)
+        )
+        rows.append(
+            [
+                "StyleCLIP's preliminary results were considerably more impressive than the diffusion model's (5)",
+                stand,
+                f"skill {skills}; both families trained on the same portraits, where the paper compared models pretrained on FFHQ and on LAION-5B",
+            ]
+        )
     if theirs and "inversion" in own:
         stand = "overcome" if verdict(theirs[1], own["inversion"], "reached") == "ahead" else "not overcome"
         took = training_seconds("encoder-portraits")
         lost = interval(own["inversion"]["scores"].get("flips"), percent)
-        kept = f", the autoencoder {interval(own['reconstruction']['scores'].get('flips'), percent)} %" if "reconstruction" in own else ""
-        rows.append(["an encoder for StyleGAN's latents cannot be obtained (4.1)", stand,
-                     f"an encoder was trained{f' in {clock(took)}' if took else ''}; from its codes {label(theirs[0])} reaches {interval(theirs[1]['scores'].get('reached'), percent)} %. "
-                     f"Inversion alone flips {lost} % of the attributes{kept}"])
-    rows.append(["a pretrained diffusion model fails on manga because of the domain shift (4.1)", "see Preliminary" if preliminary else "not in these records",
-                 "another domain's model against the domain's own, in [preliminary.md](preliminary.md)" if preliminary else "report_paper_figures measures it"])
+        kept = (
+            f", the autoencoder {interval(own['reconstruction']['scores'].get('flips'), percent)} %"
+            if "reconstruction" in own
+            else ""
+        )
+        rows.append(
+            [
+                "an encoder for StyleGAN's latents cannot be obtained (4.1)",
+                stand,
+                f"an encoder was trained{f' in {clock(took)}' if took else ''}; from its codes {label(theirs[0])} reaches {interval(theirs[1]['scores'].get('reached'), percent)} %. "
+                f"Inversion alone flips {lost} % of the attributes{kept}",
+            ]
+        )
+    rows.append(
+        [
+            "a pretrained diffusion model fails on manga because of the domain shift (4.1)",
+            "see Preliminary" if preliminary else "not in these records",
+            "another domain's model against the domain's own, in [preliminary.md](preliminary.md)"
+            if preliminary
+            else "report_paper_figures measures it",
+        ]
+    )
     if ours:
-        failed = [what for what, ok in (("reached", value(ours[1], "reached") >= 0.95), ("flips", value(ours[1], "flips") <= 0.05), ("skill", value(ours[1], "skill") >= 0.5)) if not ok]
-        rows.append(["a latent diffusion model trained on the domain satisfies (4.4, 5)", "holds here" if not failed else f"holds in part: not in {words(failed)}",
-                     "{}: {} % reached, {} % flips, skill {}".format(label(ours[0]), *figures_of(ours[1]))])
+        failed = [
+            what
+            for what, ok in (
+                ("reached", value(ours[1], "reached") >= 0.95),
+                ("flips", value(ours[1], "flips") <= 0.05),
+                ("skill", value(ours[1], "skill") >= 0.5),
+            )
+            if not ok
+        ]
+        rows.append(
+            [
+                "a latent diffusion model trained on the domain satisfies (4.4, 5)",
+                "holds here" if not failed else f"holds in part: not in {words(failed)}",
+                "{}: {} % reached, {} % flips, skill {}".format(label(ours[0]), *figures_of(ours[1])),
+            ]
+        )
     return markdown(["the paper (section)", "on these portraits", "numbers"], rows)
 
 
@@ -197,16 +332,35 @@ def goals(
 ) -> str:
     "What this project aimed at, and what was measured."
     ours, pairs = champions(found)[0], best(found, "latent diffusion", ("exact pairs",))
-    wanted = [("best of latent diffusion", ours, "all", score, limit) for score, limit in (("reached", 0.95), ("flips", 0.05), ("skill", 0.5))]
-    wanted += [("model of exact pairs", pairs, kind, "skill", limit) for kind, limit in (("hair color", 0.92), ("glasses on", 0.6), ("glasses off", 0.6), ("eye color", 0.6))]
+    wanted = [
+        ("best of latent diffusion", ours, "all", score, limit)
+        for score, limit in (("reached", 0.95), ("flips", 0.05), ("skill", 0.5))
+    ]
+    wanted += [
+        ("model of exact pairs", pairs, kind, "skill", limit)
+        for kind, limit in (("hair color", 0.92), ("glasses on", 0.6), ("glasses off", 0.6), ("eye color", 0.6))
+    ]
     rows = []
     for who, which, kind, score, limit in wanted:
         row = select(found, kind=kind).get(which[0]) if which else None
         got, write, less = value(row, score), WRITE.get(score, ratio), score in LESS
         aim = f"{'≤' if less else '≥'} {write(limit)}{' %' if score in WRITE else ''}"
-        met = "–" if got is None else "yes" if (got <= limit if less else got >= limit) else f"no, by {write(abs(got - limit))}"
-        rows.append([f"{who}{f' ({label(which[0])})' if which else ''}", f"{score}, {'all edits' if kind == 'all' else kind}", aim,
-                     interval(row["scores"].get(score), write) if row else "not in these records", met])
+        met = (
+            "–"
+            if got is None
+            else "yes"
+            if (got <= limit if less else got >= limit)
+            else f"no, by {write(abs(got - limit))}"
+        )
+        rows.append(
+            [
+                f"{who}{f' ({label(which[0])})' if which else ''}",
+                f"{score}, {'all edits' if kind == 'all' else kind}",
+                aim,
+                interval(row["scores"].get(score), write) if row else "not in these records",
+                met,
+            ]
+        )
     return markdown(["goal", "score", "aimed at", "measured", "met"], rows, "llrrl")
 
 # %% ../../nbs/report/conclusion.ipynb #6001161d
@@ -215,6 +369,17 @@ def conclusion(
     preliminary: bool = False,  # whether there is a report of the preliminary experiments
 ) -> str:
     "The section `Conclusion` as Markdown."
-    parts = ["## Conclusion", "### Which family?", which_family(found), "### When?", when(found), "### At what cost?", at_what_cost(found),
-             "### Does the paper's conclusion hold?", paper_claims(found, preliminary), "### Goals", goals(found)]
+    parts = [
+        "## Conclusion",
+        "### Which family?",
+        which_family(found),
+        "### When?",
+        when(found),
+        "### At what cost?",
+        at_what_cost(found),
+        "### Does the paper's conclusion hold?",
+        paper_claims(found, preliminary),
+        "### Goals",
+        goals(found),
+    ]
     return "\n\n".join(filter(None, parts))

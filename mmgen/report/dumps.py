@@ -9,10 +9,10 @@ __all__ = ['dump_section']
 import html
 from pathlib import Path
 
-from ..data.folders import spaced
 from ..base.files import atomic_write
-from .tables import markdown, whole
 from ..base.runs import verify_run
+from ..data.caption_text import spaced
+from .tables import markdown, whole
 
 # %% ../../nbs/report/dumps.ipynb #614df7f9
 def dump_section(
@@ -21,23 +21,42 @@ def dump_section(
 ) -> list[str]:  # paragraphs in Markdown; none where there is no such run
     "What a dump became."
     run, folder = Path(run), Path(folder)
-    if not (run / "run.json").is_file(): return []
+    if not (run / "run.json").is_file():
+        return []
     record = verify_run(run, ("overview.jpg", "samples.jpg"))
     config, found, name = record["config"], record["counts"], record["dump"]["name"]
     for picture in ("overview.jpg", "samples.jpg"):
         there = folder / "runs" / run.name / picture
-        if not there.exists(): atomic_write(there, (run / picture).read_bytes())
-    about = (f"a synthetic dump of {whole(config['posts'])} posts in the layout of Danbooru{config['form'] if config['form'] != 'auto' else '2017'}, with damage of twelve kinds planted in 5 % of them; the counts of damage "
-             "equal what was planted" if name == "synthetic" else f"the dump {name}")
+        if not there.exists():
+            atomic_write(there, (run / picture).read_bytes())
+    about = (
+        f"a synthetic dump of {whole(config['posts'])} posts in the layout of Danbooru{config['form'] if config['form'] != 'auto' else '2017'}, with damage of twelve kinds planted in 5 % of them; the counts of damage "
+        "equal what was planted"
+        if name == "synthetic"
+        else f"the dump {name}"
+    )
     kept = ", ".join(f"{part} {whole(rows)}" for part, rows in found["kept"].items())
     dropped = [[row["what"], row["stage"], whole(row["n"]), row["why"]] for row in record["dropped"]]
     copies = found["images"].get("near-duplicate pairs", 0)
-    tags = [[html.escape(spaced(tag), quote=False), category, whole(count)] for tag, category, count in record["seen"]["tags"][:20]]
-    return ["## A Danbooru dump",
-            f"`papermill nbs/prepare_danbooru.ipynb` makes a training set from a dump on disk. Its record `{run.name}` is of {about}. Of {whole(found['metadata']['lines'])} lines of metadata and "
-            f"{whole(found['metadata']['posts'])} posts came {whole(found['images']['images'])} images of {config['size']} pixels ({kept}; by the last three digits of the id, 950 to 999 are the test), with "
-            f"{found['choice']['tags'] / found['choice']['chosen']:.1f} tags for each chosen post on average.",
-            markdown(["what", "stage", "n", "why it is not there, or not as it was"], dropped, "llrl"),
-            f"Pairs of nearly equal pictures: {whole(copies)}" + ("; the later one of each is left out." if config["drop_copies"] else "." if not copies else "; they are kept, as `drop_copies` was not asked for."),
-            f"![Commonest tags, ratings, sizes, tags of an image](runs/{run.name}/overview.jpg)", f"![A sample of the training images](runs/{run.name}/samples.jpg)",
-            markdown(["the first 20 tags", "category", "usable posts"], tags, "llr")]
+    tags = [
+        [html.escape(spaced(tag), quote=False), category, whole(count)]
+        for tag, category, count in record["seen"]["tags"][:20]
+    ]
+    return [
+        "## A Danbooru dump",
+        f"`papermill nbs/prepare_danbooru.ipynb` makes a training set from a dump on disk. Its record `{run.name}` is of {about}. Of {whole(found['metadata']['lines'])} lines of metadata and "
+        f"{whole(found['metadata']['posts'])} posts came {whole(found['images']['images'])} images of {config['size']} pixels ({kept}; by the last three digits of the id, 950 to 999 are the test), with "
+        f"{found['choice']['tags'] / found['choice']['chosen']:.1f} tags for each chosen post on average.",
+        markdown(["what", "stage", "n", "why it is not there, or not as it was"], dropped, "llrl"),
+        f"Pairs of nearly equal pictures: {whole(copies)}"
+        + (
+            "; the later one of each is left out."
+            if config["drop_copies"]
+            else "."
+            if not copies
+            else "; they are kept, as `drop_copies` was not asked for."
+        ),
+        f"![Commonest tags, ratings, sizes, tags of an image](runs/{run.name}/overview.jpg)",
+        f"![A sample of the training images](runs/{run.name}/samples.jpg)",
+        markdown(["the first 20 tags", "category", "usable posts"], tags, "llr"),
+    ]

@@ -13,12 +13,12 @@ import os
 from io import BytesIO
 from pathlib import Path
 
+from ..base.files import atomic_write
+from ..base.runs import RunError, verify_run
 from ..data.edits import KINDS
 from ..paper_figures.figures import COLUMNS
-from ..base.files import atomic_write
 from .published_page import section
 from .tables import markdown
-from ..base.runs import RunError, verify_run
 
 # %% ../../nbs/report/figures_page.ipynb #038d0eb8
 def read_record(
@@ -26,10 +26,13 @@ def read_record(
 ) -> tuple[dict, dict, list]:  # run.json, scores.json, pictures.json
     "A completed run's record, its numbers and its pictures' contents; RunError where they are not what the run wrote."
     folder = Path(folder)
-    if not (folder / "run.json").is_file(): raise RunError(f"There is no run {folder.name} of nbs/paper_figures.ipynb.")
+    if not (folder / "run.json").is_file():
+        raise RunError(f"There is no run {folder.name} of nbs/paper_figures.ipynb.")
     record = verify_run(folder, ("scores.json", "pictures.json", *(f"{name}.jpg" for name in COLUMNS)))
     if record["name"] != "preliminary" or record["status"] != "completed":
-        raise RunError(f"{folder.name} is a run of {record['name']} that is {record['status']}; the report needs a completed run of nbs/paper_figures.ipynb.")
+        raise RunError(
+            f"{folder.name} is a run of {record['name']} that is {record['status']}; the report needs a completed run of nbs/paper_figures.ipynb."
+        )
     scores, pictures = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("scores", "pictures"))
     return record, scores, pictures
 
@@ -40,7 +43,10 @@ def pick(
 ) -> dict:
     "The one row that is so; RunError where there is none, or more."
     found = [row for row in rows if all(row.get(key) == value for key, value in where.items())]
-    if len(found) != 1: raise RunError(f"scores.json has {len(found)} rows with {', '.join(f'{k} {v}' for k, v in where.items())}; one was expected.")
+    if len(found) != 1:
+        raise RunError(
+            f"scores.json has {len(found)} rows with {', '.join(f'{k} {v}' for k, v in where.items())}; one was expected."
+        )
     return found[0]
 
 
@@ -80,30 +86,72 @@ FOUR = [("foreign", way) for way in WAYS] + [("own", way) for way in WAYS]
 def figure_6(rows: list[dict]) -> str:
     "Both families on the same faces."
     of = lambda method, name: pick(rows, table="benchmark", model="own", method=method, kind="all", name=name)
-    body = [[method, str(of(method, "reached")["n"]), cell(of(method, "reached"), 100), cell(of(method, "flips"), 100), cell(of(method, "skill"), digits=2),
-             cell(of(method, "IoU"), digits=2), cell(of(method, "direction"), digits=2)] for method in (*WAYS, *STYLECLIP)]
+    body = [
+        [
+            method,
+            str(of(method, "reached")["n"]),
+            cell(of(method, "reached"), 100),
+            cell(of(method, "flips"), 100),
+            cell(of(method, "skill"), digits=2),
+            cell(of(method, "IoU"), digits=2),
+            cell(of(method, "direction"), digits=2),
+        ]
+        for method in (*WAYS, *STYLECLIP)
+    ]
     best = max(STYLECLIP, key=lambda method: float(of(method, "reached")["value"]))
     mine, theirs = of("SDEdit, plain", "reached"), of(best, "reached")
-    said = {1: "In wishes reached, the order on equal data is the opposite of the paper's", -1: "In wishes reached, the paper's order holds on equal data, too",
-            0: "The intervals overlap: on equal data, neither is ahead in wishes reached"}[order(mine, theirs)]
-    said += {1: "; but plainly decoded, diffusion changes more of the rest.", -1: "; and diffusion changes less of the rest.",
-             0: "; in the rest that is changed, the intervals overlap."}[order(of("SDEdit, plain", "flips"), of(best, "flips"))]
-    return (f"SDEdit as the paper used it, decoded plainly, reaches {cell(mine, 100)} % of the wishes; the best of StyleCLIP's three ways in this, *{best}*, {cell(theirs, 100)} %. Of the attributes that nobody asked to "
-            f"change, they change {cell(of('SDEdit, plain', 'flips'), 100)} % and {cell(of(best, 'flips'), 100)} %. {said}\n\n"
-            + markdown(["method", "n", "reached, %", "flips, %", "skill", "IoU", "direction"], body))
+    said = {
+        1: "In wishes reached, the order on equal data is the opposite of the paper's",
+        -1: "In wishes reached, the paper's order holds on equal data, too",
+        0: "The intervals overlap: on equal data, neither is ahead in wishes reached",
+    }[order(mine, theirs)]
+    said += {
+        1: "; but plainly decoded, diffusion changes more of the rest.",
+        -1: "; and diffusion changes less of the rest.",
+        0: "; in the rest that is changed, the intervals overlap.",
+    }[order(of("SDEdit, plain", "flips"), of(best, "flips"))]
+    return (
+        f"SDEdit as the paper used it, decoded plainly, reaches {cell(mine, 100)} % of the wishes; the best of StyleCLIP's three ways in this, *{best}*, {cell(theirs, 100)} %. Of the attributes that nobody asked to "
+        f"change, they change {cell(of('SDEdit, plain', 'flips'), 100)} % and {cell(of(best, 'flips'), 100)} %. {said}\n\n"
+        + markdown(["method", "n", "reached, %", "flips, %", "skill", "IoU", "direction"], body)
+    )
 
 
 def shift(rows: list[dict]) -> str:
     "What separates the styles."
-    far = [[f"{row['first']} – {row['second']}", str(row["n"]), cell(row, digits=1)] for row in rows if row["table"] == "distance"]
-    psnr = [[style, *(cell(pick(rows, table="reconstruction", model=model, style=style)) for model in ("own", "foreign"))] for style in ("adventurer", "lorelei", "mixture")]
+    far = [
+        [f"{row['first']} – {row['second']}", str(row["n"]), cell(row, digits=1)]
+        for row in rows
+        if row["table"] == "distance"
+    ]
+    psnr = [
+        [style, *(cell(pick(rows, table="reconstruction", model=model, style=style)) for model in ("own", "foreign"))]
+        for style in ("adventurer", "lorelei", "mixture")
+    ]
     asked = [row for row in rows if row["table"] == "reading" and row["model"] == "own"]
-    read = [[row["style"], row["name"], str(row["n"]), number(100 * float(row["chance"])), cell(row, 100),
-             cell(pick(rows, table="reading", model="foreign", style=row["style"], name=row["name"]), 100)] for row in asked]
-    name, n = next(row["name"] for row in rows if row["table"] == "distance"), pick(rows, table="reconstruction", model="own", style="adventurer")["n"]
-    return (f"**Distance** between the styles, {name}; the second sample of adventurer says what two samples of one style have:\n\n" + markdown(["styles", "n of each", name], far)
-            + f"\n\n**Autoencoders**, PSNR in dB of {n} test images:\n\n" + markdown(["style", "own model's", "foreign model's"], psnr)
-            + "\n\n**CLIPs**, right answers in per cent; chance is what the best constant answer gets:\n\n" + markdown(["style", "task", "n", "chance", "own model's", "foreign model's"], read))
+    read = [
+        [
+            row["style"],
+            row["name"],
+            str(row["n"]),
+            number(100 * float(row["chance"])),
+            cell(row, 100),
+            cell(pick(rows, table="reading", model="foreign", style=row["style"], name=row["name"]), 100),
+        ]
+        for row in asked
+    ]
+    name, n = (
+        next(row["name"] for row in rows if row["table"] == "distance"),
+        pick(rows, table="reconstruction", model="own", style="adventurer")["n"],
+    )
+    return (
+        f"**Distance** between the styles, {name}; the second sample of adventurer says what two samples of one style have:\n\n"
+        + markdown(["styles", "n of each", name], far)
+        + f"\n\n**Autoencoders**, PSNR in dB of {n} test images:\n\n"
+        + markdown(["style", "own model's", "foreign model's"], psnr)
+        + "\n\n**CLIPs**, right answers in per cent; chance is what the best constant answer gets:\n\n"
+        + markdown(["style", "task", "n", "chance", "own model's", "foreign model's"], read)
+    )
 
 
 def edits(rows: list[dict]) -> str:
@@ -111,47 +159,114 @@ def edits(rows: list[dict]) -> str:
     of = lambda model, way, kind, name: pick(rows, table="benchmark", model=model, method=way, kind=kind, name=name)
     kinds = [kind for kind in KINDS if any(row["table"] == "benchmark" and row["kind"] == kind for row in rows)]
     heads = [f"{model}, {way.split(', ')[1]}" for model, way in FOUR]
-    reached = [[kind, str(of("own", WAYS[0], kind, "reached")["n"]), number(100 * of("foreign", WAYS[0], kind, "reached")["known"], 0),
-                *(cell(of(model, way, kind, "reached"), 100) for model, way in FOUR)] for kind in (*kinds, "all")]
-    spoilt = [[name, *(cell(of(model, way, "all", name), *form) for model, way in FOUR)] for name, form in (("flips", (100, 1)), ("skill", (1, 2)), ("IoU", (1, 2)), ("direction", (1, 2)))]
+    reached = [
+        [
+            kind,
+            str(of("own", WAYS[0], kind, "reached")["n"]),
+            number(100 * of("foreign", WAYS[0], kind, "reached")["known"], 0),
+            *(cell(of(model, way, kind, "reached"), 100) for model, way in FOUR),
+        ]
+        for kind in (*kinds, "all")
+    ]
+    spoilt = [
+        [name, *(cell(of(model, way, "all", name), *form) for model, way in FOUR)]
+        for name, form in (("flips", (100, 1)), ("skill", (1, 2)), ("IoU", (1, 2)), ("direction", (1, 2)))
+    ]
     other = list(dict.fromkeys((row["style"], row["kind"]) for row in rows if row["table"] == "exact"))
-    exact = lambda style, kind, model, way: pick(rows, table="exact", style=style, kind=kind, model=model, method=way, name="skill")
-    away = [[style, kind, str(exact(style, kind, *FOUR[0])["n"]), *(cell(exact(style, kind, model, way), digits=2) for model, way in FOUR)] for style, kind in other]
-    drawn = [[style, *(cell(pick(rows, table="drawn as", style=style, model=model, method=way), 100, 0) for model, way in FOUR)] for style in ("adventurer", "lorelei", "mixture")]
+    exact = lambda style, kind, model, way: pick(
+        rows, table="exact", style=style, kind=kind, model=model, method=way, name="skill"
+    )
+    away = [
+        [
+            style,
+            kind,
+            str(exact(style, kind, *FOUR[0])["n"]),
+            *(cell(exact(style, kind, model, way), digits=2) for model, way in FOUR),
+        ]
+        for style, kind in other
+    ]
+    drawn = [
+        [
+            style,
+            *(cell(pick(rows, table="drawn as", style=style, model=model, method=way), 100, 0) for model, way in FOUR),
+        ]
+        for style in ("adventurer", "lorelei", "mixture")
+    ]
     words = list(dict.fromkeys(row["kind"] for row in rows if row["table"] == "known words"))
     cut = lambda kind, way, name: pick(rows, table="known words", kind=kind, method=way, name=name)
-    plain = [[kind, str(cut(kind, WAYS[0], "reached")["n"]), *(cell(cut(kind, way, "reached"), 100) for way in WAYS), *(cell(cut(kind, way, "skill"), digits=2) for way in WAYS)] for kind in words]
-    return ("**Adventurer**, wishes reached in per cent, judged by the oracle. *Words known*: the share of these wishes whose words the foreign model was trained with.\n\n"
-            + markdown(["edit", "n", "words known, %", *heads], reached) + "\n\nAll edits; flips in per cent:\n\n" + markdown(["", *heads], spoilt)
-            + f"\n\nWhich style the first {pick(rows, table='drawn as', style='mixture', model='own', method=WAYS[0])['n']} edits are drawn in, in per cent (the style of the nearest image in EfficientNet-Lite0's features):\n\n"
-            + markdown(["drawn as", *heads], drawn) + "\n\nThe foreign model asked only for what it has words for, with captions that say nothing else: what is left of its failure is not due to unknown words.\n\n"
-            + markdown(["edit", "n", "reached, plain, %", "reached, paired, %", "skill, plain", "skill, paired"], plain)
-            + "\n\n**The other styles** have no oracle, but the renderer draws some exact answers; skill against them (0: a copy of the input, 1: the answer, below 0: further from it than the input was):\n\n"
-            + markdown(["style", "edit", "n", *heads], away))
+    plain = [
+        [
+            kind,
+            str(cut(kind, WAYS[0], "reached")["n"]),
+            *(cell(cut(kind, way, "reached"), 100) for way in WAYS),
+            *(cell(cut(kind, way, "skill"), digits=2) for way in WAYS),
+        ]
+        for kind in words
+    ]
+    return (
+        "**Adventurer**, wishes reached in per cent, judged by the oracle. *Words known*: the share of these wishes whose words the foreign model was trained with.\n\n"
+        + markdown(["edit", "n", "words known, %", *heads], reached)
+        + "\n\nAll edits; flips in per cent:\n\n"
+        + markdown(["", *heads], spoilt)
+        + f"\n\nWhich style the first {pick(rows, table='drawn as', style='mixture', model='own', method=WAYS[0])['n']} edits are drawn in, in per cent (the style of the nearest image in EfficientNet-Lite0's features):\n\n"
+        + markdown(["drawn as", *heads], drawn)
+        + "\n\nThe foreign model asked only for what it has words for, with captions that say nothing else: what is left of its failure is not due to unknown words.\n\n"
+        + markdown(["edit", "n", "reached, plain, %", "reached, paired, %", "skill, plain", "skill, paired"], plain)
+        + "\n\n**The other styles** have no oracle, but the renderer draws some exact answers; skill against them (0: a copy of the input, 1: the answer, below 0: further from it than the input was):\n\n"
+        + markdown(["style", "edit", "n", *heads], away)
+    )
 
 
 def unread(rows: list[dict]) -> str:
     "What the foreign model never read a word of, where there is anything."
-    kinds = [row["kind"] for row in rows if row["table"] == "benchmark" and row["model"] == "foreign" and row["method"] == WAYS[0] and row["name"] == "reached" and not row["known"]]
-    return f"* No caption of the foreign model's training named the wishes of: {', '.join(kinds)}. There it fails at the text, too, where Stable Diffusion would have known the words.\n" if kinds else ""
+    kinds = [
+        row["kind"]
+        for row in rows
+        if row["table"] == "benchmark"
+        and row["model"] == "foreign"
+        and row["method"] == WAYS[0]
+        and row["name"] == "reached"
+        and not row["known"]
+    ]
+    return (
+        f"* No caption of the foreign model's training named the wishes of: {', '.join(kinds)}. There it fails at the text, too, where Stable Diffusion would have known the words.\n"
+        if kinds
+        else ""
+    )
 
 
 def verdict(rows: list[dict]) -> str:
     "Figures 7 and 8 in a sentence or two, as far as the numbers carry them."
-    of = lambda model, way, kind="all": pick(rows, table="benchmark", model=model, method=way, kind=kind, name="reached")
+    of = lambda model, way, kind="all": pick(
+        rows, table="benchmark", model=model, method=way, kind=kind, name="reached"
+    )
     parts = []
     for way in WAYS:
-        said = {1: "more, by more than the intervals", -1: "fewer, by more than the intervals", 0: "and the intervals overlap"}[order(of("own", way), of("foreign", way))]
-        parts.append(f"{way.split(', ')[1]} decoding: the foreign model reaches {cell(of('foreign', way), 100)} % of the wishes, the model of these portraits {cell(of('own', way), 100)} % ({said})")
-    skill = lambda table, way, **where: number(pick(rows, table=table, kind="hair color", method=way, name="skill", **where)["value"], 2)
-    two = lambda table, **where: f"{skill(table, WAYS[0], **where)} plainly and {skill(table, WAYS[1], **where)} in pairs"
-    home = (f"Skill at hair colour, decoded {two('exact', style='mixture', model='foreign')}, is what the foreign model has at home; {two('benchmark', model='foreign')} on adventurer. The own model has "
-            f"{two('benchmark', model='own')} on adventurer, its home, and {two('exact', style='mixture', model='own')} on the mixture. So compare each with itself, abroad and at home: they are not equally good there, for a "
-            "caption of the mixture's few tags leaves most of the picture open.")
+        said = {
+            1: "more, by more than the intervals",
+            -1: "fewer, by more than the intervals",
+            0: "and the intervals overlap",
+        }[order(of("own", way), of("foreign", way))]
+        parts.append(
+            f"{way.split(', ')[1]} decoding: the foreign model reaches {cell(of('foreign', way), 100)} % of the wishes, the model of these portraits {cell(of('own', way), 100)} % ({said})"
+        )
+    skill = lambda table, way, **where: number(
+        pick(rows, table=table, kind="hair color", method=way, name="skill", **where)["value"], 2
+    )
+    two = lambda table, **where: (
+        f"{skill(table, WAYS[0], **where)} plainly and {skill(table, WAYS[1], **where)} in pairs"
+    )
+    home = (
+        f"Skill at hair colour, decoded {two('exact', style='mixture', model='foreign')}, is what the foreign model has at home; {two('benchmark', model='foreign')} on adventurer. The own model has "
+        f"{two('benchmark', model='own')} on adventurer, its home, and {two('exact', style='mixture', model='own')} on the mixture. So compare each with itself, abroad and at home: they are not equally good there, for a "
+        "caption of the mixture's few tags leaves most of the picture open."
+    )
     psnr = lambda model, style: number(pick(rows, table="reconstruction", model=model, style=style)["value"])
-    return (f"With {'; with '.join(parts)}.\n\n{home}\n\nThe foreign autoencoder alone gives {psnr('foreign', 'mixture')} dB at home, {psnr('foreign', 'adventurer')} dB on adventurer and {psnr('foreign', 'lorelei')} dB on "
-            f"lorelei; the own one {psnr('own', 'adventurer')} dB on adventurer, where it is at home, {psnr('own', 'mixture')} dB on the mixture and {psnr('own', 'lorelei')} dB on lorelei. "
-            "So *foreign* is a relation: where the model of figure 8 leaves its style, it is the foreign one.")
+    return (
+        f"With {'; with '.join(parts)}.\n\n{home}\n\nThe foreign autoencoder alone gives {psnr('foreign', 'mixture')} dB at home, {psnr('foreign', 'adventurer')} dB on adventurer and {psnr('foreign', 'lorelei')} dB on "
+        f"lorelei; the own one {psnr('own', 'adventurer')} dB on adventurer, where it is at home, {psnr('own', 'mixture')} dB on the mixture and {psnr('own', 'lorelei')} dB on lorelei. "
+        "So *foreign* is a relation: where the model of figure 8 leaves its style, it is the foreign one."
+    )
 
 # %% ../../nbs/report/figures_page.ipynb #2d2f8acc
 def text(
@@ -163,15 +278,39 @@ def text(
 ) -> str:
     "The report, as Markdown."
     rows, config, machine = scores["rows"], record["config"], record["hardware"]
-    shown = {what["file"]: f"Rows: {'; '.join(what['rows'])}. Test seeds: {', '.join(str(column['seed']) for column in what['columns'])}." for what in pictures}
+    shown = {
+        what[
+            "file"
+        ]: f"Rows: {'; '.join(what['rows'])}. Test seeds: {', '.join(str(column['seed']) for column in what['columns'])}."
+        for what in pictures
+    }
     picture = lambda name, title: f"![{title}]({where}/{name}.jpg)\n\n*{shown[name + '.jpg']}*"
-    of = lambda value: "none" if value == [] else "not recorded" if value in (None, "") else ", ".join(value) if isinstance(value, list) else f"{value:g}" if isinstance(value, float) else str(value)
-    made = [[what, *(of(scores["models"][key][field]) for key in ("own", "foreign"))] for what, field in (
-        ("trained on", "data"), ("images", "images"), ("UNet's steps, all rounds", "steps"), ("UNet's seconds, all rounds", "seconds"), ("graphics card", "gpu"), ("tags it was told", "words"))]
+    of = lambda value: (
+        "none"
+        if value == []
+        else "not recorded"
+        if value in (None, "")
+        else ", ".join(value)
+        if isinstance(value, list)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+    made = [
+        [what, *(of(scores["models"][key][field]) for key in ("own", "foreign"))]
+        for what, field in (
+            ("trained on", "data"),
+            ("images", "images"),
+            ("UNet's steps, all rounds", "steps"),
+            ("UNet's seconds, all rounds", "seconds"),
+            ("graphics card", "gpu"),
+            ("tags it was told", "words"),
+        )
+    ]
     return f"""# Preliminary experiments
 
 Section 4.1 of the paper and figures 6, 7 and 8, on drawings. Made from the record of one run ([run.json]({where}/run.json), [scores.json]({where}/scores.json)) by `nbs/report_paper_figures.ipynb`; the run is
-`papermill nbs/paper_figures.ipynb out.ipynb -r run_id {record['run_id']}`. Brackets are 95 % intervals, clustered by source image.
+`papermill nbs/paper_figures.ipynb out.ipynb -r run_id {record["run_id"]}`. Brackets are 95 % intervals, clustered by source image.
 
 **Stand-ins.** No pretrained StyleGAN2, Stable Diffusion, face photograph or manga page is used here. Adventurer portraits stand for the images that one wants to edit; lorelei, black lines on white, for manga; a
 latent diffusion model trained on eight other drawing styles, which hold neither, for Stable Diffusion trained on LAION. All images have 64 pixels. The shift between two drawing styles is not that
@@ -225,7 +364,7 @@ The same images and prompts, with the model trained on adventurer. Lorelei is fo
 * The mapper learned from rendered pairs, optimisation and directions from CLIP alone, SDEdit from captioned images. The generator was trained without a graphics card; a better one would help all three.
 * Latent optimisation was asked for {pick(rows, table="benchmark", model="own", method="latent optimisation", kind="all", name="reached")["n"]} edits, the others for {config["rows"]}.
 
-Run {record['run_id']}: {record['start'][:10]}, commit {(record['git']['sha'] or 'unknown')[:10]}, {machine['cores']} cores{''.join(', ' + gpu['name'] for gpu in machine['gpu'])}, {record['wall_seconds'] / 60:.0f} minutes.
+Run {record["run_id"]}: {record["start"][:10]}, commit {(record["git"]["sha"] or "unknown")[:10]}, {machine["cores"]} cores{"".join(", " + gpu["name"] for gpu in machine["gpu"])}, {record["wall_seconds"] / 60:.0f} minutes.
 """
 
 
@@ -235,15 +374,33 @@ def figure(
     "Wishes reached by both models, kind by kind."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    kinds = [kind for kind in (*KINDS, "all") if any(row["table"] == "benchmark" and row["kind"] == kind for row in rows)]
+
+    kinds = [
+        kind for kind in (*KINDS, "all") if any(row["table"] == "benchmark" and row["kind"] == kind for row in rows)
+    ]
     page = Figure(figsize=(8, 3), dpi=100, layout="constrained")
     FigureCanvasAgg(page)
     axes, colors = page.subplots(), ("#f4a582", "#b2182b", "#92c5de", "#2166ac")
     for k, ((model, way), color) in enumerate(zip(FOUR, colors)):
         some = [pick(rows, table="benchmark", model=model, method=way, kind=kind, name="reached") for kind in kinds]
         values = [100 * float(row["value"]) for row in some]
-        ends = [[max(0.0, sign * (100 * float(row[end]) - value)) if math.isfinite(float(row[end])) else 0.0 for row, value in zip(some, values)] for sign, end in ((-1, "low"), (1, "high"))]
-        axes.bar([i + 0.2 * k for i in range(len(kinds))], values, 0.18, yerr=ends, color=color, ecolor="#444444", capsize=2, label=f"{model} model, {way.split(', ')[1]}")
+        ends = [
+            [
+                max(0.0, sign * (100 * float(row[end]) - value)) if math.isfinite(float(row[end])) else 0.0
+                for row, value in zip(some, values)
+            ]
+            for sign, end in ((-1, "low"), (1, "high"))
+        ]
+        axes.bar(
+            [i + 0.2 * k for i in range(len(kinds))],
+            values,
+            0.18,
+            yerr=ends,
+            color=color,
+            ecolor="#444444",
+            capsize=2,
+            label=f"{model} model, {way.split(', ')[1]}",
+        )
     axes.set_xticks([i + 0.3 for i in range(len(kinds))], kinds)
     axes.set(ylabel="wishes reached, %", ylim=(0, 105))
     axes.spines[["top", "right"]].set_visible(False)
@@ -261,5 +418,7 @@ def write_report(
     run, folder = Path(run).resolve(), Path(folder).resolve()
     record, scores, pictures = read_record(run)
     atomic_write(folder / "figures" / "preliminary.jpg", figure(scores["rows"]))
-    words = text(record, scores, pictures, Path(os.path.relpath(run, folder)).as_posix()) + section(run.parent / "pretrained", folder)
+    words = text(record, scores, pictures, Path(os.path.relpath(run, folder)).as_posix()) + section(
+        run.parent / "pretrained", folder
+    )
     return atomic_write(folder / "preliminary.md", words)

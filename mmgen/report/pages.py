@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..benchmark.counterfactuals import ROWS, SHA256, UNSEEN, VERSION
+from ..base.files import atomic_write, repo_root
 from ..base.images import image_grid
+from ..base.weights import packaged
+from ..benchmark.counterfactuals import ROWS, SHA256, UNSEEN, VERSION
 from ..data.edits import KINDS
 from ..data.portraits import MIXTURE, SPLITS, held_out, is_held_out, members, render, sample, seeds, table, tags
-from ..base.files import atomic_write, repo_root
 from ..jobs.registry import PRESETS, preset_table
 from .conclusion import training_runs
 from .dumps import dump_section
 from .plots import save_bars
 from .tables import clock, markdown, percent, whole
-from ..base.weights import packaged
 
 # %% ../../nbs/report/pages.ipynb #ba53f9f1
 COUNTED = 2_000  # portraits
@@ -32,8 +32,12 @@ COUNTED = 2_000  # portraits
 
 def _sheet(path, columns=12):
     "A row of portraits for each style, of the first training seeds."
-    rows = [render(sample(seed, style), 64) for style in ("adventurer", "adventurer", "lorelei", MIXTURE) for seed in seeds(columns, "train")]
-    rows[columns:2 * columns] = [render(sample(seed), 64) for seed in seeds(columns, "train", start=columns)]
+    rows = [
+        render(sample(seed, style), 64)
+        for style in ("adventurer", "adventurer", "lorelei", MIXTURE)
+        for seed in seeds(columns, "train")
+    ]
+    rows[columns : 2 * columns] = [render(sample(seed), 64) for seed in seeds(columns, "train", start=columns)]
     buffer = BytesIO()
     Image.fromarray(image_grid(np.stack(rows), columns)).save(buffer, "JPEG", quality=70)
     atomic_write(path, buffer.getvalue())
@@ -41,7 +45,9 @@ def _sheet(path, columns=12):
 
 def write_dataset(
     folder: str | Path,  # of the report
-    dump: str | Path | None = None,  # folder of a run of prepare_danbooru; None: the one in the repository, of a synthetic dump
+    dump: str
+    | Path
+    | None = None,  # folder of a run of prepare_danbooru; None: the one in the repository, of a synthetic dump
 ) -> str:
     "Writes dataset.md and its figures; the text."
     folder = Path(folder)
@@ -50,29 +56,60 @@ def write_dataset(
     counts = Counter(tag for some in found for tag in some)
     shares = {tag: 100 * n / COUNTED for tag, n in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))}
     top = dict(list(shares.items())[:60])
-    save_bars(folder / "figures" / "dataset-tags.svg", top, f"share of portraits, % (the {len(top)} most frequent of {len(shares)} tags)", 3)
+    save_bars(
+        folder / "figures" / "dataset-tags.svg",
+        top,
+        f"share of portraits, % (the {len(top)} most frequent of {len(shares)} tags)",
+        3,
+    )
     _sheet(folder / "figures" / "dataset-sheet.jpg")
-    splits = [[split, f"{whole(low)} – {whole(high - 1)}", percent(np.mean([is_held_out(face) for face in faces[split]]))] for split, (low, high) in SPLITS.items()]
-    styles = [[style, str(len(table(style)["parts"])), str(sum(map(len, table(style)["parts"].values()))), ", ".join(f"{slot.replace('_', ' ')} {len(names)}" for slot, names in table(style)["colors"].items()) or "–",
-               "what models are trained on and edit" if style == "adventurer" else "another domain: black-and-white manga" if style == "lorelei" else "mixture: another domain"]
-              for style in ("adventurer", "lorelei", *members(MIXTURE))]
+    splits = [
+        [split, f"{whole(low)} – {whole(high - 1)}", percent(np.mean([is_held_out(face) for face in faces[split]]))]
+        for split, (low, high) in SPLITS.items()
+    ]
+    styles = [
+        [
+            style,
+            str(len(table(style)["parts"])),
+            str(sum(map(len, table(style)["parts"].values()))),
+            ", ".join(f"{slot.replace('_', ' ')} {len(names)}" for slot, names in table(style)["colors"].items())
+            or "–",
+            "what models are trained on and edit"
+            if style == "adventurer"
+            else "another domain: black-and-white manga"
+            if style == "lorelei"
+            else "mixture: another domain",
+        ]
+        for style in ("adventurer", "lorelei", *members(MIXTURE))
+    ]
     kinds = [[kind, str(ROWS), str(UNSEEN), ", ".join(wishes)] for kind, (_, wishes) in KINDS.items()]
-    text = "\n\n".join([
-        "# Data set",
-        f"The paper took 300 000 images of Danbooru2017 with 37 tags each on average (section 4.2). **These portraits stand in for them**: a renderer draws faces from named options, so every tag is true and every edit has an exact answer. "
-        f"They have {np.mean([len(some) for some in found]):.1f} tags each on average (over {whole(COUNTED)} training portraits), in Danbooru's vocabulary where it has a word. What they lack is variety: one pose, flat colours, a white background, 64 pixels.",
-        "![Sample portraits of three styles](figures/dataset-sheet.jpg)",
-        "*The first training seeds: adventurer (two rows), lorelei, the mixture of other styles.*",
-        "## Tags", "![Share of portraits that have each tag](figures/dataset-tags.svg)",
-        "## Splits", "A portrait is its seed, so splits are ranges of seeds; any number of portraits can be drawn from each.",
-        markdown(["split", "seeds", f"held-out combinations, % of {whole(COUNTED)}"], splits, "llr"),
-        f"{len(held_out())} combinations of attributes occur in no training or validation portrait, so that edits of unseen faces can be measured: "
-        + "; ".join(sorted(" + ".join(sorted(some)) for some in held_out())) + ".",
-        "## Styles", markdown(["style", "parts", "variants", "named colours", "used as"], styles, "lrrll"),
-        "Artists and licences are in [data/README.md](../data/README.md).",
-        "## The benchmark", f"Version {VERSION}, SHA-256 `{SHA256[:16]}…`: {whole(len(KINDS) * (ROWS + UNSEEN))} edits of test portraits.",
-        markdown(["kind of edit", "rows", "unseen combinations", "wishes"], kinds, "lrrl"),
-        *dump_section(dump or repo_root() / "reports" / "runs" / "danbooru-synthetic", folder)]) + "\n"
+    text = (
+        "\n\n".join(
+            [
+                "# Data set",
+                f"The paper took 300 000 images of Danbooru2017 with 37 tags each on average (section 4.2). **These portraits stand in for them**: a renderer draws faces from named options, so every tag is true and every edit has an exact answer. "
+                f"They have {np.mean([len(some) for some in found]):.1f} tags each on average (over {whole(COUNTED)} training portraits), in Danbooru's vocabulary where it has a word. What they lack is variety: one pose, flat colours, a white background, 64 pixels.",
+                "![Sample portraits of three styles](figures/dataset-sheet.jpg)",
+                "*The first training seeds: adventurer (two rows), lorelei, the mixture of other styles.*",
+                "## Tags",
+                "![Share of portraits that have each tag](figures/dataset-tags.svg)",
+                "## Splits",
+                "A portrait is its seed, so splits are ranges of seeds; any number of portraits can be drawn from each.",
+                markdown(["split", "seeds", f"held-out combinations, % of {whole(COUNTED)}"], splits, "llr"),
+                f"{len(held_out())} combinations of attributes occur in no training or validation portrait, so that edits of unseen faces can be measured: "
+                + "; ".join(sorted(" + ".join(sorted(some)) for some in held_out()))
+                + ".",
+                "## Styles",
+                markdown(["style", "parts", "variants", "named colours", "used as"], styles, "lrrll"),
+                "Artists and licences are in [data/README.md](../data/README.md).",
+                "## The benchmark",
+                f"Version {VERSION}, SHA-256 `{SHA256[:16]}…`: {whole(len(KINDS) * (ROWS + UNSEEN))} edits of test portraits.",
+                markdown(["kind of edit", "rows", "unseen combinations", "wishes"], kinds, "lrrl"),
+                *dump_section(dump or repo_root() / "reports" / "runs" / "danbooru-synthetic", folder),
+            ]
+        )
+        + "\n"
+    )
     atomic_write(folder / "dataset.md", text)
     return text
 
@@ -81,7 +118,7 @@ def deviations() -> str:
     "The tables of jobs/registry that set the paper, the original code and mmgen side by side."
     cells = json.loads((repo_root() / "nbs" / "jobs/registry.ipynb").read_text("utf-8"))["cells"]
     text = next(text for cell in cells if "| field | the paper |" in (text := "".join(cell["source"])))
-    return text[text.index("`paper` follows"):].strip()
+    return text[text.index("`paper` follows") :].strip()
 
 
 def made_by() -> str:
@@ -94,10 +131,25 @@ def made_by() -> str:
             pick = lambda key: settled.get(key) or config.get(key)
             size = sum(v for k, v in record["parameters"].items() if k != "all") if record["parameters"] else None
             gpus = [gpu["name"] for gpu in record["hardware"]["gpu"]]
-            rows.append([name + (f", round {number} of {len(records)}" if len(records) > 1 else ""), config.get("preset") or "–", whole(config["images"]) if config.get("images") else "–",
-                         whole(more["steps"]) if more.get("steps") else "–", str(pick("batch_size") or "–"), " ".join(str(v) for v in (pick("optimizer"), pick("lr")) if v) or "–",
-                         whole(size) if size else "–", clock(record["wall_seconds"]), ", ".join(gpus) or f"{record['hardware']['cores']} cores", record["start"][:10]])
-    return markdown(["weights", "preset", "images", "steps", "batch", "optimiser", "parameters", "took", "on", "date"], rows, "llrrrlrrll")
+            rows.append(
+                [
+                    name + (f", round {number} of {len(records)}" if len(records) > 1 else ""),
+                    config.get("preset") or "–",
+                    whole(config["images"]) if config.get("images") else "–",
+                    whole(more["steps"]) if more.get("steps") else "–",
+                    str(pick("batch_size") or "–"),
+                    " ".join(str(v) for v in (pick("optimizer"), pick("lr")) if v) or "–",
+                    whole(size) if size else "–",
+                    clock(record["wall_seconds"]),
+                    ", ".join(gpus) or f"{record['hardware']['cores']} cores",
+                    record["start"][:10],
+                ]
+            )
+    return markdown(
+        ["weights", "preset", "images", "steps", "batch", "optimiser", "parameters", "took", "on", "date"],
+        rows,
+        "llrrrlrrll",
+    )
 
 
 def write_settings(
@@ -105,9 +157,22 @@ def write_settings(
 ) -> str:
     "Writes settings.md; the text."
     jobs = [f"<details><summary>{job}</summary>\n\n{preset_table(job)}\n\n</details>" for job in PRESETS]
-    text = "\n\n".join(["# Settings", "How models are trained (section 4.3): `paper` is the paper's setting to the letter, `small` what two CPU cores can do and what the numbers of these reports come from.",
-                        "## What the packaged weights were trained with", "From the record of each run (`mmgen/packaged/*/run*.json`). Most runs end by the clock; steps are given where the record has them.", made_by(),
-                        "## The paper's setting, and where this differs", deviations(), "## Presets of each job",
-                        "Every field in every preset; any of them can be set by papermill, such as `papermill nbs/train_ldm.ipynb out.ipynb -p batch_size 32`.", *jobs]) + "\n"
+    text = (
+        "\n\n".join(
+            [
+                "# Settings",
+                "How models are trained (section 4.3): `paper` is the paper's setting to the letter, `small` what two CPU cores can do and what the numbers of these reports come from.",
+                "## What the packaged weights were trained with",
+                "From the record of each run (`mmgen/packaged/*/run*.json`). Most runs end by the clock; steps are given where the record has them.",
+                made_by(),
+                "## The paper's setting, and where this differs",
+                deviations(),
+                "## Presets of each job",
+                "Every field in every preset; any of them can be set by papermill, such as `papermill nbs/train_ldm.ipynb out.ipynb -p batch_size 32`.",
+                *jobs,
+            ]
+        )
+        + "\n"
+    )
     atomic_write(Path(folder) / "settings.md", text)
     return text

@@ -15,11 +15,30 @@ from .records import Evidence, curve, editing, family, label, name_of, select, v
 
 # %% ../../nbs/report/plots.ipynb #e8d5bdaf
 INK, GRID = "#24292f", "#d0d7de"  # written as variables that follow the reader's light or dark page
-_STYLE = ("<style>:root{--ink:#24292f;--grid:#d0d7de}@media(prefers-color-scheme:dark){:root{--ink:#d1d7de;--grid:#3d444d}}"
-          "text{font-family:system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif !important}</style>")
-_SETTINGS = {"svg.hashsalt": "mmgen", "svg.fonttype": "none", "font.size": 10, "font.sans-serif": ["DejaVu Sans"], "axes.edgecolor": GRID, "axes.labelcolor": INK, "text.color": INK,
-             "xtick.color": GRID, "ytick.color": GRID, "xtick.labelcolor": INK, "ytick.labelcolor": INK, "grid.color": GRID, "axes.grid": True,
-             "grid.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "axes.axisbelow": True}
+_STYLE = (
+    "<style>:root{--ink:#24292f;--grid:#d0d7de}@media(prefers-color-scheme:dark){:root{--ink:#d1d7de;--grid:#3d444d}}"
+    "text{font-family:system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif !important}</style>"
+)
+_SETTINGS = {
+    "svg.hashsalt": "mmgen",
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "font.sans-serif": ["DejaVu Sans"],
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": GRID,
+    "axes.grid": True,
+    "grid.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "axes.axisbelow": True,
+}
 
 
 def save_svg(
@@ -31,6 +50,7 @@ def save_svg(
     "Draws a figure into an SVG file that is the same, byte for byte, each time."
     import matplotlib
     from matplotlib.figure import Figure
+
     buffer = io.StringIO()
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_SETTINGS}):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -43,8 +63,11 @@ def save_svg(
     return atomic_write(path, "\n".join(line.strip() for line in text.splitlines()) + "\n")
 
 # %% ../../nbs/report/plots.ipynb #2fbc4bca
-COLOURS = {"latent diffusion": ("#1f77d0", "#17a2a2", "#5b5bd6", "#2ea043", "#0b84a5", "#7a9a01", "#8250df"), "StyleCLIP": ("#e8710a", "#d1242f", "#c2410c", "#db61a2"),
-           "–": ("#8c959f",)}
+COLOURS = {
+    "latent diffusion": ("#1f77d0", "#17a2a2", "#5b5bd6", "#2ea043", "#0b84a5", "#7a9a01", "#8250df"),
+    "StyleCLIP": ("#e8710a", "#d1242f", "#c2410c", "#db61a2"),
+    "–": ("#8c959f",),
+}
 MARKERS = "osD^vPX*<>p"
 
 
@@ -53,18 +76,27 @@ def looks(
 ) -> dict[str, dict]:
     "Colour and marker of each Editor, colours of its family in turn; with other options it has the same ones and another line."
     names, found = {}, {}
-    for spec in specs: names.setdefault(family(spec), {}).setdefault(name_of(spec), []).append(spec)
+    for spec in specs:
+        names.setdefault(family(spec), {}).setdefault(name_of(spec), []).append(spec)
     for of, members in names.items():
         for number, variants in enumerate(members.values()):
             for variant, spec in enumerate(variants):
-                found[spec] = {"color": COLOURS[of][number % len(COLOURS[of])], "marker": MARKERS[number % len(MARKERS)], "ls": ("-", "--", ":", "-.")[variant % 4]}
+                found[spec] = {
+                    "color": COLOURS[of][number % len(COLOURS[of])],
+                    "marker": MARKERS[number % len(MARKERS)],
+                    "ls": ("-", "--", ":", "-.")[variant % 4],
+                }
     return {spec: found[spec] for spec in specs}
 
 
 def draw_curves(
     figure,  # of matplotlib
     found: Evidence,
-    across: tuple[str, str, float] = ("flips", "attributes flipped that nobody asked to change, %", 100),  # score, title, factor; or strength
+    across: tuple[str, str, float] = (
+        "flips",
+        "attributes flipped that nobody asked to change, %",
+        100,
+    ),  # score, title, factor; or strength
     up: tuple[str, str, float] = ("reached", "edits reached, %", 100),
     lowest: float | None = None,  # values below are drawn at the edge
 ) -> None:
@@ -72,17 +104,23 @@ def draw_curves(
     specs = editing(select(found))
     axes = figure.subplots()
     for spec, look in looks(specs).items():
-        rows = [r for r in curve(found, spec) if value(r, up[0]) is not None and (across[0] == "strength" or value(r, across[0]) is not None)]
+        rows = [
+            r
+            for r in curve(found, spec)
+            if value(r, up[0]) is not None and (across[0] == "strength" or value(r, across[0]) is not None)
+        ]
         x = [(r["strength"] if across[0] == "strength" else value(r, across[0])) * across[2] for r in rows]
         y = [max(value(r, up[0]) * up[2], lowest if lowest is not None else -1e9) for r in rows]
         axes.plot(x, y, lw=1.6, ms=4, label=label(spec), **look)
         for row, a, b in zip(rows, x, y):
-            if row["own"]: axes.plot(a, b, marker="o", ms=10, mfc="none", mec=look["color"], mew=1.5)
+            if row["own"]:
+                axes.plot(a, b, marker="o", ms=10, mfc="none", mec=look["color"], mew=1.5)
     if across[0] != "strength":
-        axes.set_xscale("function", functions=(lambda v: abs(v)**0.5, lambda v: v**2))
+        axes.set_xscale("function", functions=(lambda v: abs(v) ** 0.5, lambda v: v**2))
         axes.set_xticks([0, 1, 2, 5, 10, 20, 40, 80])
         axes.set_xlim(0, max((max(line.get_xdata(), default=0) for line in axes.lines), default=0) * 1.1 + 1)
-    if lowest is not None: axes.set_ylim(lowest - 0.05)
+    if lowest is not None:
+        axes.set_ylim(lowest - 0.05)
     axes.set(xlabel=across[1], ylabel=up[1])
     figure.legend(loc="outside lower center", ncols=3, fontsize=9)
 
@@ -93,9 +131,18 @@ def curves(
 ) -> dict[str, str]:  # file name -> what it shows, for those who cannot see it
     "Writes reached against flips, and skill over strength."
     save_svg(Path(folder) / "results-curves.svg", lambda figure: draw_curves(figure, found), 6.6, 5)
-    save_svg(Path(folder) / "results-skill.svg", lambda figure: draw_curves(figure, found, ("strength", "strength", 1), ("skill", "skill (1 exact, 0 copy)", 1), -0.5), 6.6, 4.6)
-    return {"results-curves.svg": "Edits reached against attributes flipped, a curve over strengths for each method",
-            "results-skill.svg": "Skill over strength, a curve for each method"}
+    save_svg(
+        Path(folder) / "results-skill.svg",
+        lambda figure: draw_curves(
+            figure, found, ("strength", "strength", 1), ("skill", "skill (1 exact, 0 copy)", 1), -0.5
+        ),
+        6.6,
+        4.6,
+    )
+    return {
+        "results-curves.svg": "Edits reached against attributes flipped, a curve over strengths for each method",
+        "results-skill.svg": "Skill over strength, a curve for each method",
+    }
 
 # %% ../../nbs/report/plots.ipynb #bf83798e
 def save_bars(
@@ -111,10 +158,11 @@ def save_bars(
 
     def draw(figure):
         for number, axes in enumerate(figure.subplots(1, columns, sharex=True, squeeze=False)[0]):
-            some = names[number * each:(number + 1) * each]
+            some = names[number * each : (number + 1) * each]
             axes.barh(some, [counts[name] for name in some], color=colour, height=0.7)
             axes.set_ylim(each - 0.4, -0.6)
             axes.grid(axis="y", visible=False)
             axes.tick_params(length=0)
         figure.supxlabel(title, fontsize=10)
+
     return save_svg(path, draw, 3.2 * columns if columns > 1 else 6, 0.19 * each + 0.6)

@@ -9,9 +9,9 @@ __all__ = ['MEASURES', 'section']
 import os
 from pathlib import Path
 
+from ..base.runs import load_run, verify_run
 from ..paper_figures.published import FIGURES
 from .tables import levels, markdown, ratio
-from ..base.runs import load_run, verify_run
 
 # %% ../../nbs/report/published_page.ipynb #39d72ca4
 MEASURES = ("CLIP score", "CLIP direction", "change, %")
@@ -23,20 +23,53 @@ def section(
 ) -> str:  # "" where there is no run that shows anything
     "Figures 6 and 7 on published weights, as Markdown; RunError where the record was changed by hand."
     run = Path(run).resolve()
-    if not (run / "run.json").is_file() or load_run(run)["status"] != "completed" or "random" in load_run(run)["config"].values(): return ""
+    if (
+        not (run / "run.json").is_file()
+        or load_run(run)["status"] != "completed"
+        or "random" in load_run(run)["config"].values()
+    ):
+        return ""
     record = verify_run(run, ("scores.json", *(f"{name}.jpg" for name in FIGURES)))
-    config, data, where = record["config"], record["data"], Path(os.path.relpath(run, Path(folder).resolve())).as_posix()
+    config, data, where = (
+        record["config"],
+        record["data"],
+        Path(os.path.relpath(run, Path(folder).resolve())).as_posix(),
+    )
     names = ", ".join(f"{field} {about['name']} ({about['fingerprint']})" for field, about in record["weights"].items())
     drawn = [which for which in ("face", "manga") if data[which].startswith("stand-in")]
-    said = f"A drawn portrait stands in for the {' and for the '.join(drawn)}: figures of this run are not the paper's. " if drawn else ""
-    judge = "" if "judge" in record["weights"] else " It is the CLIP that StyleCLIP optimises, which flatters StyleCLIP."
-    of = lambda figure, method, name: next(m for m in record["metrics"] if (m["figure"], m["method"], m["name"]) == (figure, method, name))
+    said = (
+        f"A drawn portrait stands in for the {' and for the '.join(drawn)}: figures of this run are not the paper's. "
+        if drawn
+        else ""
+    )
+    judge = (
+        "" if "judge" in record["weights"] else " It is the CLIP that StyleCLIP optimises, which flatters StyleCLIP."
+    )
+    of = lambda figure, method, name: next(
+        m for m in record["metrics"] if (m["figure"], m["method"], m["name"]) == (figure, method, name)
+    )
     pairs = list(dict.fromkeys((m["figure"], m["method"]) for m in record["metrics"]))
-    body = [[figure.replace("_", " "), method, str(of(figure, method, "change, %")["n"]), *(_number(of(figure, method, name)["value"], form) for name, form in zip(MEASURES, (levels, ratio, levels)))] for figure, method in pairs]
+    body = [
+        [
+            figure.replace("_", " "),
+            method,
+            str(of(figure, method, "change, %")["n"]),
+            *(
+                _number(of(figure, method, name)["value"], form)
+                for name, form in zip(MEASURES, (levels, ratio, levels))
+            ),
+        ]
+        for figure, method in pairs
+    ]
     pictures = "\n\n".join(f"![{name.replace('_', ' ')} on published weights]({where}/{name}.jpg)" for name in FIGURES)
-    return (f"\n## Figures 6 and 7 on published weights\n\nThis section alone uses weights that others published: {names}. Face: {data['face'].removeprefix('stand-in: ')}; manga image: {data['manga'].removeprefix('stand-in: ')}. {said}The run is "
-            f"`papermill nbs/paper_figures_published.ipynb out.ipynb -r run_id {record['run_id']}` ([run.json]({where}/run.json), [scores.json]({where}/scores.json)), {record['wall_seconds'] / 60:.0f} minutes.\n\n{pictures}\n\n"
-            f"Means over the columns, judged by a CLIP; change: of all pixels, in per cent of the range.{judge}\n\n" + markdown(["figure", "method", "n", *MEASURES], body) + "\n")
+    return (
+        f"\n## Figures 6 and 7 on published weights\n\nThis section alone uses weights that others published: {names}. Face: {data['face'].removeprefix('stand-in: ')}; manga image: {data['manga'].removeprefix('stand-in: ')}. {said}The run is "
+        f"`papermill nbs/paper_figures_published.ipynb out.ipynb -r run_id {record['run_id']}` ([run.json]({where}/run.json), [scores.json]({where}/scores.json)), {record['wall_seconds'] / 60:.0f} minutes.\n\n{pictures}\n\n"
+        f"Means over the columns, judged by a CLIP; change: of all pixels, in per cent of the range.{judge}\n\n"
+        + markdown(["figure", "method", "n", *MEASURES], body)
+        + "\n"
+    )
 
 
-def _number(value, form): return "–" if isinstance(value, str) else form(value)  # JSON has no nan and no inf
+def _number(value, form):
+    return "–" if isinstance(value, str) else form(value)  # JSON has no nan and no inf

@@ -12,16 +12,20 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from ..editing.editor import EDITORS
 from ..base.files import repo_root
-from ..base.runs import RunError, load_run, verify_run
+from ..base.runs import verify_run
 from ..base.settings import split_list
+from ..editing.registry import EDITORS
 
 # %% ../../nbs/report/records.ipynb #11000176
 FAMILIES = {"mmgen.ldm": "latent diffusion", "mmgen.stylegan": "StyleCLIP", "mmgen.styleclip": "StyleCLIP"}
 CEILINGS = ("copy-input", "reconstruction", "inversion")  # these do not edit
 ONE_TEXT = ("mapper-green-hair", "mapper-blonde-hair", "mapper-pink-hair")  # mappers that CLIP alone taught one edit
-LEARNED = {"styleclip-mapper": "exact pairs", "instruct": "exact pairs", "styleclip": "CLIP alone"}  # beginning of a name -> of what; the others: captioned images
+LEARNED = {
+    "styleclip-mapper": "exact pairs",
+    "instruct": "exact pairs",
+    "styleclip": "CLIP alone",
+}  # beginning of a name -> of what; the others: captioned images
 
 
 def name_of(
@@ -42,8 +46,10 @@ def family(
     spec: str,  # name[:option=value]...
 ) -> str:  # latent diffusion, StyleCLIP or –
     "The family that an Editor belongs to."
-    if name_of(spec) == "copy-input": return "–"
-    if name_of(spec) in EDITORS: return next((name for module, name in FAMILIES.items() if EDITORS[name_of(spec)].startswith(module)), "–")
+    if name_of(spec) == "copy-input":
+        return "–"
+    if name_of(spec) in EDITORS:
+        return next((name for module, name in FAMILIES.items() if EDITORS[name_of(spec)].startswith(module)), "–")
     return "StyleCLIP" if name_of(spec).startswith("styleclip") else "latent diffusion"
 
 
@@ -51,8 +57,10 @@ def learned_from(
     spec: str,  # name[:option=value]...
 ) -> str:
     "What taught an Editor how to change a picture."
-    if name_of(spec) in CEILINGS: return "–"
-    if name_of(spec) == "styleclip-mapper" and options_in(spec).get("model", "mapper-portraits") in ONE_TEXT: return "CLIP alone"
+    if name_of(spec) in CEILINGS:
+        return "–"
+    if name_of(spec) == "styleclip-mapper" and options_in(spec).get("model", "mapper-portraits") in ONE_TEXT:
+        return "CLIP alone"
     return next((what for start, what in LEARNED.items() if name_of(spec).startswith(start)), "captioned images")
 
 
@@ -71,30 +79,48 @@ class ReportError(ValueError):
 
 class Evidence(NamedTuple):
     "Records of evaluations, and all their rows."
+
     records: list[dict]
     rows: list[dict]  # those of scores.json, each with its `run`
     pictures: dict[str, dict]  # run -> what its pictures.json says
     folder: Path  # of the runs
 
 
-ROW = {"editor": str, "task": str, "strength": (int, float), "own": bool, "kind": str, "prompts": str, "n": int, "failed": int, "scores": dict}
+ROW = {
+    "editor": str,
+    "task": str,
+    "strength": (int, float),
+    "own": bool,
+    "kind": str,
+    "prompts": str,
+    "n": int,
+    "failed": int,
+    "scores": dict,
+}
 
 
 def _json(file, run):
-    try: return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e: raise ReportError(f"Run {run}: {file.name} is not JSON ({e}).") from e
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ReportError(f"Run {run}: {file.name} is not JSON ({e}).") from e
 
 
 def _checked(row, number, run):
     for key, kind in ROW.items():
         if not isinstance(row, dict) or not isinstance(row.get(key), kind):
-            raise ReportError(f"Run {run}: row {number} of scores.json has no {key!r} as evaluate writes it; run evaluate again.")
+            raise ReportError(
+                f"Run {run}: row {number} of scores.json has no {key!r} as evaluate writes it; run evaluate again."
+            )
     for name, value in row["scores"].items():
         if not (isinstance(value, list) and len(value) == 3):
-            raise ReportError(f"Run {run}: row {number} of scores.json: {name!r} must be [value, low, high], not {value!r}; run evaluate again.")
+            raise ReportError(
+                f"Run {run}: row {number} of scores.json: {name!r} must be [value, low, high], not {value!r}; run evaluate again."
+            )
     number = lambda v: float("nan") if v is None else float(v)  # a score that could not be computed is "nan" or null
     scores = {name: [number(v) for v in value] for name, value in row["scores"].items()}
-    if "memory_mib" in row: scores["memory"] = [number(row["memory_mib"])] * 3
+    if "memory_mib" in row:
+        scores["memory"] = [number(row["memory_mib"])] * 3
     return row | {"run": run, "scores": scores}
 
 
@@ -108,14 +134,20 @@ def evidence(
     for run in split_list(runs, str):
         if not (folder / run / "run.json").is_file():
             there = sorted(f.parent.name for f in folder.glob("*/scores.json"))
-            raise ReportError(f"There is no run {run!r} in {folder.parent.name}/{folder.name}; evaluations there: {', '.join(there) or 'none'}.")
+            raise ReportError(
+                f"There is no run {run!r} in {folder.parent.name}/{folder.name}; evaluations there: {', '.join(there) or 'none'}."
+            )
         record = verify_run(folder / run, ("scores.json",))
         if record["name"] != "evaluate" or record["status"] != "completed":
-            raise ReportError(f"Run {run}: a completed evaluate was expected, this is {record['name']}, {record['status']}.")
+            raise ReportError(
+                f"Run {run}: a completed evaluate was expected, this is {record['name']}, {record['status']}."
+            )
         records.append(record)
         rows += [_checked(row, number, run) for number, row in enumerate(_json(folder / run / "scores.json", run))]
-        if (folder / run / "pictures.json").is_file(): pictures[run] = _json(folder / run / "pictures.json", run)
-    if not records: raise ReportError("A report needs at least one run of evaluate, e.g. runs=\"evaluate-500\".")
+        if (folder / run / "pictures.json").is_file():
+            pictures[run] = _json(folder / run / "pictures.json", run)
+    if not records:
+        raise ReportError('A report needs at least one run of evaluate, e.g. runs="evaluate-500".')
     return Evidence(records, rows, pictures, folder)
 
 # %% ../../nbs/report/records.ipynb #192a89b4
@@ -129,9 +161,14 @@ def select(
     "The row of each Editor that answers a question, in the records' order; copies and ceilings first, then by family."
     kept = {}
     for row in found.rows:
-        if (row["task"], row["kind"], row["own"], row["prompts"]) == (task, kind, own, prompts): kept.setdefault(row["editor"], row)
-    order = lambda spec: (CEILINGS.index(name_of(spec)) - 9 if name_of(spec) in CEILINGS else ("latent diffusion", "StyleCLIP", "–").index(family(spec)),
-                          list(EDITORS).index(name_of(spec)) if name_of(spec) in EDITORS else 99)
+        if (row["task"], row["kind"], row["own"], row["prompts"]) == (task, kind, own, prompts):
+            kept.setdefault(row["editor"], row)
+    order = lambda spec: (
+        CEILINGS.index(name_of(spec)) - 9
+        if name_of(spec) in CEILINGS
+        else ("latent diffusion", "StyleCLIP", "–").index(family(spec)),
+        list(EDITORS).index(name_of(spec)) if name_of(spec) in EDITORS else 99,
+    )
     return {spec: kept[spec] for spec in sorted(kept, key=order)}
 
 
@@ -141,8 +178,15 @@ def editing(
     "The Editors that edit; of those that differ in nothing but decoding or the training seed of their model, the first."
     firsts = {}
     for spec in rows:
-        if name_of(spec) in CEILINGS: continue
-        firsts.setdefault((name_of(spec), tuple(sorted((k, v) for k, v in options_in(spec).items() if k not in ("decoding", "model")))), spec)
+        if name_of(spec) in CEILINGS:
+            continue
+        firsts.setdefault(
+            (
+                name_of(spec),
+                tuple(sorted((k, v) for k, v in options_in(spec).items() if k not in ("decoding", "model"))),
+            ),
+            spec,
+        )
     return list(firsts.values())
 
 
@@ -155,7 +199,8 @@ def curve(
     "An Editor's rows over its strengths, weakest first; of its own strength the row that is marked so."
     rows = [r for r in found.rows if (r["editor"], r["task"], r["kind"], r["prompts"]) == (spec, "edit", kind, prompts)]
     at = {}
-    for row in sorted(rows, key=lambda r: not r["own"]): at.setdefault(row["strength"], row)
+    for row in sorted(rows, key=lambda r: not r["own"]):
+        at.setdefault(row["strength"], row)
     return [at[strength] for strength in sorted(at)]
 
 
@@ -170,9 +215,25 @@ def value(
 # %% ../../nbs/report/records.ipynb #daea8f97
 def example() -> list[dict]:
     "Rows of a tiny invented evaluation, for tests and for looking at tables."
-    scores = lambda reached, flips, skill: {name: [v, v - 0.05, v + 0.05] for name, v in (("reached", reached), ("flips", flips), ("skill", skill))}
-    row = lambda spec, strength, own, kind, *s: {"editor": spec, "task": "edit", "strength": strength, "own": own, "kind": kind, "prompts": "tags", "n": 100,
-                                                 "failed": 0, "scores": scores(*s)}
-    return [row("copy-input", 0.0, True, "all", 0.0, 0.0, 0.0), row("sdedit", 0.75, True, "all", 0.97, 0.03, 0.8), row("sdedit", 0.5, False, "all", 0.8, 0.01, 0.7),
-            row("styleclip-mapper", 0.6, True, "all", 0.88, 0.02, 0.2), row("sdedit", 0.75, True, "hair color", 1.0, 0.02, 0.9),
-            row("styleclip-mapper", 0.6, True, "hair color", 0.95, 0.02, 0.95)]
+    scores = lambda reached, flips, skill: {
+        name: [v, v - 0.05, v + 0.05] for name, v in (("reached", reached), ("flips", flips), ("skill", skill))
+    }
+    row = lambda spec, strength, own, kind, *s: {
+        "editor": spec,
+        "task": "edit",
+        "strength": strength,
+        "own": own,
+        "kind": kind,
+        "prompts": "tags",
+        "n": 100,
+        "failed": 0,
+        "scores": scores(*s),
+    }
+    return [
+        row("copy-input", 0.0, True, "all", 0.0, 0.0, 0.0),
+        row("sdedit", 0.75, True, "all", 0.97, 0.03, 0.8),
+        row("sdedit", 0.5, False, "all", 0.8, 0.01, 0.7),
+        row("styleclip-mapper", 0.6, True, "all", 0.88, 0.02, 0.2),
+        row("sdedit", 0.75, True, "hair color", 1.0, 0.02, 0.9),
+        row("styleclip-mapper", 0.6, True, "hair color", 0.95, 0.02, 0.95),
+    ]

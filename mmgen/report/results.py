@@ -11,7 +11,18 @@ from pathlib import Path
 from ..base.files import atomic_write
 from .conclusion import conclusion, machine
 from .records import Evidence, ReportError, label
-from .sections import attributes, ceilings, comparison, cost, decoding, languages, loops, one_text, trade_off, unseen
+from mmgen.report.sections import (
+    attributes,
+    ceilings,
+    comparison,
+    cost,
+    decoding,
+    languages,
+    loops,
+    one_text,
+    trade_off,
+    unseen,
+)
 from .seeds import training_seeds
 from .tables import clock, markdown, percent
 
@@ -22,9 +33,16 @@ def picture_of(
     name: str,  # a file that the record names
 ) -> Path:
     "A picture of a record; ReportError where the record has none of that name."
-    named = {entry["file"] for record in found.records if record["run_id"] == run for entry in (*record["artifacts"], *record["figures"])}
+    named = {
+        entry["file"]
+        for record in found.records
+        if record["run_id"] == run
+        for entry in (*record["artifacts"], *record["figures"])
+    }
     if Path(name).name != name or name not in named or not (found.folder / run / name).is_file():
-        raise ReportError(f"Run {run}: pictures.json names {name!r}, which is no picture of its record; run evaluate again.")
+        raise ReportError(
+            f"Run {run}: pictures.json names {name!r}, which is no picture of its record; run evaluate again."
+        )
     return found.folder / run / name
 
 
@@ -32,14 +50,21 @@ def _failure(one):
     "One failed edit in words."
     said = "reached" if one.get("reached") else "not reached"
     flips = one.get("flips")
-    flipped = "" if flips is None else f", {int(flips)} flipped" if float(flips).is_integer() else f", {percent(float(flips))} % flipped"
+    flipped = (
+        ""
+        if flips is None
+        else f", {int(flips)} flipped"
+        if float(flips).is_integer()
+        else f", {percent(float(flips))} % flipped"
+    )
     return f"{one['kind']} → {one['tag']} (row {one['row']}, seed {one['seed']}): {said}{flipped}"
 
 
 def _linked(found, run, name, folder):
     "Where the report finds a picture of a record; beside other reports than the repository's it is put there."
     there, picture = folder / "runs" / run / name, picture_of(found, run, name)
-    if not there.exists(): atomic_write(there, picture.read_bytes())
+    if not there.exists():
+        atomic_write(there, picture.read_bytes())
     return f"runs/{run}/{name}"
 
 
@@ -52,14 +77,26 @@ def pictures(
     for run, about in found.pictures.items():
         if "first" in about:
             rows, columns = list(map(label, about["first"]["rows"])), about["first"]["columns"]
-            parts += [f"### The first rows, chosen by nobody ({run})", f"![Lines: {', '.join(rows)}; columns: {', '.join(columns)}]({_linked(found, run, about['first']['file'], folder)})",
-                      f"*The first {len(columns)} edits of the benchmark, each method at its own strength.*"]
+            parts += [
+                f"### The first rows, chosen by nobody ({run})",
+                f"![Lines: {', '.join(rows)}; columns: {', '.join(columns)}]({_linked(found, run, about['first']['file'], folder)})",
+                f"*The first {len(columns)} edits of the benchmark, each method at its own strength.*",
+            ]
         if "failures" in about:
-            lines = [[label(spec), "; ".join(map(_failure, some)) or "none"] for spec, some in about["failures"]["editors"].items()]
-            parts += [f"### Failures ({run})", f"![Source, exact answer and result of edits that went wrong, a line for each method]({_linked(found, run, about['failures']['file'], folder)})",
-                      "*Each method's first edits that were not reached or flipped too much else.*",
-                      "<details><summary>What is seen on each line</summary>\n\n" + markdown(["method", "edits"], lines) + "\n\n</details>"]
-    if not parts: parts = ["*These records bring no pictures: an evaluation leaves first.jpg, failures.jpg and pictures.json.*"]
+            lines = [
+                [label(spec), "; ".join(map(_failure, some)) or "none"]
+                for spec, some in about["failures"]["editors"].items()
+            ]
+            parts += [
+                f"### Failures ({run})",
+                f"![Source, exact answer and result of edits that went wrong, a line for each method]({_linked(found, run, about['failures']['file'], folder)})",
+                "*Each method's first edits that were not reached or flipped too much else.*",
+                "<details><summary>What is seen on each line</summary>\n\n"
+                + markdown(["method", "edits"], lines)
+                + "\n\n</details>",
+            ]
+    if not parts:
+        parts = ["*These records bring no pictures: an evaluation leaves first.jpg, failures.jpg and pictures.json.*"]
     return "\n\n".join(["## Pictures", *parts])
 
 # %% ../../nbs/report/results.ipynb #01189d13
@@ -71,14 +108,27 @@ def sources(
     for record in found.records:
         git = record.get("git") or {}
         commit = (git.get("sha") or "–")[:7] + (" + changes" if git.get("dirty") else "")
-        rows.append([f"[{record['run_id']}](runs/{record['run_id']}/run.json)", record["start"][:10], commit, record["config"]["prompts"], str(record["config"]["rows"]),
-                     clock(record["wall_seconds"]), "yes" if "seal" in record else "no, older than seals"])
+        rows.append(
+            [
+                f"[{record['run_id']}](runs/{record['run_id']}/run.json)",
+                record["start"][:10],
+                commit,
+                record["config"]["prompts"],
+                str(record["config"]["rows"]),
+                clock(record["wall_seconds"]),
+                "yes" if "seal" in record else "no, older than seals",
+            ]
+        )
     head = ["run", "date", "commit", "prompts", "rows", "took", "sealed"]
-    judges = dict.fromkeys(f"{name} `{digest}`" for record in found.records for name, digest in (record.get("judges") or {}).items())
+    judges = dict.fromkeys(
+        f"{name} `{digest}`" for record in found.records for name, digest in (record.get("judges") or {}).items()
+    )
     said = f" Judges, with the hash of their weights: {', '.join(judges)}." if judges else ""
-    return ("## Records\n\nThe numbers come from these records of `papermill nbs/evaluate.ipynb`, which are checked against their hashes when the report is made; training times from the records of the packaged weights; "
-            "the second table of ceilings from the files named below it. None is typed in, the conclusion's words included. "
-            f"Machine: {machine(found.records)}.{said}\n\n" + markdown(head, rows, "lllllrl"))
+    return (
+        "## Records\n\nThe numbers come from these records of `papermill nbs/evaluate.ipynb`, which are checked against their hashes when the report is made; training times from the records of the packaged weights; "
+        "the second table of ceilings from the files named below it. None is typed in, the conclusion's words included. "
+        f"Machine: {machine(found.records)}.{said}\n\n" + markdown(head, rows, "lllllrl")
+    )
 
 
 INTRO = """# Results
@@ -95,8 +145,23 @@ def write_results(
 ) -> str:
     "Writes results.md and its figures; the text."
     folder = Path(folder)
-    parts = [INTRO, conclusion(found, (folder / "preliminary.md").is_file()), comparison(found), trade_off(found, folder / "figures"), attributes(found), unseen(found),
-             languages(found), loops(found), decoding(found), one_text(), training_seeds(seeds, found.folder), ceilings(found), cost(found), pictures(found, folder), sources(found)]
+    parts = [
+        INTRO,
+        conclusion(found, (folder / "preliminary.md").is_file()),
+        comparison(found),
+        trade_off(found, folder / "figures"),
+        attributes(found),
+        unseen(found),
+        languages(found),
+        loops(found),
+        decoding(found),
+        one_text(),
+        training_seeds(seeds, found.folder),
+        ceilings(found),
+        cost(found),
+        pictures(found, folder),
+        sources(found),
+    ]
     text = "\n\n".join(filter(None, parts)) + "\n"
     atomic_write(folder / "results.md", text)
     return text

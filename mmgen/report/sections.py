@@ -12,26 +12,43 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.edits import KINDS
-from ..editing.editor import EDITORS, editor_class
 from ..base.files import repo_root
+from ..data.edits import KINDS
+from ..editing.registry import EDITORS, editor_class
 from .conclusion import WRITE, machine
 from .plots import curves
 from .records import CEILINGS, ONE_TEXT, Evidence, curve, editing, label, name_of, options_in, select, value
 from .tables import Column, absent, clock, expand, interval, levels, markdown, percent, plain, ratio, table
 
 # %% ../../nbs/report/sections.ipynb #9cef97be
-EXACT = (Column("reached", percent, "↑", "reached %"), Column("flips", percent, "↓", "flips %"), Column("skill", ratio, "↑"),
-         Column("skill, perceptual", ratio, "↑", "perceptual skill"), Column("IoU", ratio, "↑"), Column("direction", ratio, "↑"))
-PAPER = (Column("FD (*", plain, "↓"), Column("KD (*", plain, "↓"), Column("CLIP score*", plain, "↑"), Column("CLIP direction*", ratio, "↑"),
-         Column("LPIPS*", plain, "↓"), Column("identity", ratio, "↑"))
-ABOUT = {"reached": "the oracle, a classifier that no method was trained against, sees what was asked for", "flips": "attributes that nobody asked to change and that change",
-         "skill": "1 − error of the edit / error of the copied source, in pixels: 1 is the exact answer, 0 a copy, below 0 worse than doing nothing; a mean, so one spoilt portrait costs much",
-         "perceptual skill": "the same in features of EfficientNet-Lite0",
-         "IoU": "share of right pixels among those that change or should (CIE76 ΔE, as PaintBench defines it)", "direction": "cosine of the way that features moved with the way to the exact answer",
-         "FD, KD": "Fréchet and kernel distance to the exact answers, in features of the extractor in brackets (FID only with Inception-v3)",
-         "CLIP score, CLIP direction": "how well CLIP finds the caption in the picture, and the change of captions in the change of pictures",
-         "LPIPS": "perceptual distance to the exact answer, by its published backbone", "identity": "cosine of the face's embedding before and after"}
+EXACT = (
+    Column("reached", percent, "↑", "reached %"),
+    Column("flips", percent, "↓", "flips %"),
+    Column("skill", ratio, "↑"),
+    Column("skill, perceptual", ratio, "↑", "perceptual skill"),
+    Column("IoU", ratio, "↑"),
+    Column("direction", ratio, "↑"),
+)
+PAPER = (
+    Column("FD (*", plain, "↓"),
+    Column("KD (*", plain, "↓"),
+    Column("CLIP score*", plain, "↑"),
+    Column("CLIP direction*", ratio, "↑"),
+    Column("LPIPS*", plain, "↓"),
+    Column("identity", ratio, "↑"),
+)
+ABOUT = {
+    "reached": "the oracle, a classifier that no method was trained against, sees what was asked for",
+    "flips": "attributes that nobody asked to change and that change",
+    "skill": "1 − error of the edit / error of the copied source, in pixels: 1 is the exact answer, 0 a copy, below 0 worse than doing nothing; a mean, so one spoilt portrait costs much",
+    "perceptual skill": "the same in features of EfficientNet-Lite0",
+    "IoU": "share of right pixels among those that change or should (CIE76 ΔE, as PaintBench defines it)",
+    "direction": "cosine of the way that features moved with the way to the exact answer",
+    "FD, KD": "Fréchet and kernel distance to the exact answers, in features of the extractor in brackets (FID only with Inception-v3)",
+    "CLIP score, CLIP direction": "how well CLIP finds the caption in the picture, and the change of captions in the change of pictures",
+    "LPIPS": "perceptual distance to the exact answer, by its published backbone",
+    "identity": "cosine of the face's embedding before and after",
+}
 
 
 def comparison(
@@ -42,16 +59,34 @@ def comparison(
     exact, without = table(chosen, EXACT)
     like, missing = table(chosen, PAPER)
     notes = list(dict.fromkeys(note for some in (*found.records, *chosen.values()) for note in some.get("notes", [])))
-    notes += [f"{label(spec)} failed in {row['failed']} of {row['n'] + row['failed']} edits: {row['error']}" for spec, row in chosen.items() if row["failed"] and "error" in row]
+    notes += [
+        f"{label(spec)} failed in {row['failed']} of {row['n'] + row['failed']} edits: {row['error']}"
+        for spec, row in chosen.items()
+        if row["failed"] and "error" in row
+    ]
     titles = {c.title.split(" (")[0].removesuffix(" %") for c in expand((*EXACT, *PAPER), chosen.values())[0]}
     shown = [name for name in ABOUT if titles & set(name.split(", "))]
     fewer = sorted({row["n"] for row in chosen.values()})
-    size = f"{fewer[-1]} edits each" if len(fewer) == 1 else f"{fewer[-1]} edits each, fewer for slow methods (column n)"
-    return "\n\n".join(filter(None, [
-        f"## Comparison\n\nBoth families at each method's own strength: {size}; in brackets the 95 % interval from a bootstrap over source portraits, left out where all resamples agree. "
-        "*Copy-input* returns the source; *reconstruction* and *inversion* only encode and decode it.",
-        "### Against the exact answers", exact, absent(without), "### In the usual metrics", like, absent(missing), *[f"*{note}*" for note in notes],
-        "\n".join(f"- **{name}**: {ABOUT[name]}." for name in shown)]))
+    size = (
+        f"{fewer[-1]} edits each" if len(fewer) == 1 else f"{fewer[-1]} edits each, fewer for slow methods (column n)"
+    )
+    return "\n\n".join(
+        filter(
+            None,
+            [
+                f"## Comparison\n\nBoth families at each method's own strength: {size}; in brackets the 95 % interval from a bootstrap over source portraits, left out where all resamples agree. "
+                "*Copy-input* returns the source; *reconstruction* and *inversion* only encode and decode it.",
+                "### Against the exact answers",
+                exact,
+                absent(without),
+                "### In the usual metrics",
+                like,
+                absent(missing),
+                *[f"*{note}*" for note in notes],
+                "\n".join(f"- **{name}**: {ABOUT[name]}." for name in shown),
+            ],
+        )
+    )
 
 # %% ../../nbs/report/sections.ipynb #3cfb63c2
 def trade_off(
@@ -62,13 +97,29 @@ def trade_off(
     alt, rows = curves(found, folder), []
     for spec in editing(select(found)):
         for row in curve(found, spec):
-            cells = [WRITE.get(s, ratio)(value(row, s)) if value(row, s) is not None else "–" for s in ("reached", "flips", "skill", "skill, perceptual")]
+            cells = [
+                WRITE.get(s, ratio)(value(row, s)) if value(row, s) is not None else "–"
+                for s in ("reached", "flips", "skill", "skill, perceptual")
+            ]
             rows.append([label(spec), f"{row['strength']:g}" + (" (own)" if row["own"] else ""), str(row["n"]), *cells])
     picture = lambda name, caption: f"![{alt[name]}](figures/{name})\n\n*{caption}*"
-    return "\n\n".join(["## Edit against preserve", picture("results-curves.svg", "Up is more edits reached, left is fewer attributes lost; a point for each strength, a ring around the method's own."),
-                        picture("results-skill.svg", "Skill over strength. Values below −0.5 are drawn at the edge; the table has them."),
-                        "<details><summary>The numbers of the curves</summary>\n\n"
-                        + markdown(["method", "strength", "n", "reached % ↑", "flips % ↓", "skill ↑", "perceptual skill ↑"], rows, "lr") + "\n\n</details>"])
+    return "\n\n".join(
+        [
+            "## Edit against preserve",
+            picture(
+                "results-curves.svg",
+                "Up is more edits reached, left is fewer attributes lost; a point for each strength, a ring around the method's own.",
+            ),
+            picture(
+                "results-skill.svg", "Skill over strength. Values below −0.5 are drawn at the edge; the table has them."
+            ),
+            "<details><summary>The numbers of the curves</summary>\n\n"
+            + markdown(
+                ["method", "strength", "n", "reached % ↑", "flips % ↓", "skill ↑", "perceptual skill ↑"], rows, "lr"
+            )
+            + "\n\n</details>",
+        ]
+    )
 
 # %% ../../nbs/report/sections.ipynb #aeaeaa00
 def lines_of(
@@ -86,23 +137,74 @@ def ceilings(
 ) -> str:
     "What autoencoder and inversion lose before anything is edited."
     own = {spec: row for spec, row in select(found).items() if name_of(spec) in CEILINGS}
-    text, _ = table(own, (Column("flips", percent, "↓", "flips %"), Column("skill, perceptual", ratio, "↑", "perceptual skill"), Column("identity", ratio, "↑"),
-                          Column("FD (*", plain, "↓"), Column("LPIPS*", plain, "↓")))
+    text, _ = table(
+        own,
+        (
+            Column("flips", percent, "↓", "flips %"),
+            Column("skill, perceptual", ratio, "↑", "perceptual skill"),
+            Column("identity", ratio, "↑"),
+            Column("FD (*", plain, "↓"),
+            Column("LPIPS*", plain, "↓"),
+        ),
+    )
     rows = []
     vae = lines_of("reconstruction", root)
     for line in (l for l in vae if "PSNR" in l):
         right = [l["reconstructions"] for l in vae if "attribute" in l and l["model"] == line["model"]]
-        rows.append([f"autoencoder ({line['model']})", str(line["n"]), f"{line['PSNR']:.1f}", percent(np.mean(right)) if right else "–", "–", "–", "–"])
+        rows.append(
+            [
+                f"autoencoder ({line['model']})",
+                str(line["n"]),
+                f"{line['PSNR']:.1f}",
+                percent(np.mean(right)) if right else "–",
+                "–",
+                "–",
+                "–",
+            ]
+        )
     for line in lines_of("inversion", root):
-        rows.append([line["way"], str(line["n"]), f"{line['PSNR']:.1f}", percent(line["attributes"]), clock(line["seconds per image"]),
-                     percent(line["edits reached"]), percent(line["edits kept"])])
-    wide = ("Single portraits in and out again; then hair-colour edits by the text mapper from the codes found, decoded plainly. The nearest code need not be the one that can be edited.\n\n"
-            + markdown(["way", "n", "PSNR, dB ↑", "attributes read % ↑", "per image", "edits reached % ↑", "kept % ↑"], rows, "lr")
-            + "\n\n*`python benchmarks/reconstruction.py`, `python benchmarks/inversion.py`; rows in [reconstruction.jsonl](reconstruction.jsonl) and [inversion.jsonl](inversion.jsonl).*") if rows else ""
-    return "\n\n".join(filter(None, ["## Reconstruction ceilings", "What encoding and decoding alone lose; a method that decodes plainly cannot keep more, one that decodes residually can.", text, wide]))
+        rows.append(
+            [
+                line["way"],
+                str(line["n"]),
+                f"{line['PSNR']:.1f}",
+                percent(line["attributes"]),
+                clock(line["seconds per image"]),
+                percent(line["edits reached"]),
+                percent(line["edits kept"]),
+            ]
+        )
+    wide = (
+        (
+            "Single portraits in and out again; then hair-colour edits by the text mapper from the codes found, decoded plainly. The nearest code need not be the one that can be edited.\n\n"
+            + markdown(
+                ["way", "n", "PSNR, dB ↑", "attributes read % ↑", "per image", "edits reached % ↑", "kept % ↑"],
+                rows,
+                "lr",
+            )
+            + "\n\n*`python benchmarks/reconstruction.py`, `python benchmarks/inversion.py`; rows in [reconstruction.jsonl](reconstruction.jsonl) and [inversion.jsonl](inversion.jsonl).*"
+        )
+        if rows
+        else ""
+    )
+    return "\n\n".join(
+        filter(
+            None,
+            [
+                "## Reconstruction ceilings",
+                "What encoding and decoding alone lose; a method that decodes plainly cannot keep more, one that decodes residually can.",
+                text,
+                wide,
+            ],
+        )
+    )
 
 # %% ../../nbs/report/sections.ipynb #5238ca9e
-COST = (Column("seconds", clock, "↓", "each of a batch", True), Column("seconds, one", clock, "↓", "one image alone", True), Column("memory*", plain, "↓", "memory, MiB", True))
+COST = (
+    Column("seconds", clock, "↓", "each of a batch", True),
+    Column("seconds, one", clock, "↓", "one image alone", True),
+    Column("memory*", plain, "↓", "memory, MiB", True),
+)
 
 
 def cost(
@@ -110,7 +212,17 @@ def cost(
 ) -> str:
     "Seconds and memory of each Editor."
     text, missing = table(select(found), COST)
-    return "\n\n".join(filter(None, ["## Time per edit", f"Per edit, inversion included, on {machine(found.records)}, beside other workers of the evaluation.", text, absent(missing)]))
+    return "\n\n".join(
+        filter(
+            None,
+            [
+                "## Time per edit",
+                f"Per edit, inversion included, on {machine(found.records)}, beside other workers of the evaluation.",
+                text,
+                absent(missing),
+            ],
+        )
+    )
 
 
 def attributes(
@@ -119,11 +231,21 @@ def attributes(
     "Reached, flips and skill of each kind of edit."
     by_kind = {kind: select(found, kind=kind) for kind in KINDS}
     specs = [spec for spec in editing(select(found)) if any(spec in rows for rows in by_kind.values())]
-    if not specs: return ""
+    if not specs:
+        return ""
     parts = ["## By attribute"]
     for score, title in (("reached", "Edits reached, %"), ("flips", "Other attributes flipped, %"), ("skill", "Skill")):
-        rows = [[label(spec), str(max(r[spec]["n"] for r in by_kind.values() if spec in r)),
-                 *[WRITE.get(score, ratio)(v) if (v := value(by_kind[kind].get(spec), score)) is not None else "–" for kind in KINDS]] for spec in specs]
+        rows = [
+            [
+                label(spec),
+                str(max(r[spec]["n"] for r in by_kind.values() if spec in r)),
+                *[
+                    WRITE.get(score, ratio)(v) if (v := value(by_kind[kind].get(spec), score)) is not None else "–"
+                    for kind in KINDS
+                ],
+            ]
+            for spec in specs
+        ]
         parts += [f"### {title}", markdown(["method", "n each", *KINDS], rows, "lr")]
     return "\n\n".join(parts)
 
@@ -136,15 +258,33 @@ def unseen(
     chosen = select(found, kind="unseen combination")
     for spec, row in [(spec, chosen[spec]) for spec in editing(chosen)]:
         cells = [f"{interval(row['scores'].get(s), WRITE.get(s, ratio))}" for s in ("reached", "flips", "skill")]
-        rows.append([label(spec), str(row["n"]), *[c for s, c in zip(("reached", "flips", "skill"), cells)
-                                                  for c in (WRITE.get(s, ratio)(value(all_rows[spec], s)) if value(all_rows.get(spec), s) is not None else "–", c)]])
-    if not rows: return ""
+        rows.append(
+            [
+                label(spec),
+                str(row["n"]),
+                *[
+                    c
+                    for s, c in zip(("reached", "flips", "skill"), cells)
+                    for c in (
+                        WRITE.get(s, ratio)(value(all_rows[spec], s))
+                        if value(all_rows.get(spec), s) is not None
+                        else "–",
+                        c,
+                    )
+                ],
+            ]
+        )
+    if not rows:
+        return ""
     head = ["method", "n", "reached %: all", "unseen", "flips %: all", "unseen", "skill: all", "unseen"]
-    return ("## Unseen combinations\n\nFaces that show a combination held out from all training (such as white hair with a mohawk) beside all faces of the benchmark.\n\n"
-            + markdown(head, rows, "lr"))
+    return (
+        "## Unseen combinations\n\nFaces that show a combination held out from all training (such as white hair with a mohawk) beside all faces of the benchmark.\n\n"
+        + markdown(head, rows, "lr")
+    )
 
 # %% ../../nbs/report/sections.ipynb #0c07c101
-def _how(task): return f"`papermill nbs/evaluate.ipynb out.ipynb {task}`"
+def _how(task):
+    return f"`papermill nbs/evaluate.ipynb out.ipynb {task}`"
 
 
 def languages(
@@ -154,9 +294,28 @@ def languages(
     tags, english, rows = select(found), select(found, prompts="english"), []
     head = "## Tags against plain English\n\n"
     for spec in [spec for spec in tags if spec in english and name_of(spec) not in CEILINGS]:
-        rows.append([label(spec), str(english[spec]["n"]), *[interval(row["scores"].get(s), WRITE.get(s, ratio)) for s in ("reached", "flips", "skill") for row in (tags[spec], english[spec])]])
-    if not rows: return head + f"*No record here has both: {_how('-r prompts english')} measures the captions as sentences.*"
-    return head + "The captions as tags, and as sentences of plain English.\n\n" + markdown(["method", "n", "reached %: tags", "English", "flips %: tags", "English", "skill: tags", "English"], rows, "lr")
+        rows.append(
+            [
+                label(spec),
+                str(english[spec]["n"]),
+                *[
+                    interval(row["scores"].get(s), WRITE.get(s, ratio))
+                    for s in ("reached", "flips", "skill")
+                    for row in (tags[spec], english[spec])
+                ],
+            ]
+        )
+    if not rows:
+        return head + f"*No record here has both: {_how('-r prompts english')} measures the captions as sentences.*"
+    return (
+        head
+        + "The captions as tags, and as sentences of plain English.\n\n"
+        + markdown(
+            ["method", "n", "reached %: tags", "English", "flips %: tags", "English", "skill: tags", "English"],
+            rows,
+            "lr",
+        )
+    )
 
 
 def loops(
@@ -164,18 +323,34 @@ def loops(
 ) -> str:
     "An edit to nothing (composition) and an edit and its return (reversibility)."
     nothing, back = select(found, "nothing"), select(found, "back")
-    rows = [[label(spec), str(nothing[spec]["n"]), *[interval(some.get(spec, {}).get("scores", {}).get(s), w) for some in (nothing, back) for s, w in (("distance", levels), ("flips", percent))]]
-            for spec in nothing]
-    if not rows: return ""
-    return ("## Edits to nothing, there and back\n\n*Nothing*: the target says what the source says, so the answer is the source. *Back*: the edit is edited back. "
-            "Distances to the source are root mean squares in 255 levels.\n\n" + markdown(["method", "n", "nothing: distance ↓", "flips % ↓", "back: distance ↓", "flips % ↓"], rows, "lr"))
+    rows = [
+        [
+            label(spec),
+            str(nothing[spec]["n"]),
+            *[
+                interval(some.get(spec, {}).get("scores", {}).get(s), w)
+                for some in (nothing, back)
+                for s, w in (("distance", levels), ("flips", percent))
+            ],
+        ]
+        for spec in nothing
+    ]
+    if not rows:
+        return ""
+    return (
+        "## Edits to nothing, there and back\n\n*Nothing*: the target says what the source says, so the answer is the source. *Back*: the edit is edited back. "
+        "Distances to the source are root mean squares in 255 levels.\n\n"
+        + markdown(["method", "n", "nothing: distance ↓", "flips % ↓", "back: distance ↓", "flips % ↓"], rows, "lr")
+    )
 
 
 def decoding_of(
     spec: str,  # of an Editor
 ) -> str:
     "How an Editor decodes: as its text says, else its class's first way."
-    first = getattr(editor_class(name_of(spec)), "decodings", ("default",))[0] if name_of(spec) in EDITORS else "default"
+    first = (
+        getattr(editor_class(name_of(spec)), "decodings", ("default",))[0] if name_of(spec) in EDITORS else "default"
+    )
     return options_in(spec).get("decoding", first)
 
 
@@ -195,21 +370,60 @@ def decoding(
     rows, own = [], select(found)
     for (name, _), specs in _grouped(found, "decoding").items():
         for spec in specs:
-            rows.append([name, decoding_of(spec), str(own[spec]["n"]), *[interval(own[spec]["scores"].get(s), WRITE.get(s, ratio)) for s in ("reached", "flips", "skill", "skill, perceptual")]])
+            rows.append(
+                [
+                    name,
+                    decoding_of(spec),
+                    str(own[spec]["n"]),
+                    *[
+                        interval(own[spec]["scores"].get(s), WRITE.get(s, ratio))
+                        for s in ("reached", "flips", "skill", "skill, perceptual")
+                    ],
+                ]
+            )
     head = "## Residual against plain decoding\n\nResidual: source + decode(edit) − decode(source), which cancels what the decoder cannot draw; plain: decode(edit); paired: residual, with the source treated as the edit is.\n\n"
-    if not rows: return head + f"""*No record here has one method in two decodings: {_how('-r editors "sdedit,sdedit:decoding=plain"')} measures that.*"""
-    return head + markdown(["method", "decoding", "n", "reached % ↑", "flips % ↓", "skill ↑", "perceptual skill ↑"], rows, "llr")
+    if not rows:
+        return (
+            head
+            + f"""*No record here has one method in two decodings: {_how('-r editors "sdedit,sdedit:decoding=plain"')} measures that.*"""
+        )
+    return head + markdown(
+        ["method", "decoding", "n", "reached % ↑", "flips % ↓", "skill ↑", "perceptual skill ↑"], rows, "llr"
+    )
 
 # %% ../../nbs/report/sections.ipynb #c5e0a002
 def one_text(
     root: Path | None = None,  # of the .jsonl files; None: reports in the repository
 ) -> str:
     "The mappers that CLIP alone taught one edit, beside the one of all texts."
-    last = {(line["mapper"], line["wish"], line["strength"]): line for line in lines_of("style_edits", root)
-            if line["editor"] == "styleclip-mapper" and line["split"] == "test" and line["decoding"] == "residual" and line["wish"] in ("hair color", *(f"{m[7:].replace('-', ' ')}" for m in ONE_TEXT))}
-    rows = [[line["mapper"], line["wish"], f"{strength:g}", str(line["n"]), percent(line["reached"]), percent(line["kept"]), ratio(line["skill"]), clock(line["seconds per edit"])]
-            for (_, _, strength), line in sorted(last.items(), key=lambda item: (item[0][0] == "mapper-portraits", item[0]))]
-    if not rows: return ""
-    return ("## Mappers of one text\n\nThe published latent mapper knows one text, which CLIP alone taught it. Test portraits of another colour, not the rows of the comparison above; *kept* is the mean over attributes of how "
-            "often they are still read, *skill* here a median.\n\n" + markdown(["mapper", "wish", "strength", "n", "reached % ↑", "kept % ↑", "skill ↑", "each of a batch"], rows, "llr")
-            + "\n\n*`python benchmarks/style_edits.py --split test`; rows in [style_edits.jsonl](style_edits.jsonl).*")
+    last = {
+        (line["mapper"], line["wish"], line["strength"]): line
+        for line in lines_of("style_edits", root)
+        if line["editor"] == "styleclip-mapper"
+        and line["split"] == "test"
+        and line["decoding"] == "residual"
+        and line["wish"] in ("hair color", *(f"{m[7:].replace('-', ' ')}" for m in ONE_TEXT))
+    }
+    rows = [
+        [
+            line["mapper"],
+            line["wish"],
+            f"{strength:g}",
+            str(line["n"]),
+            percent(line["reached"]),
+            percent(line["kept"]),
+            ratio(line["skill"]),
+            clock(line["seconds per edit"]),
+        ]
+        for (_, _, strength), line in sorted(last.items(), key=lambda item: (item[0][0] == "mapper-portraits", item[0]))
+    ]
+    if not rows:
+        return ""
+    return (
+        "## Mappers of one text\n\nThe published latent mapper knows one text, which CLIP alone taught it. Test portraits of another colour, not the rows of the comparison above; *kept* is the mean over attributes of how "
+        "often they are still read, *skill* here a median.\n\n"
+        + markdown(
+            ["mapper", "wish", "strength", "n", "reached % ↑", "kept % ↑", "skill ↑", "each of a batch"], rows, "llr"
+        )
+        + "\n\n*`python benchmarks/style_edits.py --split test`; rows in [style_edits.jsonl](style_edits.jsonl).*"
+    )

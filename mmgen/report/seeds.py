@@ -10,17 +10,25 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.edits import KINDS
 from ..base.files import repo_root
+from ..base.runs import load_run
+from ..base.settings import split_list
+from ..data.edits import KINDS
 from .conclusion import machine
 from .records import ReportError
 from .tables import clock, markdown, percent, ratio
-from ..base.runs import load_run
-from ..base.settings import split_list
 
 # %% ../../nbs/report/seeds.ipynb #65c24022
-JOBS = {"ldm": "SDEdit", "instruct": "instruct-pix2pix", "mapper": "styleclip-mapper"}  # what is trained → the Editor that its run judges
-SCORES = {"reached % ↑": (("{}: target reached", "{} reached"), percent), "kept % ↑": (("{}: rest kept", "{} kept"), percent), "skill ↑": (("{}: skill",), ratio)}
+JOBS = {
+    "ldm": "SDEdit",
+    "instruct": "instruct-pix2pix",
+    "mapper": "styleclip-mapper",
+}  # what is trained → the Editor that its run judges
+SCORES = {
+    "reached % ↑": (("{}: target reached", "{} reached"), percent),
+    "kept % ↑": (("{}: rest kept", "{} kept"), percent),
+    "skill ↑": (("{}: skill",), ratio),
+}
 
 
 def trained(
@@ -30,16 +38,22 @@ def trained(
     "Records of trainings that differ in nothing but their seed; ReportError where that is not so."
     folder, found = Path(folder) if folder is not None else repo_root() / "reports" / "runs", {}
     for run in split_list(runs, str):
-        if not (folder / run / "run.json").is_file(): raise ReportError(f"There is no run {run!r} in {folder.parent.name}/{folder.name}.")
+        if not (folder / run / "run.json").is_file():
+            raise ReportError(f"There is no run {run!r} in {folder.parent.name}/{folder.name}.")
         record = load_run(folder / run / "run.json")
         if record["name"] not in JOBS or record["status"] != "completed":
-            raise ReportError(f"Run {run}: a completed training of {', '.join(JOBS)} was expected, this is {record['name']}, {record['status']}.")
+            raise ReportError(
+                f"Run {run}: a completed training of {', '.join(JOBS)} was expected, this is {record['name']}, {record['status']}."
+            )
         found.setdefault(record["name"], []).append(record)
     told = lambda record: {k: v for k, v in record["config"].items() if k not in ("seed", "run_id")}
     for some in found.values():
         for record in some[1:]:
             differ = [k for k in told(some[0]) if told(record).get(k) != told(some[0])[k]]
-            if differ: raise ReportError(f"Runs {some[0]['run_id']} and {record['run_id']} differ in {', '.join(differ)}: seeds are compared where all else is equal.")
+            if differ:
+                raise ReportError(
+                    f"Runs {some[0]['run_id']} and {record['run_id']} differ in {', '.join(differ)}: seeds are compared where all else is equal."
+                )
     return {job: found[job] for job in JOBS if job in found}
 
 
@@ -50,15 +64,27 @@ def training_seeds(
     "Mean and standard deviation over models, for each kind of edit."
     groups, rows, about = trained(runs, folder), [], []
     for job, records in groups.items():
-        about.append(f"{JOBS[job]}: {len(records)} models of {clock(np.mean([record['wall_seconds'] for record in records]))} each on {machine(records)}")
+        about.append(
+            f"{JOBS[job]}: {len(records)} models of {clock(np.mean([record['wall_seconds'] for record in records]))} each on {machine(records)}"
+        )
         measured = [{m["name"]: m for m in record["metrics"]} for record in records]
         for title, (names, write) in SCORES.items():
-            values = {kind: [m[n.format(kind)]["value"] for m in measured for n in names if n.format(kind) in m] for kind in KINDS}
-            if not any(values.values()): continue
-            cells = [f"{write(np.mean(v))} ± {write(np.std(v, ddof=1))}" if len(v) > 1 else write(v[0]) if v else "–" for v in values.values()]
+            values = {
+                kind: [m[n.format(kind)]["value"] for m in measured for n in names if n.format(kind) in m]
+                for kind in KINDS
+            }
+            if not any(values.values()):
+                continue
+            cells = [
+                f"{write(np.mean(v))} ± {write(np.std(v, ddof=1))}" if len(v) > 1 else write(v[0]) if v else "–"
+                for v in values.values()
+            ]
             rows.append([JOBS[job], title, *cells])
-    if not rows: return ""
+    if not rows:
+        return ""
     n = sorted({m["n"] for records in groups.values() for record in records for m in record["metrics"]})
-    return ("## Training seeds\n\nThe same training with other seeds, mean ± standard deviation over models: how much of a difference is luck. The oracle on "
-            f"{' or '.join(map(str, n))} test portraits of each kind, not the rows of the comparison above. {'; '.join(about)}. *Kept* is the mean over attributes of how often they are still read.\n\n"
-            + markdown(["method", "score", *KINDS], rows, "llr"))
+    return (
+        "## Training seeds\n\nThe same training with other seeds, mean ± standard deviation over models: how much of a difference is luck. The oracle on "
+        f"{' or '.join(map(str, n))} test portraits of each kind, not the rows of the comparison above. {'; '.join(about)}. *Kept* is the mean over attributes of how often they are still read.\n\n"
+        + markdown(["method", "score", *KINDS], rows, "llr")
+    )

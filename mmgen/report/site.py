@@ -42,7 +42,12 @@ def to_html(
             token.attrSet("id", page if token.tag == "h1" else f"{page}-{anchor(inside.content)}")
     made = reader.renderer.render(tokens, reader.options, {})
     made = made.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
-    made = re.sub(r"<p>(<img [^>]*>)</p>\n<p><em>(.*?)</em></p>", r'<figure><div class="wide">\1</div><figcaption>\2</figcaption></figure>', made, flags=re.S)
+    made = re.sub(
+        r"<p>(<img [^>]*>)</p>\n<p><em>(.*?)</em></p>",
+        r'<figure><div class="wide">\1</div><figcaption>\2</figcaption></figure>',
+        made,
+        flags=re.S,
+    )
     made = re.sub(r"<p>(<img [^>]*>)</p>", r'<figure><div class="wide">\1</div></figure>', made)
     made = re.sub(rf'href="({"|".join(PAGES)})\.md"', r'href="#\1"', made)
     return re.sub(r"<(t[dh])( style=[^>]*)?>(.*?)</t", _cell, made)
@@ -51,7 +56,13 @@ def to_html(
 def _cell(found):
     "A table's cell: numbers to the right, their intervals small, short texts in one line."
     tag, style, inside = found.groups()
-    kind = " class=number" if "right" in (style or "") else "" if len(re.sub(r"<.*?>", "", inside)) <= 40 else " class=long"
+    kind = (
+        " class=number"
+        if "right" in (style or "")
+        else ""
+        if len(re.sub(r"<.*?>", "", inside)) <= 40
+        else " class=long"
+    )
     return f"<{tag}{kind}>" + re.sub(r" (\([−\d., ]+ … [−\d., ]+\))", r" <small>\1</small>", inside) + "</t"
 
 # %% ../../nbs/report/site.ipynb #364828d0
@@ -104,12 +115,22 @@ def write_index(
     texts = {page: (folder / f"{page}.md").read_text("utf-8") for page in PAGES if (folder / f"{page}.md").is_file()}
     titles = {page: text.splitlines()[0].lstrip("# ") for page, text in texts.items()}
     links = [f'<a href="#{page}">{html.escape(title)}</a>' for page, title in titles.items()]
-    if "## Conclusion" in texts.get("results", ""): links.insert(1, '<a href="#results-conclusion">Conclusion</a>')
-    lean = lambda text: re.sub(r"</(td|th|tr)>\n?", "", text)  # HTML needs no end tags in tables, and there are thousands of cells
-    articles = [f'<article>\n{lean(to_html(text, page))}<p><a href="{page}.md">This part as Markdown</a></p>\n</article>' for page, text in texts.items()]
-    made = ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            '<title>mmgen: latent diffusion and StyleCLIP on the same edits</title>\n<link rel="icon" href="data:,">\n'
-            f"<style>{STYLE}</style>\n</head>\n<body>\n<nav><div>{''.join(links)}</div></nav>\n<main>\n" + "\n".join(articles) + "\n</main>\n</body>\n</html>\n")
+    if "## Conclusion" in texts.get("results", ""):
+        links.insert(1, '<a href="#results-conclusion">Conclusion</a>')
+    lean = lambda text: re.sub(
+        r"</(td|th|tr)>\n?", "", text
+    )  # HTML needs no end tags in tables, and there are thousands of cells
+    articles = [
+        f'<article>\n{lean(to_html(text, page))}<p><a href="{page}.md">This part as Markdown</a></p>\n</article>'
+        for page, text in texts.items()
+    ]
+    made = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<title>mmgen: latent diffusion and StyleCLIP on the same edits</title>\n<link rel="icon" href="data:,">\n'
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<nav><div>{''.join(links)}</div></nav>\n<main>\n"
+        + "\n".join(articles)
+        + "\n</main>\n</body>\n</html>\n"
+    )
     atomic_write(folder / "index.html", made)
     return made
 
@@ -119,11 +140,22 @@ def front_table(
 ) -> str:
     "The comparison of all Editors at their own strength, as README.md shows it."
     cells = [
-        [label(spec), learned_from(spec), str(row["n"]), *(interval(row["scores"][name], write) for name, write in
-         (("reached", percent), ("flips", percent), ("skill", ratio))), clock(row["scores"]["seconds"][0])]
-        for spec, row in select(found).items() if "decoding" not in spec
+        [
+            label(spec),
+            learned_from(spec),
+            str(row["n"]),
+            *(
+                interval(row["scores"][name], write)
+                for name, write in (("reached", percent), ("flips", percent), ("skill", ratio))
+            ),
+            clock(row["scores"]["seconds"][0]),
+        ]
+        for spec, row in select(found).items()
+        if "decoding" not in spec
     ]
-    return markdown(["method", "learned from", "edits", "reached, %", "flips, %", "skill", "time per edit"], cells, "llr")
+    return markdown(
+        ["method", "learned from", "edits", "reached, %", "flips, %", "skill", "time per edit"], cells, "llr"
+    )
 
 
 def fill(
@@ -133,7 +165,8 @@ def fill(
     "The text with each part between its markers; ValueError names a marker that is missing."
     for name, part in parts.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        if not begin in text or not end in text: raise ValueError(f"The text has no lines {begin} and {end}; put them where the {name} belong.")
+        if begin not in text or end not in text:
+            raise ValueError(f"The text has no lines {begin} and {end}; put them where the {name} belong.")
         text = text[: text.index(begin) + len(begin)] + f"\n{part}\n" + text[text.index(end) :]
     return text
 

@@ -39,14 +39,17 @@ def levels(v: float) -> str:
 
 def clock(seconds: float) -> str:
     "Seconds in the unit that suits them."
-    if seconds < 1: return f"{1000 * seconds:.3g} ms"
-    if seconds < 120: return f"{seconds:.3g} s"
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _minus(text: str) -> str:
     "With a true minus sign, and no minus before zero."
-    if text.startswith("-") and not text.strip("-0."): text = text[1:]
+    if text.startswith("-") and not text.strip("-0."):
+        text = text[1:]
     return text.replace("-", "−")
 
 
@@ -55,7 +58,8 @@ def interval(
     write: Callable[[float], str] = plain,
 ) -> str:
     "A score with its 95 % interval in brackets, which is left out where it is as wide as nothing or unknown."
-    if score is None or score[0] != score[0]: return "–"
+    if score is None or score[0] != score[0]:
+        return "–"
     value, low, high = (write(v) if v == v else "–" for v in score)
     return value if low == high == value or "–" in (low, high) else f"{value} ({low} … {high})"
 
@@ -74,6 +78,7 @@ def markdown(
 
 class Column(NamedTuple):
     "A score as a column."
+
     score: str  # its name, or, with * at the end, the beginning of several names
     write: Callable[[float], str] = plain
     better: str = ""  # ↑ or ↓
@@ -89,9 +94,12 @@ def expand(
     names = list(dict.fromkeys(name for row in rows for name, score in row["scores"].items() if score[0] == score[0]))
     there, missing = [], []
     for column in columns:
-        found = [n for n in names if n == column.score or (column.score.endswith("*") and n.startswith(column.score[:-1]))]
+        found = [
+            n for n in names if n == column.score or (column.score.endswith("*") and n.startswith(column.score[:-1]))
+        ]
         there += [column._replace(score=n, title=column.title or n) for n in found]
-        if not found: missing.append(column.score.rstrip("* (") if column.score.endswith("*") else column.title or column.score)
+        if not found:
+            missing.append(column.score.rstrip("* (") if column.score.endswith("*") else column.title or column.score)
     return there, missing
 
 
@@ -106,7 +114,11 @@ def table(
     rows = []
     for spec, row in chosen.items():
         n = f"{row['n']}" + (f" ({row['failed']} failed)" if row["failed"] else "")
-        cells = [(c.write(s[0]) if s and s[0] == s[0] else "–") if c.exact else interval(s, c.write) for c in columns for s in [row["scores"].get(c.score)]]
+        cells = [
+            (c.write(s[0]) if s and s[0] == s[0] else "–") if c.exact else interval(s, c.write)
+            for c in columns
+            for s in [row["scores"].get(c.score)]
+        ]
         rows.append([label(spec), *[family(spec)] * families, n, *cells])
     return markdown(head, rows, "ll" + "r" if families else "lr"), missing
 
@@ -115,6 +127,7 @@ def absent(
     names: list[str],  # of scores
 ) -> str:
     "A sentence that says which columns are missing, or nothing."
-    if not names: return ""
+    if not names:
+        return ""
     some = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     return f"*Not in these records, so not in this table: {some}.*"

@@ -15,11 +15,12 @@ from torch import Tensor
 from ..clip.model import CLIP
 
 # %% ../../nbs/styleclip/clip_loss.ipynb #102c1c3d
-def views(images: Tensor, # (B, 3, H, W)
-          n: int, # of each image
-          shift: float = 0.06, # largest, as a share of the side
-          zoom: float = 0.1 # largest change of scale
-          ) -> Tensor: # (n B, 3, H, W), all images once, then again
+def views(
+    images: Tensor,  # (B, 3, H, W)
+    n: int,  # of each image
+    shift: float = 0.06,  # largest, as a share of the side
+    zoom: float = 0.1,  # largest change of scale
+) -> Tensor:  # (n B, 3, H, W), all images once, then again
     "Each image n times, shifted and scaled at random; the edge is repeated"
     x = images.repeat(n, 1, 1, 1)
     uniform = lambda reach: (2 * torch.rand(len(x), device=x.device) - 1) * reach
@@ -32,44 +33,57 @@ def views(images: Tensor, # (B, 3, H, W)
 # %% ../../nbs/styleclip/clip_loss.ipynb #3bee7a8c
 class CLIPLoss:
     "How far images are from what a text asks for"
-    def __init__(self, clip: CLIP,
-                 kind: str = "directional", # or "global"
-                 views: int = 0, # random views of each image; 0: the image alone
-                 original: bool = False # feed CLIP as the original code does
-                 ):
-        if kind not in ("global", "directional"): raise ValueError(f"CLIPLoss: kind must be global or directional, not {kind!r}.")
+
+    def __init__(
+        self,
+        clip: CLIP,
+        kind: str = "directional",  # or "global"
+        views: int = 0,  # random views of each image; 0: the image alone
+        original: bool = False,  # feed CLIP as the original code does
+    ):
+        if kind not in ("global", "directional"):
+            raise ValueError(f"CLIPLoss: kind must be global or directional, not {kind!r}.")
         self.clip, self.kind, self.views, self.original = clip, kind, views, original
 
-    def embed(self, images: Tensor) -> Tensor: # (B, E), of length 1
+    def embed(self, images: Tensor) -> Tensor:  # (B, E), of length 1
         "Embeddings of images in [-1, 1]; values outside are allowed"
-        if not self.original: return self.clip.images(images)
+        if not self.original:
+            return self.clip.images(images)
         if 7 * images.shape[-1] % self.clip.size:
-            raise ValueError(f"CLIPLoss: the original's resizing, 7 times larger and then averaged, brings no image of {images.shape[-1]} px to "
-                             f"the {self.clip.size} px of this CLIP; use original=False.")
+            raise ValueError(
+                f"CLIPLoss: the original's resizing, 7 times larger and then averaged, brings no image of {images.shape[-1]} px to "
+                f"the {self.clip.size} px of this CLIP; use original=False."
+            )
         large = F.interpolate(images, scale_factor=7, mode="nearest")
         small = F.avg_pool2d(large, large.shape[-1] // self.clip.size)
         pooled = self.clip.model.vision_model(pixel_values=small).pooler_output
         return F.normalize(self.clip.model.visual_projection(pooled), dim=-1)
 
     @torch.no_grad()
-    def goal(self, target: Sequence[str], # what the images shall show
-             source: Sequence[str] | None = None, # what they show; directional needs it
-             ) -> Tensor: # (B, E), of length 1
+    def goal(
+        self,
+        target: Sequence[str],  # what the images shall show
+        source: Sequence[str] | None = None,  # what they show; directional needs it
+    ) -> Tensor:  # (B, E), of length 1
         "The embedding, or the direction, that images are compared with"
         wanted = self.clip.text(list(target))
-        if self.kind == "global": return wanted
-        if source is None: raise ValueError("CLIPLoss: a directional loss needs the source texts beside the target texts.")
+        if self.kind == "global":
+            return wanted
+        if source is None:
+            raise ValueError("CLIPLoss: a directional loss needs the source texts beside the target texts.")
         return F.normalize(wanted - self.clip.text(list(source)), dim=-1)
 
-    def __call__(self, images: Tensor, # edited, (B, 3, H, W)
-                 goal: Tensor, # (B, E), of `goal`
-                 before: Tensor | None = None # the images before the edit; directional needs them
-                 ) -> Tensor: # (B,), 0..2
+    def __call__(
+        self,
+        images: Tensor,  # edited, (B, 3, H, W)
+        goal: Tensor,  # (B, E), of `goal`
+        before: Tensor | None = None,  # the images before the edit; directional needs them
+    ) -> Tensor:  # (B,), 0..2
         "1 - cosine, the mean over views"
         if self.kind == "global":
             seen = self.embed(views(images, self.views) if self.views else images)
         else:
-            both = torch.stack([images, before], 1).flatten(1, 2) # one view of both
+            both = torch.stack([images, before], 1).flatten(1, 2)  # one view of both
             both = (views(both, self.views) if self.views else both).unflatten(1, (2, -1))
             seen = self.embed(both[:, 0]) - self.embed(both[:, 1])
             seen = seen / (seen.norm(dim=-1, keepdim=True) + 1e-4)

@@ -14,52 +14,68 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..clip.model import CLIP
 from ..base.images import pick_device, sheet
-from ..editing.editor import EditError
 from ..base.runs import Run
+from ..base.weights import load_model, model_card, save_weights
+from ..clip.model import CLIP
+from ..editing.registry import EditError
 from ..stylegan.config import DirectionsConfig
 from ..stylegan.editor import StyleEditor
 from ..stylegan.encoder import Encoder
 from ..stylegan.generator import Generator
-from ..base.weights import load_model, model_card, save_weights
 
 # %% ../../nbs/styleclip/directions.ipynb #6eb23a06
-def flat_styles(generator: Generator, ws: Tensor # (B, num_ws, w_dim)
-                ) -> Tensor: # (B, C)
+def flat_styles(
+    generator: Generator,
+    ws: Tensor,  # (B, num_ws, w_dim)
+) -> Tensor:  # (B, C)
     "W+ → S, the parts of `style_layout` end to end"
     return torch.cat(generator.synthesis.styles(ws), 1)
 
-def render_styles(generator: Generator, flat: Tensor # (B, C)
-                  ) -> Tensor: # (B, 3, size, size)
+
+def render_styles(
+    generator: Generator,
+    flat: Tensor,  # (B, C)
+) -> Tensor:  # (B, 3, size, size)
     "S → images"
     sizes = [n for _, n in generator.synthesis.style_layout]
-    if flat.shape[1] != sum(sizes): raise ValueError(f"This generator has {sum(sizes)} style channels; got {tuple(flat.shape)}.")
+    if flat.shape[1] != sum(sizes):
+        raise ValueError(f"This generator has {sum(sizes)} style channels; got {tuple(flat.shape)}.")
     return generator.synthesis.render(list(flat.split(sizes, 1)))
 
-def movable(generator: Generator, largest: int = 128 # pixels
-            ) -> Tensor: # (channels,), indices into the flat styles
+
+def movable(
+    generator: Generator,
+    largest: int = 128,  # pixels
+) -> Tensor:  # (channels,), indices into the flat styles
     "The channels that the method moves"
-    marks = [torch.full((n,), not name.endswith("torgb") and int(name[1:].split(".")[0]) <= largest)
-             for name, n in generator.synthesis.style_layout]
+    marks = [
+        torch.full((n,), not name.endswith("torgb") and int(name[1:].split(".")[0]) <= largest)
+        for name, n in generator.synthesis.style_layout
+    ]
     return torch.cat(marks).nonzero()[:, 0]
 
 # %% ../../nbs/styleclip/directions.ipynb #60dbc789
 class Directions(nn.Module):
     "What CLIP sees when a channel of S moves: relevance (M, E) and standard deviation (M,) of M channels"
-    def __init__(self, channels: int, # M
-                 width: int, # E, numbers of a CLIP embedding
-                 generator: str = "", # fingerprint of the generator
-                 clip: str = "" # fingerprint of the CLIP
-                 ):
+
+    def __init__(
+        self,
+        channels: int,  # M
+        width: int,  # E, numbers of a CLIP embedding
+        generator: str = "",  # fingerprint of the generator
+        clip: str = "",  # fingerprint of the CLIP
+    ):
         super().__init__()
         self.config = dict(channels=channels, width=width, generator=generator, clip=clip)
-        self.register_buffer("channels", torch.arange(channels, dtype=torch.int32)) # indices into the flat styles
-        self.register_buffer("rounded", torch.zeros(channels, width, dtype=torch.int8)) # a fourth of float32; off by a few percent at most
+        self.register_buffer("channels", torch.arange(channels, dtype=torch.int32))  # indices into the flat styles
+        self.register_buffer(
+            "rounded", torch.zeros(channels, width, dtype=torch.int8)
+        )  # a fourth of float32; off by a few percent at most
         self.register_buffer("std", torch.ones(channels))
 
     @property
-    def relevance(self) -> Tensor: # (M, E), of length 1
+    def relevance(self) -> Tensor:  # (M, E), of length 1
         "What CLIP sees when each channel moves up"
         return F.normalize(self.rounded.float(), dim=-1)
 
@@ -70,19 +86,24 @@ class Directions(nn.Module):
         self.std.copy_(std)
         return self
 
-    def whitening(self, floor: float # added to the variances, as a share of their mean
-                  ) -> Tensor: # (E, E)
+    def whitening(
+        self,
+        floor: float,  # added to the variances, as a share of their mean
+    ) -> Tensor:  # (E, E)
         "What makes the relevance of all channels spread alike in every direction"
         variance, axes = torch.linalg.eigh(self.relevance.T @ self.relevance / len(self.channels))
         return axes * (variance.clamp_min(0) + floor * variance.mean()).rsqrt() @ axes.T
 
-    def move(self, direction: Tensor, # (B, E), of texts
-             beta: float, # 0..1, least |R·Δt| of a channel that moves
-             whitening: Tensor | None = None # (E, E), for both; None: as published
-             ) -> Tensor: # (B, M), in units of S, the largest mover by one standard deviation
+    def move(
+        self,
+        direction: Tensor,  # (B, E), of texts
+        beta: float,  # 0..1, least |R·Δt| of a channel that moves
+        whitening: Tensor | None = None,  # (E, E), for both; None: as published
+    ) -> Tensor:  # (B, M), in units of S, the largest mover by one standard deviation
         "The step in S of a text direction; 0 where no channel passes β"
         seen = self.relevance
-        if whitening is not None: direction, seen = direction @ whitening, F.normalize(seen @ whitening, dim=-1)
+        if whitening is not None:
+            direction, seen = direction @ whitening, F.normalize(seen @ whitening, dim=-1)
         score = F.normalize(direction, dim=-1) @ seen.T
         score = torch.where(score.abs() >= beta, score, 0)
         return score / score.abs().amax(1, keepdim=True).clamp_min(1e-8) * self.std
@@ -92,15 +113,20 @@ class Directions(nn.Module):
         "With its statistics"
         return load_model(cls, name_or_path, device)
 
+
 # Patashnik et al. 2021, section 6.2
 @torch.no_grad()
-def relevance(generator: Generator, clip: CLIP,
-              images: int = 64, # random images in which each channel is pushed
-              reach: float = 5.0, # standard deviations that it is pushed
-              samples: int = 2_000, # codes for mean and deviation
-              seed: int = 0) -> Directions:
+def relevance(
+    generator: Generator,
+    clip: CLIP,
+    images: int = 64,  # random images in which each channel is pushed
+    reach: float = 5.0,  # standard deviations that it is pushed
+    samples: int = 2_000,  # codes for mean and deviation
+    seed: int = 0,
+) -> Directions:
     "Pushes every movable channel and lets CLIP look"
-    if images > samples: raise ValueError(f"relevance: {images} images are more than the {samples} samples that they are taken from.")
+    if images > samples:
+        raise ValueError(f"relevance: {images} images are more than the {samples} samples that they are taken from.")
     device, channels = generator.mapping.w_avg.device, movable(generator)
     z = torch.randn(samples, generator.z_dim, generator=torch.Generator().manual_seed(seed)).to(device)
     styles = torch.cat([flat_styles(generator, generator.mapping(part)) for part in z.split(500)])
@@ -118,40 +144,50 @@ def relevance(generator: Generator, clip: CLIP,
 # %% ../../nbs/styleclip/directions.ipynb #f77badf6
 TEMPLATES = ("{}", "a portrait of {}", "a picture of {}", "a drawing of {}")
 
+
 class GlobalDirections(StyleEditor):
     "Moves the channels of S that CLIP connects with the text"
+
     name, strength = "styleclip-directions", 0.5
 
-    def __init__(self, model: Directions | str = "directions-portraits", # or the name of its folder
-                 generator: Generator | str = "stylegan2-portraits", # likewise
-                 encoder: Encoder | str = "encoder-portraits", # likewise
-                 clip: CLIP | str = "clip-portraits", # likewise
-                 device=None,
-                 alpha: float = 10.0, # of strength 1, standard deviations of the channel that moves most
-                 beta: float = 0.1, # 0..1, see `Directions.move`
-                 floor: float | None = 0.03, # of `Directions.whitening`; None: not whitened, as published
-                 templates: Sequence[str] = TEMPLATES, # with {} for the text
-                 **options # of `StyleEditor`
-                 ):
+    def __init__(
+        self,
+        model: Directions | str = "directions-portraits",  # or the name of its folder
+        generator: Generator | str = "stylegan2-portraits",  # likewise
+        encoder: Encoder | str = "encoder-portraits",  # likewise
+        clip: CLIP | str = "clip-portraits",  # likewise
+        device=None,
+        alpha: float = 10.0,  # of strength 1, standard deviations of the channel that moves most
+        beta: float = 0.1,  # 0..1, see `Directions.move`
+        floor: float | None = 0.03,  # of `Directions.whitening`; None: not whitened, as published
+        templates: Sequence[str] = TEMPLATES,  # with {} for the text
+        **options,  # of `StyleEditor`
+    ):
         super().__init__(generator, encoder, clip, device, **options)
         self.directions = (model if isinstance(model, Directions) else Directions.load(model)).to(self.device)
         self.made_for("the table of directions", self.directions.config)
         width = self.clip.model.config.projection_dim
         if self.directions.config["width"] != width:
-            raise EditError(f"{self.name}: the directions are of a CLIP with {self.directions.config['width']} numbers, this CLIP gives {width}; "
-                            "use the CLIP that they were measured with.")
+            raise EditError(
+                f"{self.name}: the directions are of a CLIP with {self.directions.config['width']} numbers, this CLIP gives {width}; "
+                "use the CLIP that they were measured with."
+            )
         if not templates or not all("{}" in template for template in templates):
             raise EditError(f"{self.name}: every template must hold {{}} for the text, as in {TEMPLATES[1]!r}.")
         self.alpha, self.beta, self.templates = alpha, beta, templates
         self.whitening = None if floor is None else self.directions.whitening(floor)
 
-    def encode(self, images): return flat_styles(self.generator, self.inverter(images))
+    def encode(self, images):
+        return flat_styles(self.generator, self.inverter(images))
 
-    def decode(self, codes): return render_styles(self.generator, codes)
+    def decode(self, codes):
+        return render_styles(self.generator, codes)
 
-    def text(self, captions: list[str]) -> Tensor: # (B, E), of length 1
+    def text(self, captions: list[str]) -> Tensor:  # (B, E), of length 1
         "Mean embeddings over the templates"
-        return F.normalize(torch.stack([self.clip.text([t.format(c) for c in captions]) for t in self.templates]).mean(0), dim=-1)
+        return F.normalize(
+            torch.stack([self.clip.text([t.format(c) for c in captions]) for t in self.templates]).mean(0), dim=-1
+        )
 
     def change(self, codes, source, target, strength):
         step = self.directions.move(self.text(target) - self.text(source), self.beta, self.whitening)
@@ -161,7 +197,7 @@ class GlobalDirections(StyleEditor):
 
 # %% ../../nbs/styleclip/directions.ipynb #eeebaad6
 @torch.no_grad()
-def pushed(generator: Generator, found: Directions, reach: float, seed: int = 0) -> np.ndarray: # uint8 (H, W, 3)
+def pushed(generator: Generator, found: Directions, reach: float, seed: int = 0) -> np.ndarray:  # uint8 (H, W, 3)
     "Eight random images, and below them with one channel moved up, for the four channels that spread most"
     z = torch.randn(8, generator.z_dim, generator=torch.Generator().manual_seed(seed)).to(found.std.device)
     styles = flat_styles(generator, generator.mapping(z))
@@ -172,7 +208,8 @@ def pushed(generator: Generator, found: Directions, reach: float, seed: int = 0)
         rows[f"channel {c}"] = render_styles(generator, moved)
     return sheet(rows)
 
-def fit(config: DirectionsConfig, run: Run) -> Directions: # as it was written
+
+def fit(config: DirectionsConfig, run: Run) -> Directions:  # as it was written
     "Measure the relevance of every channel, put it into the run"
     device = pick_device(config.device)
     generator, clip = Generator.load(config.generator, device), CLIP.load(config.clip, device)
@@ -180,12 +217,20 @@ def fit(config: DirectionsConfig, run: Run) -> Directions: # as it was written
     strongest = (found.relevance @ found.relevance.T).fill_diagonal_(0).abs().amax(1)
     run.note(generator=generator.fingerprint(), parameters={"relevance": found.rounded.numel()})
     run.metric("channels", len(found.channels), n=config.images)
-    run.figure("channels", pushed(generator, found, config.reach, config.seed),
-               f"random images, and the channels that spread most, each moved up by {config.reach:g} standard deviations")
+    run.figure(
+        "channels",
+        pushed(generator, found, config.reach, config.seed),
+        f"random images, and the channels that spread most, each moved up by {config.reach:g} standard deviations",
+    )
     run.metric("largest cosine with another channel, mean", strongest.mean().item(), n=len(found.channels))
-    card = model_card("Global directions", found.config, run.record,
-                      f"What CLIP sees when a channel of the style space of the generator {generator.fingerprint()} moves.",
-                      data=f"{config.images} random images of the generator", limits="Belongs to one generator and one CLIP.")
+    card = model_card(
+        "Global directions",
+        found.config,
+        run.record,
+        f"What CLIP sees when a channel of the style space of the generator {generator.fingerprint()} moves.",
+        data=f"{config.images} random images of the generator",
+        limits="Belongs to one generator and one CLIP.",
+    )
     save_weights(run.path / "directions", found.state_dict(), found.config, card, run.record)
     run.artifact(run.path / "directions" / "model.safetensors")
     return Directions.load(run.path / "directions", device)

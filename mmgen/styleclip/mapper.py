@@ -9,53 +9,72 @@ __all__ = ['Mapper', 'LatentMapper']
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.weights import load_model
 from ..clip.model import CLIP
 from ..data.captions import as_tags
-from ..editing.editor import EditError
+from ..editing.registry import EditError
 from ..stylegan.editor import StyleEditor
 from ..stylegan.encoder import LEVELS, Encoder, level_slices
 from ..stylegan.generator import Generator
-from ..base.weights import load_model
 
 # %% ../../nbs/styleclip/mapper.ipynb #75f786c7
 # Patashnik et al. 2021, section 5
 class Mapper(nn.Module):
     "W+ (B, num_ws, w_dim), and for many prompts embeddings of two texts (B, 2, condition) -> the change of the code, as large as W+"
-    def __init__(self, w_dim: int, num_ws: int,
-                 levels: tuple = LEVELS, # those that are changed
-                 hidden: int = 96, # width of each level's network
-                 layers: int = 3, # its linear layers
-                 condition: int = 0, # numbers of a text's embedding; 0: a mapper for one prompt
-                 scale: float = 0.1, # times the output
-                 prompt: str = "", # what it was trained for
-                 generator: str = "", # fingerprint of the generator that it was trained for
-                 clip: str = "", # fingerprint of the CLIP that it was trained with
-                 tags: tuple = () # that its images had
-                 ):
+
+    def __init__(
+        self,
+        w_dim: int,
+        num_ws: int,
+        levels: tuple = LEVELS,  # those that are changed
+        hidden: int = 96,  # width of each level's network
+        layers: int = 3,  # its linear layers
+        condition: int = 0,  # numbers of a text's embedding; 0: a mapper for one prompt
+        scale: float = 0.1,  # times the output
+        prompt: str = "",  # what it was trained for
+        generator: str = "",  # fingerprint of the generator that it was trained for
+        clip: str = "",  # fingerprint of the CLIP that it was trained with
+        tags: tuple = (),  # that its images had
+    ):
         super().__init__()
         unknown = [level for level in levels if level not in LEVELS]
-        if unknown or not levels: raise ValueError(f"Mapper: levels must be some of {', '.join(LEVELS)}, not {', '.join(levels) or 'none'}.")
-        self.config = dict(w_dim=w_dim, num_ws=num_ws, levels=list(levels), hidden=hidden, layers=layers, condition=condition, scale=scale,
-                           prompt=prompt, generator=generator, clip=clip, tags=list(tags))
+        if unknown or not levels:
+            raise ValueError(f"Mapper: levels must be some of {', '.join(LEVELS)}, not {', '.join(levels) or 'none'}.")
+        self.config = dict(
+            w_dim=w_dim,
+            num_ws=num_ws,
+            levels=list(levels),
+            hidden=hidden,
+            layers=layers,
+            condition=condition,
+            scale=scale,
+            prompt=prompt,
+            generator=generator,
+            clip=clip,
+            tags=list(tags),
+        )
         self.w_dim, self.num_ws, self.condition, self.scale, self.prompt = w_dim, num_ws, condition, scale, prompt
         sizes = [w_dim + condition] + [hidden] * (layers - 1) + [w_dim]
         self.levels = nn.ModuleDict()
         for level in levels:
             parts = [part for a, b in zip(sizes, sizes[1:]) for part in (nn.Linear(a, b), nn.LeakyReLU(0.2))]
             self.levels[level] = nn.Sequential(*parts[:-1])
-            nn.init.zeros_(self.levels[level][-1].weight); nn.init.zeros_(self.levels[level][-1].bias)
+            nn.init.zeros_(self.levels[level][-1].weight)
+            nn.init.zeros_(self.levels[level][-1].bias)
         self.register_buffer("mean", torch.zeros(w_dim))
         self.register_buffer("std", torch.ones(w_dim))
         if condition:
             self.register_buffer("text_mean", torch.zeros(condition))
             self.register_buffer("text_whitening", torch.eye(condition))
 
-    def standardise(self, codes: Tensor, # (N, num_ws, w_dim)
-                    texts: Tensor | None = None, # (N, condition), of a mapper of many prompts
-                    floor: float = 0.01): # added to the variances of `texts`, as a share of their mean
+    def standardise(
+        self,
+        codes: Tensor,  # (N, num_ws, w_dim)
+        texts: Tensor | None = None,  # (N, condition), of a mapper of many prompts
+        floor: float = 0.01,
+    ):  # added to the variances of `texts`, as a share of their mean
         "Take mean and deviation from these codes, mean and covariance from these texts"
         self.mean.copy_(codes.mean((0, 1)))
         self.std.copy_(codes.std((0, 1)).clamp_min(1e-4))
@@ -66,18 +85,24 @@ class Mapper(nn.Module):
 
     def forward(self, ws, texts=None):
         if ws.shape[1:] != (self.num_ws, self.w_dim):
-            raise ValueError(f"This mapper takes W+ codes of {self.num_ws} layers, (B, {self.num_ws}, {self.w_dim}); got {tuple(ws.shape)}.")
+            raise ValueError(
+                f"This mapper takes W+ codes of {self.num_ws} layers, (B, {self.num_ws}, {self.w_dim}); got {tuple(ws.shape)}."
+            )
         if (texts is None) != (self.condition == 0):
-            raise ValueError("A mapper for one prompt takes no texts." if texts is not None else
-                             f"This mapper reads texts (B, 2, {self.condition}) beside the codes: what is shown, what is wished.")
+            raise ValueError(
+                "A mapper for one prompt takes no texts."
+                if texts is not None
+                else f"This mapper reads texts (B, 2, {self.condition}) beside the codes: what is shown, what is wished."
+            )
         x, change, slices = (ws - self.mean) / self.std, torch.zeros_like(ws), level_slices(self.num_ws)
         if texts is None:
-            for level, network in self.levels.items(): change[:, slices[level]] = network(x[:, slices[level]])
+            for level, network in self.levels.items():
+                change[:, slices[level]] = network(x[:, slices[level]])
             return self.scale * self.std * change
         if texts.shape[1:] != (2, self.condition) or texts.shape[0] != ws.shape[0]:
             raise ValueError(f"This mapper reads texts ({len(ws)}, 2, {self.condition}); got {tuple(texts.shape)}.")
         texts = ((texts - self.text_mean) @ self.text_whitening)[:, :, None].expand(-1, -1, self.num_ws, -1)
-        x = torch.cat([x[:, None].expand(-1, 2, -1, -1), texts], 3) # (B, 2, num_ws, w_dim + condition)
+        x = torch.cat([x[:, None].expand(-1, 2, -1, -1), texts], 3)  # (B, 2, num_ws, w_dim + condition)
         for level, network in self.levels.items():
             shown, wished = network(x[:, :, slices[level]]).unbind(1)
             change[:, slices[level]] = wished - shown
@@ -91,23 +116,32 @@ class Mapper(nn.Module):
 # %% ../../nbs/styleclip/mapper.ipynb #3f54b0a4
 class LatentMapper(StyleEditor):
     "Moves the code by a mapper, in one pass"
+
     name, strength = "styleclip-mapper", 0.6
 
-    def __init__(self, model: Mapper | str = "mapper-portraits", # or the name of its folder
-                 generator: Generator | str = "stylegan2-portraits", # likewise
-                 encoder: Encoder | str = "encoder-portraits", # likewise
-                 clip: CLIP | str = "clip-portraits", # likewise
-                 device=None, **options):
+    def __init__(
+        self,
+        model: Mapper | str = "mapper-portraits",  # or the name of its folder
+        generator: Generator | str = "stylegan2-portraits",  # likewise
+        encoder: Encoder | str = "encoder-portraits",  # likewise
+        clip: CLIP | str = "clip-portraits",  # likewise
+        device=None,
+        **options,
+    ):
         super().__init__(generator, encoder, clip, device, **options)
         self.mapper = (model if isinstance(model, Mapper) else Mapper.load(model)).to(self.device)
         if (self.mapper.num_ws, self.mapper.w_dim) != (self.generator.num_ws, self.generator.w_dim):
-            raise EditError(f"{self.name}: the mapper moves codes of {self.mapper.num_ws} layers of {self.mapper.w_dim}, the generator's have "
-                            f"{self.generator.num_ws} of {self.generator.w_dim}.")
+            raise EditError(
+                f"{self.name}: the mapper moves codes of {self.mapper.num_ws} layers of {self.mapper.w_dim}, the generator's have "
+                f"{self.generator.num_ws} of {self.generator.w_dim}."
+            )
         self.made_for("the mapper", self.mapper.config)
         width = self.clip.model.config.projection_dim
         if self.mapper.condition not in (0, width):
-            raise EditError(f"{self.name}: the mapper reads texts of {self.mapper.condition} numbers, this CLIP gives {width}; "
-                            "use the CLIP that it was trained with.")
+            raise EditError(
+                f"{self.name}: the mapper reads texts of {self.mapper.condition} numbers, this CLIP gives {width}; "
+                "use the CLIP that it was trained with."
+            )
 
     tags = property(lambda self: self.mapper.config["tags"])
 
@@ -115,7 +149,9 @@ class LatentMapper(StyleEditor):
         prompt = set(as_tags(self.mapper.prompt))
         for caption in target:
             if not prompt <= set(as_tags(caption)):
-                raise EditError(f"This mapper was trained for {self.mapper.prompt!r} alone, and the wish is {caption!r}; a mapper of many prompts "
-                                "(mapper-portraits) takes any.")
+                raise EditError(
+                    f"This mapper was trained for {self.mapper.prompt!r} alone, and the wish is {caption!r}; a mapper of many prompts "
+                    "(mapper-portraits) takes any."
+                )
         texts = torch.stack([self.clip.text(source), self.clip.text(target)], 1) if self.mapper.condition else None
         return codes + 2 * strength * self.mapper(codes, texts)

@@ -13,50 +13,65 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..training.checkpoints import learned
-from ..clip.model import CLIP
 from ..base.images import pick_device, seed_everything, sheet, to_float
-from ..data.captions import as_tags, caption, known_tags
-from ..data.edits import KINDS, Edit, as_batch, edits
-from ..data.batches import Batches
-from ..data.loading import content_sha256, load_source, to_arrays
-from ..data.portraits import PortraitError, SPLITS, change, sample
-from ..data.edited_captions import edited_caption
-from ..metrics.held_out import edits_to_try, record_edits
-from ..metrics.oracle import Oracle, score_editor
-from ..training.optimizers import build
 from ..base.runs import Run
 from ..base.settings import split_list
-from ..stylegan.config import MapperConfig
+from ..base.weights import fingerprint, model_card, packaged, save_weights
+from ..clip.model import CLIP
+from ..data.batches import Batches
+from ..data.captions import as_tags, caption, known_tags
+from ..data.edited_captions import edited_caption
+from ..data.edits import KINDS, Edit, as_batch, edits
+from ..data.loading import content_sha256, load_source, to_arrays
+from ..data.portraits import SPLITS, PortraitError, change, sample
 from ..identity.model import identity_loss, load_identity
+from ..metrics.held_out import edits_to_try, record_edits
+from ..metrics.oracle import Oracle, score_editor
 from .clip_loss import CLIPLoss
 from .mapper import LatentMapper, Mapper
+from ..stylegan.config import MapperConfig
 from ..stylegan.encoder import Encoder
 from ..stylegan.generator import Generator
 from ..stylegan.train import encode
+from ..training.checkpoints import learned
 from ..training.loop import Task, train
-from ..base.weights import fingerprint, model_card, packaged, save_weights
+from ..training.optimizers import build
 
 # %% ../../nbs/styleclip/mapper_train.ipynb #30efa4f5
 # Patashnik et al. 2021, section 5; pairs: Lyu et al. 2023
 class MapperTask(Task):
     "Batches hold `index`, the rows of codes and texts"
-    def __init__(self, config: MapperConfig, mapper: Mapper, generator: Generator, clip: CLIP,
-                 codes: Tensor, # (N, num_ws, w_dim)
-                 texts: Tensor, # (N, E), embeddings of the captions
-                 wanted: Tensor | None = None # (N, E), of the wished captions; None: a mapper of many prompts
-                 ):
-        self.config, self.model, self.generator, self.codes = config, mapper, generator.eval().requires_grad_(False), codes
+
+    def __init__(
+        self,
+        config: MapperConfig,
+        mapper: Mapper,
+        generator: Generator,
+        clip: CLIP,
+        codes: Tensor,  # (N, num_ws, w_dim)
+        texts: Tensor,  # (N, E), embeddings of the captions
+        wanted: Tensor | None = None,  # (N, E), of the wished captions; None: a mapper of many prompts
+    ):
+        self.config, self.model, self.generator, self.codes = (
+            config,
+            mapper,
+            generator.eval().requires_grad_(False),
+            codes,
+        )
         self.texts, self.wanted = texts, wanted
         self.must_match = {name: mapper.config[name] for name in ("prompt", "scale")}
         self.must_match |= {"generator": generator.fingerprint(), "clip": clip.fingerprint()}
         self.clip = CLIPLoss(clip, config.clip_loss, config.views, config.original_clip)
-        self.identity = load_identity(config.identity, clip.device) if config.clip_weight and config.identity_weight else None
-        if self.identity is not None: self.must_match["identity"] = fingerprint(self.identity)
+        self.identity = (
+            load_identity(config.identity, clip.device) if config.clip_weight and config.identity_weight else None
+        )
+        if self.identity is not None:
+            self.must_match["identity"] = fingerprint(self.identity)
 
-    def optimizers(self, lr, weight_decay): return build(self.config.optimizer, self.model, lr, weight_decay)
+    def optimizers(self, lr, weight_decay):
+        return build(self.config.optimizer, self.model, lr, weight_decay)
 
-    def partners(self, rows: Tensor) -> Tensor: # (B,)
+    def partners(self, rows: Tensor) -> Tensor:  # (B,)
         "For each row the one of some random rows whose text is nearest, but another"
         some = torch.randint(0, len(self.texts), (len(rows), self.config.candidates), device=self.texts.device)
         apart = (self.texts[some] - self.texts[rows, None]).square().sum(2)
@@ -79,9 +94,11 @@ class MapperTask(Task):
             values["pair"] = error.square().mean()
             total = total + c.pair_weight * values["pair"]
         if c.clip_weight:
-            with torch.no_grad(): before = self.generator.synthesis(w)
+            with torch.no_grad():
+                before = self.generator.synthesis(w)
             made = self.generator.synthesis(w + change).float()
-            if c.clip_loss == "directional": goal = torch.nn.functional.normalize(goal - now, dim=-1) # 0 where nothing is wished
+            if c.clip_loss == "directional":
+                goal = torch.nn.functional.normalize(goal - now, dim=-1)  # 0 where nothing is wished
             values["clip"] = self.clip(made, goal, before).mean()
             values["l2"] = (change / self.model.std).square().mean()
             total = total + c.clip_weight * values["clip"] + c.l2_weight * values["l2"]
@@ -91,25 +108,36 @@ class MapperTask(Task):
         return total, {name: value.detach() for name, value in values.items()}
 
 # %% ../../nbs/styleclip/mapper_train.ipynb #12612e02
-def wishes_for(prompt: str, # a tag
-               n: int, split: str = "validation") -> list[Edit]: # at most n; none where portraits know no such tag
+def wishes_for(
+    prompt: str,  # a tag
+    n: int,
+    split: str = "validation",
+) -> list[Edit]:  # at most n; none where portraits know no such tag
     "The first faces of a split that can be edited so"
     for kind, (attribute, tags) in KINDS.items():
-        if prompt in tags: break
-    else: return []
+        if prompt in tags:
+            break
+    else:
+        return []
     found, first = [], SPLITS[split][0]
     for seed in range(first, first + 20 * n):
         face = sample(seed)
-        try: after = change(face, prompt)
-        except PortraitError: continue
-        if after != face: found.append(Edit(seed, kind, attribute, prompt, face, after))
-        if len(found) == n: break
+        try:
+            after = change(face, prompt)
+        except PortraitError:
+            continue
+        if after != face:
+            found.append(Edit(seed, kind, attribute, prompt, face, after))
+        if len(found) == n:
+            break
     return found
 
+
 @torch.no_grad()
-def embeddings(clip: CLIP, captions: Sequence[str], batch_size: int = 256) -> Tensor: # (N, E)
+def embeddings(clip: CLIP, captions: Sequence[str], batch_size: int = 256) -> Tensor:  # (N, E)
     "Of many texts"
-    return torch.cat([clip.text(list(captions[at:at + batch_size])) for at in range(0, len(captions), batch_size)])
+    return torch.cat([clip.text(list(captions[at : at + batch_size])) for at in range(0, len(captions), batch_size)])
+
 
 def closer(clip: CLIP, editor: LatentMapper, images: Tensor, source: list[str], target: list[str]) -> float:
     "Mean gain of CLIP's cosine with the wished text"
@@ -118,14 +146,23 @@ def closer(clip: CLIP, editor: LatentMapper, images: Tensor, source: list[str], 
         gain = lambda x: (clip.images(x.to(clip.device)) * goal).sum(1)
         return (gain(editor.edit(images, source, target)) - gain(images)).mean().item()
 
-def fit(config: MapperConfig, run: Run
-        ) -> LatentMapper: # the Editor, with the mapper as it was written
+
+def fit(config: MapperConfig, run: Run) -> LatentMapper:  # the Editor, with the mapper as it was written
     "Train, measure on validation images, put weights and results into the run"
     config = config.settled
-    run.note(settled={name: getattr(config, name) for name in ("optimizer", "batch_size", "lr", "hidden", "scale", "clip_weight", "pair_weight")})
+    run.note(
+        settled={
+            name: getattr(config, name)
+            for name in ("optimizer", "batch_size", "lr", "hidden", "scale", "clip_weight", "pair_weight")
+        }
+    )
     seed_everything(config.seed)
     device = pick_device(config.device)
-    generator, encoder, clip = Generator.load(config.generator, device), Encoder.load(config.encoder, device), CLIP.load(config.clip, device)
+    generator, encoder, clip = (
+        Generator.load(config.generator, device),
+        Encoder.load(config.encoder, device),
+        CLIP.load(config.clip, device),
+    )
     encoder.fits(generator)
     dataset = load_source(config.data, "train", config.size, config.images, config.seed)
     images, tags = to_arrays(dataset, config.size, fit=config.fit)
@@ -133,43 +170,86 @@ def fit(config: MapperConfig, run: Run
     codes, texts = encode(encoder, images, None), embeddings(clip, captions)
     wanted = None
     if config.prompt:
-        goals = [edited_caption(text, config.prompt) for text in captions] if config.context else [config.prompt] * len(captions)
+        goals = (
+            [edited_caption(text, config.prompt) for text in captions]
+            if config.context
+            else [config.prompt] * len(captions)
+        )
         wanted = embeddings(clip, goals)
-    mapper = Mapper(generator.w_dim, generator.num_ws, split_list(config.levels, str), config.hidden, config.layers,
-                    0 if config.prompt else texts.shape[1], config.scale, config.prompt, generator.fingerprint(), clip.fingerprint(),
-                    list(dict.fromkeys([*learned(config.resume_from).get("tags", []), *known_tags(tags)])))
+    mapper = Mapper(
+        generator.w_dim,
+        generator.num_ws,
+        split_list(config.levels, str),
+        config.hidden,
+        config.layers,
+        0 if config.prompt else texts.shape[1],
+        config.scale,
+        config.prompt,
+        generator.fingerprint(),
+        clip.fingerprint(),
+        list(dict.fromkeys([*learned(config.resume_from).get("tags", []), *known_tags(tags)])),
+    )
     mapper.standardise(codes, texts)
     if config.init_from:
         start = Mapper.load(config.init_from)
-        differ = [f"{k} ({v!r}, not {mapper.config[k]!r})" for k, v in start.config.items() if k != "tags" and v != mapper.config[k]]
-        if differ: raise ValueError(f"mapper: the mapper of init_from differs from the configuration in {', '.join(differ)}.")
+        differ = [
+            f"{k} ({v!r}, not {mapper.config[k]!r})"
+            for k, v in start.config.items()
+            if k != "tags" and v != mapper.config[k]
+        ]
+        if differ:
+            raise ValueError(f"mapper: the mapper of init_from differs from the configuration in {', '.join(differ)}.")
         mapper.load_state_dict(start.state_dict())
     task = MapperTask(config, mapper, generator, clip, codes, texts, wanted)
-    run.note(parameters={"mapper": sum(p.numel() for p in mapper.parameters())}, generator=generator.fingerprint(),
-             data={"rows": len(images), "sha256": (content := content_sha256(images, tags))})
+    run.note(
+        parameters={"mapper": sum(p.numel() for p in mapper.parameters())},
+        generator=generator.fingerprint(),
+        data={"rows": len(images), "sha256": (content := content_sha256(images, tags))},
+    )
     task.facts, task.learned = {"data": content[:12]}, {"tags": mapper.config["tags"]}
     task.must_match["encoder"] = fingerprint(encoder)
     done = train(task, Batches({"row": list(range(len(images)))}, config.batch_size, config.seed), run, **config.loop)
     run.note(training={"steps": done.step, "images": done.step * config.batch_size, "seconds": round(done.seconds, 1)})
     run.checkpoint(done.checkpoint)
     if config.held_out:
-        images, tags = to_arrays(load_source(config.data, "validation", config.size, min(config.held_out, 200), config.seed), config.size, fit=config.fit)
+        images, tags = to_arrays(
+            load_source(config.data, "validation", config.size, min(config.held_out, 200), config.seed),
+            config.size,
+            fit=config.fit,
+        )
         captions = [caption(as_tags(row)) for row in tags]
-        goals = [edited_caption(text, config.prompt) for text in captions] if config.context else [config.prompt] * len(captions)
-        held_out = encode(encoder, images, None), embeddings(clip, captions), embeddings(clip, goals) if config.prompt else None
+        goals = (
+            [edited_caption(text, config.prompt) for text in captions]
+            if config.context
+            else [config.prompt] * len(captions)
+        )
+        held_out = (
+            encode(encoder, images, None),
+            embeddings(clip, captions),
+            embeddings(clip, goals) if config.prompt else None,
+        )
         run.metric("held-out loss", held_out_loss(task, done.ema, *held_out), n=len(images))
     what = f"A latent mapper for {config.prompt!r}" if config.prompt else "A latent mapper for any text"
-    card = model_card(what, done.ema.config, run.record, f"Changes W+ codes of the generator {generator.fingerprint()}, so that the image shows "
-                      + (f"{config.prompt}." if config.prompt else "what the text asks for."),
-                      data=f"{config.images} images of {config.data}", limits="Knows what its CLIP and its data know.")
+    card = model_card(
+        what,
+        done.ema.config,
+        run.record,
+        f"Changes W+ codes of the generator {generator.fingerprint()}, so that the image shows "
+        + (f"{config.prompt}." if config.prompt else "what the text asks for."),
+        data=f"{config.images} images of {config.data}",
+        limits="Knows what its CLIP and its data know.",
+    )
     save_weights(run.path / "mapper", done.ema.state_dict(), done.ema.config, card, run.record)
     run.artifact(run.path / "mapper" / "model.safetensors")
     editor = LatentMapper(Mapper.load(run.path / "mapper", device), generator, encoder, clip, device)
     evaluate(config, run, editor)
     return editor
 
+
 @torch.no_grad()
-def held_out_loss(task: MapperTask, mapper: Mapper, codes: Tensor, texts: Tensor, wanted: Tensor | None, seed: int = 0) -> float:
+def held_out_loss(
+    task: MapperTask, mapper: Mapper, codes: Tensor, texts: Tensor, wanted: Tensor | None, seed: int = 0
+) -> float:
     "The task's loss on codes and texts of held-out images, as one batch; the global generators are left as they were"
     judged, device = copy.copy(task), next(mapper.parameters()).device
     judged.model, judged.codes, judged.texts, judged.wanted = mapper, codes, texts, wanted
@@ -177,30 +257,54 @@ def held_out_loss(task: MapperTask, mapper: Mapper, codes: Tensor, texts: Tensor
         torch.manual_seed(seed)
         return judged.loss({"index": torch.arange(len(codes))}, 0, "main")[0].item()
 
+
 def evaluate(config: MapperConfig, run: Run, editor: LatentMapper):
     "Held-out measurements and pictures into the run: of portraits by the oracle, of other images by CLIP"
     found = {}
     if config.data == "portraits":
-        kinds = {config.prompt: wishes_for(config.prompt, config.held_out)} if config.prompt else {
-            kind: edits(kind, config.held_out) for kind in KINDS}
+        kinds = (
+            {config.prompt: wishes_for(config.prompt, config.held_out)}
+            if config.prompt
+            else {kind: edits(kind, config.held_out) for kind in KINDS}
+        )
         found = {name: some for name, some in kinds.items() if some}
     if found and "oracle-portraits" in packaged():
         oracle = Oracle.load(device="cpu")
         for name, some in found.items():
             scores, _ = score_editor(oracle, editor, some, size=config.size)
-            for measure in ("reached", "kept"): run.metric(f"{name} {measure}", scores[measure], n=scores["n"])
-        shown = [one for some in found.values() for one in some[:8 // len(found) or 1]]
+            for measure in ("reached", "kept"):
+                run.metric(f"{name} {measure}", scores[measure], n=scores["n"])
+        shown = [one for some in found.values() for one in some[: 8 // len(found) or 1]]
         source, before, after, exact = as_batch(shown, config.size)
         rows = {"source": source, "result": editor.edit(source, before, after), "exact answer": exact}
         run.figure("edits", sheet(rows, ["\n".join(one.tag.rsplit(" ", 1)) for one in shown]), "held-out portraits")
         return
-    images, tags = to_arrays(load_source(config.data, "validation", config.size, min(config.held_out, 200), config.seed), config.size, fit=config.fit)
+    images, tags = to_arrays(
+        load_source(config.data, "validation", config.size, min(config.held_out, 200), config.seed),
+        config.size,
+        fit=config.fit,
+    )
     source, x = [caption(as_tags(row)) for row in tags], to_float(images)
-    wishes = {tag: [edited_caption(text, tag) for text in source] for tag in [config.prompt] * bool(config.prompt) or edits_to_try((), (), source)}
-    if not wishes and len(x) > 1: wishes = {"caption of the\nnext image": source[1:] + source[:1]} # sentences have no tags in common
+    wishes = {
+        tag: [edited_caption(text, tag) for text in source]
+        for tag in [config.prompt] * bool(config.prompt) or edits_to_try((), (), source)
+    }
+    if not wishes and len(x) > 1:
+        wishes = {"caption of the\nnext image": source[1:] + source[:1]}  # sentences have no tags in common
     made = {tag: editor.edit(x, source, wanted).cpu() for tag, wanted in wishes.items()}
-    if config.prompt: run.metric("gain of CLIP's cosine", closer(editor.clip, editor, x, source, wishes[config.prompt]), n=len(source))
-    if made: record_edits(run, editor.clip, Path(config.clip).name, x.repeat(len(made), 1, 1, 1), torch.cat(list(made.values())), source * len(made),
-                          [text for wanted in wishes.values() for text in wanted])
+    if config.prompt:
+        run.metric(
+            "gain of CLIP's cosine", closer(editor.clip, editor, x, source, wishes[config.prompt]), n=len(source)
+        )
+    if made:
+        record_edits(
+            run,
+            editor.clip,
+            Path(config.clip).name,
+            x.repeat(len(made), 1, 1, 1),
+            torch.cat(list(made.values())),
+            source * len(made),
+            [text for wanted in wishes.values() for text in wanted],
+        )
     rows = {"source": x[:8]} | {tag: images[:8] for tag, images in made.items()}
     run.figure("edits", sheet(rows, cell=max(64, min(config.size, 128))), "held-out images and their edits")

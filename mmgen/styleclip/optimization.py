@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..clip.model import CLIP
-from ..editing.editor import EditError
+from ..editing.registry import EditError
 from ..identity.model import Identity, identity_loss, load_identity
 from .clip_loss import CLIPLoss
 from ..stylegan.editor import StyleEditor
@@ -19,54 +19,74 @@ from ..stylegan.generator import Generator
 from ..stylegan.inversion import search, w_axes, w_statistics
 
 # %% ../../nbs/styleclip/optimization.ipynb #cf676799
-PENALTIES = ("mean", "sum", "norm") # in variances of w; the published code's; eq. 6's
+PENALTIES = ("mean", "sum", "norm")  # in variances of w; the published code's; eq. 6's
+
 
 class LatentOptimization(StyleEditor):
     "Moves the code of each image for some steps towards what CLIP reads in the target caption; keeps the best"
+
     name, strength = "styleclip-optimization", 0.5
 
-    def __init__(self, generator: Generator | str = "stylegan2-portraits", # or the name of its folder
-                 encoder: Encoder | str = "encoder-portraits", # likewise
-                 clip: CLIP | str = "clip-portraits", # likewise
-                 device=None,
-                 steps: int = 100,
-                 lr: float = 0.1, # of Adam, in standard deviations of w
-                 whiten: bool = True, # search along the principal axes of W, each in its own deviation; False: in w itself, as published
-                 penalty: str = "mean", # one of PENALTIES
-                 weight: float = 0.2, # λ, of the penalty at strength 0.5
-                 identity: Identity | str = "identity-portraits", # see `load_identity`; "none": no identity loss
-                 identity_weight: float = 0.1,
-                 clip_loss: str = "global", # eq. 6, or directional
-                 views: int = 0, # random views of each image that CLIP sees
-                 original_clip: bool = False, # feed CLIP as the original does
-                 seed: int = 0, # of the views
-                 **options # of `StyleEditor`
-                 ):
+    def __init__(
+        self,
+        generator: Generator | str = "stylegan2-portraits",  # or the name of its folder
+        encoder: Encoder | str = "encoder-portraits",  # likewise
+        clip: CLIP | str = "clip-portraits",  # likewise
+        device=None,
+        steps: int = 100,
+        lr: float = 0.1,  # of Adam, in standard deviations of w
+        whiten: bool = True,  # search along the principal axes of W, each in its own deviation; False: in w itself, as published
+        penalty: str = "mean",  # one of PENALTIES
+        weight: float = 0.2,  # λ, of the penalty at strength 0.5
+        identity: Identity | str = "identity-portraits",  # see `load_identity`; "none": no identity loss
+        identity_weight: float = 0.1,
+        clip_loss: str = "global",  # eq. 6, or directional
+        views: int = 0,  # random views of each image that CLIP sees
+        original_clip: bool = False,  # feed CLIP as the original does
+        seed: int = 0,  # of the views
+        **options,  # of `StyleEditor`
+    ):
         super().__init__(generator, encoder, clip, device, **options)
-        if penalty not in PENALTIES: raise EditError(f"{self.name}: penalty must be one of {', '.join(PENALTIES)}, not {penalty!r}.")
+        if penalty not in PENALTIES:
+            raise EditError(f"{self.name}: penalty must be one of {', '.join(PENALTIES)}, not {penalty!r}.")
         self.steps, self.lr, self.penalty, self.weight, self.seed = steps, lr, penalty, weight, seed
-        self.identity = load_identity(identity, self.device) if isinstance(identity, str) and identity_weight else identity
+        self.identity = (
+            load_identity(identity, self.device) if isinstance(identity, str) and identity_weight else identity
+        )
         self.identity_weight = identity_weight if self.identity not in (None, "none") else 0.0
         self.loss = CLIPLoss(self.clip, clip_loss, views, original_clip)
-        self.axes = w_axes(self.generator) if whiten else (
-            torch.eye(self.generator.w_dim, device=self.device) * w_statistics(self.generator, 1000)[1] / self.generator.w_dim**0.5)
+        self.axes = (
+            w_axes(self.generator)
+            if whiten
+            else (
+                torch.eye(self.generator.w_dim, device=self.device)
+                * w_statistics(self.generator, 1000)[1]
+                / self.generator.w_dim**0.5
+            )
+        )
 
     def change(self, codes, source, target, strength):
-        if strength == 0: return codes
+        if strength == 0:
+            return codes
         goal = self.loss.goal(target, source)
-        with torch.no_grad(): before = self.generator.synthesis(codes)
+        with torch.no_grad():
+            before = self.generator.synthesis(codes)
         weight = self.weight * (1 - strength) / strength
-        def objective(offset, step): # in standard deviations
+
+        def objective(offset, step):  # in standard deviations
             made = self.generator.synthesis(codes + offset @ self.axes)
             total = self.loss(made, goal, before) + weight * self.distance(offset)
-            if self.identity_weight: total = total + self.identity_weight * identity_loss(self.identity, made, before)
+            if self.identity_weight:
+                total = total + self.identity_weight * identity_loss(self.identity, made, before)
             return total
+
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
             return codes + search(torch.zeros_like(codes), objective, self.steps, self.lr).codes @ self.axes
 
-    def distance(self, offset: Tensor) -> Tensor: # (B,)
+    def distance(self, offset: Tensor) -> Tensor:  # (B,)
         "The penalty of offsets that are given in standard deviations"
-        if self.penalty == "mean": return offset.square().mean((1, 2))
+        if self.penalty == "mean":
+            return offset.square().mean((1, 2))
         squared = (offset @ self.axes).square().sum((1, 2))
         return squared if self.penalty == "sum" else (squared + 1e-12).sqrt()

@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # %% ../../nbs/stylegan/augment.ipynb #6f7637a0
-def _per_image(x: Tensor, low: float, high: float) -> Tensor: # (B, 1, 1, 1)
+def _per_image(x: Tensor, low: float, high: float) -> Tensor:  # (B, 1, 1, 1)
     "A uniform draw for each image"
     return torch.rand(len(x), 1, 1, 1, device=x.device, dtype=x.dtype) * (high - low) + low
 
+
 # Zhao et al. 2020: color, translation, cutout
-def diff_augment(x: Tensor # (B, 3, H, W) in [-1, 1]
-                 ) -> Tensor: # likewise, not clamped
+def diff_augment(
+    x: Tensor,  # (B, 3, H, W) in [-1, 1]
+) -> Tensor:  # likewise, not clamped
     "Brightness, saturation, contrast; a shift by up to an eighth; a square hole of half the side"
     x = x + _per_image(x, -0.5, 0.5)
     grey = x.mean(1, keepdim=True)
@@ -29,43 +31,53 @@ def diff_augment(x: Tensor # (B, 3, H, W) in [-1, 1]
     n, side = len(x), x.shape[-1]
     reach = side // 8
     at = torch.randint(0, 2 * reach + 1, (2, n, 1), device=x.device) + torch.arange(side, device=x.device)
-    x = F.pad(x, (reach,) * 4).permute(0, 2, 3, 1)[torch.arange(n, device=x.device)[:, None, None], at[0][:, :, None], at[1][:, None]]
+    x = F.pad(x, (reach,) * 4).permute(0, 2, 3, 1)[
+        torch.arange(n, device=x.device)[:, None, None], at[0][:, :, None], at[1][:, None]
+    ]
     corner = torch.randint(-(side // 4), side - side // 4 + 1, (2, n, 1), device=x.device)
     inside = (torch.arange(side, device=x.device) - corner).clamp(-1, side // 2).remainder(side // 2 + 1) < side // 2
     hole = inside[0][:, :, None] & inside[1][:, None]
     return x.permute(0, 3, 1, 2) * ~hole[:, None]
 
 # %% ../../nbs/stylegan/augment.ipynb #ad158f4c
-def _matrix(n: int, like: Tensor, **entries) -> Tensor: # row and column as in a01=…
+def _matrix(n: int, like: Tensor, **entries) -> Tensor:  # row and column as in a01=…
     "Unit matrices (B, n, n) with entries (B,) replaced"
     made = torch.eye(n, device=like.device).repeat(len(like), 1, 1)
-    for place, value in entries.items(): made[:, int(place[1]), int(place[2])] = value
+    for place, value in entries.items():
+        made[:, int(place[1]), int(place[2])] = value
     return made
+
 
 # Karras et al. 2020b, section 2 and appendix B
 class ADA(nn.Module):
     "Images (B, 3, H, W) in [-1, 1], augmented with probability `p`"
-    def __init__(self, target: float = 0.6, # of r
-                 images: int = 500_000, # real images in which p moves from 0 to 1
-                 every: int = 4, # batches between changes of p
-                 ):
+
+    def __init__(
+        self,
+        target: float = 0.6,  # of r
+        images: int = 500_000,  # real images in which p moves from 0 to 1
+        every: int = 4,  # batches between changes of p
+    ):
         super().__init__()
         self.target, self.images, self.every = target, images, every
         self.register_buffer("p", torch.zeros([]))
-        self.register_buffer("signs", torch.zeros(3)) # sum of signs, images, batches
+        self.register_buffer("signs", torch.zeros(3))  # sum of signs, images, batches
 
     @torch.no_grad()
-    def adapt(self, logits: Tensor # of real images
-              ):
+    def adapt(
+        self,
+        logits: Tensor,  # of real images
+    ):
         "Remember the signs; every `every` batches move p by what the images since then allow"
-        signs = logits.flatten(1).sign().mean(1) # a projected discriminator gives several logits
+        signs = logits.flatten(1).sign().mean(1)  # a projected discriminator gives several logits
         self.signs += torch.stack([signs.sum(), signs.new_tensor(len(signs)), signs.new_tensor(1.0)]).to(self.signs)
-        if self.signs[2] < self.every: return
+        if self.signs[2] < self.every:
+            return
         move = (self.signs[0] / self.signs[1] - self.target).sign() * self.signs[1] / self.images
         self.p.add_(move).clamp_(0, 1)
         self.signs.zero_()
 
-    def geometry(self, x: Tensor) -> Tensor: # (B, 3, 3), output pixel -> input pixel, in [-1, 1]
+    def geometry(self, x: Tensor) -> Tensor:  # (B, 3, 3), output pixel -> input pixel, in [-1, 1]
         "One affine map for each image"
         drawn = lambda p: torch.rand(len(x), device=x.device) < p
         on = lambda value, rest, p=self.p: torch.where(drawn(p), value, torch.as_tensor(rest, device=x.device))
@@ -73,39 +85,55 @@ class ADA(nn.Module):
         normal = lambda: torch.randn(len(x), device=x.device)
         turn = lambda angle: _matrix(3, x, a00=angle.cos(), a01=-angle.sin(), a10=angle.sin(), a11=angle.cos())
         scale = lambda a, b: _matrix(3, x, a00=a, a11=b)
-        def shift(a, b): # both or neither
+
+        def shift(a, b):  # both or neither
             mask = drawn(self.p)
             return _matrix(3, x, a02=a * mask, a12=b * mask)
-        rotate = lambda: turn(on(uniform(-math.pi, math.pi), 0.0, 1 - (1 - self.p).sqrt())) # twice: p in all
+
+        rotate = lambda: turn(on(uniform(-math.pi, math.pi), 0.0, 1 - (1 - self.p).sqrt()))  # twice: p in all
         pixel = 2 / x.shape[-1]
         whole = lambda: (uniform(-0.125, 0.125) * x.shape[-1]).round() * pixel
         size, stretch = on(2 ** (0.2 * normal()), 1.0), on(2 ** (0.2 * normal()), 1.0)
-        return (scale(on(uniform(0, 2).floor() * 2 - 1, 1.0), torch.ones(len(x), device=x.device))
-                @ turn(on(uniform(0, 4).floor() * (math.pi / 2), 0.0)) @ shift(whole(), whole())
-                @ scale(size, size) @ rotate() @ scale(stretch, 1 / stretch) @ rotate()
-                @ shift(0.25 * normal(), 0.25 * normal()))
+        return (
+            scale(on(uniform(0, 2).floor() * 2 - 1, 1.0), torch.ones(len(x), device=x.device))
+            @ turn(on(uniform(0, 4).floor() * (math.pi / 2), 0.0))
+            @ shift(whole(), whole())
+            @ scale(size, size)
+            @ rotate()
+            @ scale(stretch, 1 / stretch)
+            @ rotate()
+            @ shift(0.25 * normal(), 0.25 * normal())
+        )
 
-    def colour(self, x: Tensor) -> Tensor: # (B, 4, 4), acts on (r, g, b, 1)
+    def colour(self, x: Tensor) -> Tensor:  # (B, 4, 4), acts on (r, g, b, 1)
         "One affine map of colours for each image"
-        on = lambda value, rest: torch.where(torch.rand(len(x), device=x.device) < self.p, value, torch.as_tensor(rest, device=x.device))
+        on = lambda value, rest: torch.where(
+            torch.rand(len(x), device=x.device) < self.p, value, torch.as_tensor(rest, device=x.device)
+        )
         normal = lambda: torch.randn(len(x), device=x.device)
         eye = torch.eye(4, device=x.device)
         grey = torch.zeros(4, 4, device=x.device)
-        grey[:3, :3] = 1 / 3 # projects on the axis of greys
+        grey[:3, :3] = 1 / 3  # projects on the axis of greys
         cross = torch.zeros(4, 4, device=x.device)
         cross[0, 1], cross[1, 2], cross[2, 0] = -1, -1, -1
-        cross = (cross - cross.T) / math.sqrt(3) # turns about that axis
+        cross = (cross - cross.T) / math.sqrt(3)  # turns about that axis
         b, c = on(0.2 * normal(), 0.0), on(2 ** (0.5 * normal()), 1.0)
         flip = on(torch.randint(0, 2, (len(x),), device=x.device).float(), 0.0)[:, None, None]
         angle = on((torch.rand(len(x), device=x.device) * 2 - 1) * math.pi, 0.0)[:, None, None]
         rgb = torch.diag(torch.tensor([1.0, 1, 1, 0], device=x.device))
         hue = grey + (eye - rgb) + angle.cos() * (rgb - grey) + angle.sin() * cross
         saturation = on(2 ** normal(), 1.0)[:, None, None]
-        return ((grey + (eye - rgb) + saturation * (rgb - grey)) @ hue @ (eye - 2 * flip * grey)
-                @ _matrix(4, x, a00=c, a11=c, a22=c) @ _matrix(4, x, a03=b, a13=b, a23=b))
+        return (
+            (grey + (eye - rgb) + saturation * (rgb - grey))
+            @ hue
+            @ (eye - 2 * flip * grey)
+            @ _matrix(4, x, a00=c, a11=c, a22=c)
+            @ _matrix(4, x, a03=b, a13=b, a23=b)
+        )
 
     def forward(self, x):
-        if not self.p: return x
+        if not self.p:
+            return x
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
             grid = F.affine_grid(self.geometry(x)[:, :2], list(x.shape), align_corners=False)
@@ -114,17 +142,25 @@ class ADA(nn.Module):
             return (colour[:, :3, :3] @ x.flatten(2) + colour[:, :3, 3:]).unflatten(2, x.shape[2:])
 
 # %% ../../nbs/stylegan/augment.ipynb #9178e0d7
-def augmentation(name: str, # none, diffaugment or ada
-                 target: float = 0.6, # of ADA
-                 images: int = 500_000, # of ADA
-                 ) -> nn.Module:
+def augmentation(
+    name: str,  # none, diffaugment or ada
+    target: float = 0.6,  # of ADA
+    images: int = 500_000,  # of ADA
+) -> nn.Module:
     "The augmentation of that name as a module"
+
     class Plain(nn.Module):
         "The same for all steps"
+
         def __init__(self, function):
             super().__init__()
             self.function = function
-        def forward(self, x): return self.function(x)
+
+        def forward(self, x):
+            return self.function(x)
+
         def adapt(self, logits): ...
-    if name == "ada": return ADA(target, images)
+
+    if name == "ada":
+        return ADA(target, images)
     return Plain({"none": lambda x: x, "diffaugment": diff_augment}[name])

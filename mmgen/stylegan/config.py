@@ -9,98 +9,113 @@ __all__ = ['StyleGAN2Config', 'IdentityConfig', 'EncoderConfig', 'MapperConfig',
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from ..training.config import Job
 from ..base.settings import Settings, split_list
+from ..training.config import Job
 
 # %% ../../nbs/stylegan/config.ipynb #5f607ad5
 @dataclass(frozen=True)
 class StyleGAN2Config(Job):
     "train_stylegan2: a generator against a discriminator; section 3.3.1."
+
     # training
-    images: int = 40_000 # training images
-    held_out: int = 1_000 # validation images that the results are measured on
-    optimizer: str = "adam" # of the generator: adam, betas 0 and 0.99, or muon
-    steps: int = 1_000_000 # optimiser steps
-    max_seconds: float | None = 1_800.0 # time limit of the training loop, seconds; inf: none
-    batch_size: int = 32 # images per step
-    lr: float = 2.5e-3 # peak learning rate
-    disc_lr: float = 2.5e-3 # peak learning rate of the discriminator, always adam
-    lr_schedule: str = "constant" # after the warm-up: constant, linear or cosine
-    warmup: int = 0 # steps of linear warm-up
-    weight_decay: float = 0.0 # decoupled weight decay, of muon's matrices
-    grad_clip: float = 0.0 # largest norm of the gradient; 0: no limit
-    ema_decay: float = 0.998 # decay of the weights' running average
-    sample_every: int = 1_000 # steps between pictures of fixed z, with their FD; 0: none
+    images: int = 40_000  # training images
+    held_out: int = 1_000  # validation images that the results are measured on
+    optimizer: str = "adam"  # of the generator: adam, betas 0 and 0.99, or muon
+    steps: int = 1_000_000  # optimiser steps
+    max_seconds: float | None = 1_800.0  # time limit of the training loop, seconds; inf: none
+    batch_size: int = 32  # images per step
+    lr: float = 2.5e-3  # peak learning rate
+    disc_lr: float = 2.5e-3  # peak learning rate of the discriminator, always adam
+    lr_schedule: str = "constant"  # after the warm-up: constant, linear or cosine
+    warmup: int = 0  # steps of linear warm-up
+    weight_decay: float = 0.0  # decoupled weight decay, of muon's matrices
+    grad_clip: float = 0.0  # largest norm of the gradient; 0: no limit
+    ema_decay: float = 0.998  # decay of the weights' running average
+    sample_every: int = 1_000  # steps between pictures of fixed z, with their FD; 0: none
     # networks
-    z_dim: int = 192 # width of z
-    w_dim: int = 192 # width of w
-    channel_base: int = 2_048 # channels of a layer: this / resolution, ...
-    channel_max: int = 192 # ... at most this
-    mapping_layers: int = 4 # layers from z to w
-    normalisation: str = "demodulation" # demodulation (StyleGAN2) or adain (StyleGAN, eq. 5)
-    noise: bool = True # noise inputs at every layer
-    discriminator: str = "residual" # residual (published) or projected (EfficientNet-Lite0)
-    init_from: str | None = None # packaged name or folder of a generator to start from; None: random
+    z_dim: int = 192  # width of z
+    w_dim: int = 192  # width of w
+    channel_base: int = 2_048  # channels of a layer: this / resolution, ...
+    channel_max: int = 192  # ... at most this
+    mapping_layers: int = 4  # layers from z to w
+    normalisation: str = "demodulation"  # demodulation (StyleGAN2) or adain (StyleGAN, eq. 5)
+    noise: bool = True  # noise inputs at every layer
+    discriminator: str = "residual"  # residual (published) or projected (EfficientNet-Lite0)
+    init_from: str | None = None  # packaged name or folder of a generator to start from; None: random
     # adversarial loss
-    adversarial_weight: float = 1.0 # weight of the GAN loss; 0: none, no discriminator
-    r1_gamma: float = 0.0256 # weight of R1
-    r1_every: int = 16 # steps between R1 penalties
-    path_weight: float = 2.0 # weight of the path-length penalty; 0: none
-    path_every: int = 4 # steps between path-length penalties
-    style_mixing: float = 0.9 # chance that two w share an image, cut at a random layer
-    augment: str = "none" # of what the discriminator sees: none, diffaugment or ada
-    ada_target: float = 0.6 # share by which D tells real images, that ada steers to
-    ada_images: int = 500_000 # images in which ada goes from 0 to 1
+    adversarial_weight: float = 1.0  # weight of the GAN loss; 0: none, no discriminator
+    r1_gamma: float = 0.0256  # weight of R1
+    r1_every: int = 16  # steps between R1 penalties
+    path_weight: float = 2.0  # weight of the path-length penalty; 0: none
+    path_every: int = 4  # steps between path-length penalties
+    style_mixing: float = 0.9  # chance that two w share an image, cut at a random layer
+    augment: str = "none"  # of what the discriminator sees: none, diffaugment or ada
+    ada_target: float = 0.6  # share by which D tells real images, that ada steers to
+    ada_images: int = 500_000  # images in which ada goes from 0 to 1
     # start as an autoencoder
-    reconstruction_weight: float = 0.0 # weight of an encoder's reconstruction loss; 0: no encoder
-    encoder_from: str | None = None # packaged name or folder of an encoder to start from; None: random
-    encoder_base: int = 1_536 # channels of an encoder's layer: this / resolution, ...
-    encoder_max: int = 128 # ... at most this
-    encoder_lr: float = 1e-3 # its peak learning rate with adam; 0: frozen
-    mapping_steps: int = 6_000 # steps in which the mapping learns the encoder's w
-    latent_noise: float = 0.0 # noise on the encoder's w, in standard deviations
-    l2_weight: float = 10.0 # weight of the squared error; the absolute error has 1
-    l4_weight: float = 0.0 # weight of the error's fourth power, for small details
-    edit_weight: float = 0.0 # weight of the lost edits; needs data portraits
-    perceptual: str = "efficientnet" # backbone of the perceptual loss: none, efficientnet or lpips
-    perceptual_weight: float = 0.1 # weight of the perceptual loss
+    reconstruction_weight: float = 0.0  # weight of an encoder's reconstruction loss; 0: no encoder
+    encoder_from: str | None = None  # packaged name or folder of an encoder to start from; None: random
+    encoder_base: int = 1_536  # channels of an encoder's layer: this / resolution, ...
+    encoder_max: int = 128  # ... at most this
+    encoder_lr: float = 1e-3  # its peak learning rate with adam; 0: frozen
+    mapping_steps: int = 6_000  # steps in which the mapping learns the encoder's w
+    latent_noise: float = 0.0  # noise on the encoder's w, in standard deviations
+    l2_weight: float = 10.0  # weight of the squared error; the absolute error has 1
+    l4_weight: float = 0.0  # weight of the error's fourth power, for small details
+    edit_weight: float = 0.0  # weight of the lost edits; needs data portraits
+    perceptual: str = "efficientnet"  # backbone of the perceptual loss: none, efficientnet or lpips
+    perceptual_weight: float = 0.1  # weight of the perceptual loss
 
     job: ClassVar[str] = "stylegan2"
     zero_ok: ClassVar[tuple] = (*Job.zero_ok, "mapping_layers")
     fractions: ClassVar[tuple] = (*Job.fractions, "style_mixing", "ada_target")
     choices: ClassVar[dict] = Job.choices | {
-        "optimizer": ("adam", "muon"), "normalisation": ("demodulation", "adain"), "discriminator": ("residual", "projected"),
-        "augment": ("none", "diffaugment", "ada"), "perceptual": ("none", "efficientnet", "lpips")}
+        "optimizer": ("adam", "muon"),
+        "normalisation": ("demodulation", "adain"),
+        "discriminator": ("residual", "projected"),
+        "augment": ("none", "diffaugment", "ada"),
+        "perceptual": ("none", "efficientnet", "lpips"),
+    }
 
     def __post_init__(self):
         super().__post_init__()
         if not (self.adversarial_weight or self.reconstruction_weight):
-            raise ValueError("stylegan2: adversarial_weight and reconstruction_weight are both 0; there is nothing to learn from.")
+            raise ValueError(
+                "stylegan2: adversarial_weight and reconstruction_weight are both 0; there is nothing to learn from."
+            )
         if self.encoder_from and not self.reconstruction_weight:
             raise ValueError("stylegan2: encoder_from needs a reconstruction_weight above 0.")
 
     @property
     def model_config(self) -> dict:
         "Arguments of `Generator`."
-        return {"size": self.size, "z_dim": self.z_dim, "w_dim": self.w_dim, "channel_base": self.channel_base,
-                "channel_max": self.channel_max, "mapping_layers": self.mapping_layers, "normalisation": self.normalisation}
+        return {
+            "size": self.size,
+            "z_dim": self.z_dim,
+            "w_dim": self.w_dim,
+            "channel_base": self.channel_base,
+            "channel_max": self.channel_max,
+            "mapping_layers": self.mapping_layers,
+            "normalisation": self.normalisation,
+        }
 
 # %% ../../nbs/stylegan/config.ipynb #c0de0022
 @dataclass(frozen=True)
 class IdentityConfig(Job):
     "train_identity: an embedding of drawn faces that knows a character in another hair colour; section 3.3.2."
+
     # training
-    images: int = 20_000 # training characters, each seen in two looks, and an impostor
-    held_out: int = 1_000 # validation characters that the results are measured on
-    optimizer: str = "muon" # muon or adamw
-    steps: int = 100_000 # optimiser steps
-    max_seconds: float | None = 600.0 # time limit of the training loop, seconds; inf: none
-    batch_size: int = 64 # characters per step
-    lr: float = 2e-3 # peak learning rate
-    temperature: float = 0.1 # of the contrastive loss
+    images: int = 20_000  # training characters, each seen in two looks, and an impostor
+    held_out: int = 1_000  # validation characters that the results are measured on
+    optimizer: str = "muon"  # muon or adamw
+    steps: int = 100_000  # optimiser steps
+    max_seconds: float | None = 600.0  # time limit of the training loop, seconds; inf: none
+    batch_size: int = 64  # characters per step
+    lr: float = 2e-3  # peak learning rate
+    temperature: float = 0.1  # of the contrastive loss
     # network
-    width: int = 128 # numbers in an embedding
-    channels: str = "24,48,64,96" # channels at 32, 16, 8 and 4 pixels
+    width: int = 128  # numbers in an embedding
+    channels: str = "24,48,64,96"  # channels at 32, 16, 8 and 4 pixels
 
     job: ClassVar[str] = "identity"
     choices: ClassVar[dict] = Job.choices | {"optimizer": ("muon", "adamw")}
@@ -120,77 +135,82 @@ class IdentityConfig(Job):
 @dataclass(frozen=True)
 class EncoderConfig(Job):
     "train_encoder: from images to the W+ codes of a frozen generator; section 4.1."
+
     # training
-    images: int = 40_000 # training images
-    held_out: int = 500 # validation images that the results are measured on
-    optimizer: str = "muon" # muon or adamw
-    steps: int = 200_000 # optimiser steps
-    max_seconds: float | None = 1_200.0 # time limit of the training loop, seconds; inf: none
-    batch_size: int = 8 # images per step; with an edit_weight as many changed ones
-    lr: float = 2e-3 # peak learning rate
-    mixed_precision: str = "auto" # no, bf16, fp16 or auto: bf16 where that is fast
-    sample_every: int = 1_000 # steps between pictures; 0: none
-    log_every: int = 200 # steps between progress lines
+    images: int = 40_000  # training images
+    held_out: int = 500  # validation images that the results are measured on
+    optimizer: str = "muon"  # muon or adamw
+    steps: int = 200_000  # optimiser steps
+    max_seconds: float | None = 1_200.0  # time limit of the training loop, seconds; inf: none
+    batch_size: int = 8  # images per step; with an edit_weight as many changed ones
+    lr: float = 2e-3  # peak learning rate
+    mixed_precision: str = "auto"  # no, bf16, fp16 or auto: bf16 where that is fast
+    sample_every: int = 1_000  # steps between pictures; 0: none
+    log_every: int = 200  # steps between progress lines
     # networks
-    generator: str = "stylegan2-portraits" # packaged name or folder of the generator, frozen
-    encoder_from: str | None = None # packaged name or folder of an encoder to start from; None: random
-    encoder_base: int = 1_536 # channels of a layer: this / resolution, ...
-    encoder_max: int = 128 # ... at most this
+    generator: str = "stylegan2-portraits"  # packaged name or folder of the generator, frozen
+    encoder_from: str | None = None  # packaged name or folder of an encoder to start from; None: random
+    encoder_base: int = 1_536  # channels of a layer: this / resolution, ...
+    encoder_max: int = 128  # ... at most this
     # loss
-    l2_weight: float = 10.0 # weight of the squared error; the absolute error has 1
-    l4_weight: float = 0.0 # weight of the error's fourth power, for small details
-    edit_weight: float = 0.5 # weight of the lost edits; needs data portraits
-    perceptual: str = "efficientnet" # backbone of the perceptual loss: none, efficientnet or lpips
-    perceptual_weight: float = 0.1 # weight of the perceptual loss
-    identity: str = "identity-portraits" # packaged name, folder, file of ArcFace weights, or none
-    identity_weight: float = 0.1 # weight of 1 - cosine of the identities
+    l2_weight: float = 10.0  # weight of the squared error; the absolute error has 1
+    l4_weight: float = 0.0  # weight of the error's fourth power, for small details
+    edit_weight: float = 0.5  # weight of the lost edits; needs data portraits
+    perceptual: str = "efficientnet"  # backbone of the perceptual loss: none, efficientnet or lpips
+    perceptual_weight: float = 0.1  # weight of the perceptual loss
+    identity: str = "identity-portraits"  # packaged name, folder, file of ArcFace weights, or none
+    identity_weight: float = 0.1  # weight of 1 - cosine of the identities
     # keeping near W
-    delta_start: int = 0 # step at which the first offset joins w0
-    delta_every: int = 50 # steps until the next one joins
-    delta_weight: float = 0.01 # weight of the mean squared offset, in variances of w
-    latent_weight: float = 0.0 # weight of a discriminator of codes; 0: none
-    latent_lr: float = 1e-4 # its learning rate, adam
+    delta_start: int = 0  # step at which the first offset joins w0
+    delta_every: int = 50  # steps until the next one joins
+    delta_weight: float = 0.01  # weight of the mean squared offset, in variances of w
+    latent_weight: float = 0.0  # weight of a discriminator of codes; 0: none
+    latent_lr: float = 1e-4  # its learning rate, adam
 
     job: ClassVar[str] = "encoder"
     zero_ok: ClassVar[tuple] = (*Job.zero_ok, "delta_start", "delta_every")
-    choices: ClassVar[dict] = Job.choices | {"optimizer": ("muon", "adamw"), "perceptual": ("none", "efficientnet", "lpips")}
+    choices: ClassVar[dict] = Job.choices | {
+        "optimizer": ("muon", "adamw"),
+        "perceptual": ("none", "efficientnet", "lpips"),
+    }
 
 # %% ../../nbs/stylegan/config.ipynb #d6090220
 @dataclass(frozen=True)
 class MapperConfig(Job):
     "train_mapper: from a code, and for a mapper of many prompts texts, to the edited code; section 3.3.2. See `settled` for None."
+
     # the wish
-    prompt: str = "" # tag or text that the mapper is for; empty: for many
-    context: bool = True # CLIP reads the prompt among the image's own tags
+    prompt: str = ""  # tag or text that the mapper is for; empty: for many
+    context: bool = True  # CLIP reads the prompt among the image's own tags
     # training
-    images: int = 20_000 # training images
-    held_out: int = 200 # validation portraits judged for each kind of edit
-    optimizer: str | None = None # muon or adamw
-    steps: int = 100_000 # optimiser steps
-    max_seconds: float | None = 300.0 # time limit of the training loop, seconds; inf: none
-    batch_size: int | None = None # images per step
-    lr: float | None = None # peak learning rate
-    weight_decay: float = 0.0 # decoupled weight decay
-    log_every: int = 200 # steps between progress lines
+    images: int = 20_000  # training images
+    held_out: int = 200  # validation portraits judged for each kind of edit
+    optimizer: str | None = None  # muon or adamw
+    steps: int = 100_000  # optimiser steps
+    max_seconds: float | None = 300.0  # time limit of the training loop, seconds; inf: none
+    batch_size: int | None = None  # images per step
+    lr: float | None = None  # peak learning rate
+    weight_decay: float = 0.0  # decoupled weight decay
+    log_every: int = 200  # steps between progress lines
     # networks
-    generator: str = "stylegan2-portraits" # packaged name or folder of the generator, frozen
-    encoder: str = "encoder-portraits" # packaged name or folder of the encoder, frozen
-    clip: str = "clip-portraits" # packaged name or folder of the CLIP, frozen
-    init_from: str | None = None # packaged name or folder of a mapper to start from; None: random
-    levels: str = "coarse,medium,fine" # levels of W+ that have a mapper; the others stay as they are
-    hidden: int | None = None # width of each level's network
-    layers: int = 3 # its layers
-    scale: float = 1.0 # times its output; the original's is 0.1
+    generator: str = "stylegan2-portraits"  # packaged name or folder of the generator, frozen
+    encoder: str = "encoder-portraits"  # packaged name or folder of the encoder, frozen
+    clip: str = "clip-portraits"  # packaged name or folder of the CLIP, frozen
+    init_from: str | None = None  # packaged name or folder of a mapper to start from; None: random
+    levels: str = "coarse,medium,fine"  # levels of W+ that have a mapper; the others stay as they are
+    hidden: int | None = None  # width of each level's network
+    layers: int = 3  # its layers
+    scale: float = 1.0  # times its output; the original's is 0.1
     # loss
-    clip_weight: float | None = None # weight of the CLIP loss; 0: none
-    clip_loss: str = "global" # or directional
-    views: int = 1 # random views of each image that CLIP sees; 0: the image alone
-    original_clip: bool = False # feed CLIP as the original does, without its normalisation
-    l2_weight: float = 0.05 # weight of the code's squared change, in variances of w
-    identity: str = "identity-portraits" # packaged name, folder, file of ArcFace weights, or none
-    identity_weight: float = 0.1 # weight of 1 - cosine of the identities
-    pair_weight: float | None = None # weight of code differences of pairs; many prompts only
-    candidates: int = 32 # images among which the nearest text makes a pair
+    clip_weight: float | None = None  # weight of the CLIP loss; 0: none
+    clip_loss: str = "global"  # or directional
+    views: int = 1  # random views of each image that CLIP sees; 0: the image alone
+    original_clip: bool = False  # feed CLIP as the original does, without its normalisation
+    l2_weight: float = 0.05  # weight of the code's squared change, in variances of w
+    identity: str = "identity-portraits"  # packaged name, folder, file of ArcFace weights, or none
+    identity_weight: float = 0.1  # weight of 1 - cosine of the identities
+    pair_weight: float | None = None  # weight of code differences of pairs; many prompts only
+    candidates: int = 32  # images among which the nearest text makes a pair
 
     job: ClassVar[str] = "mapper"
     choices: ClassVar[dict] = Job.choices | {"optimizer": ("muon", "adamw"), "clip_loss": ("global", "directional")}
@@ -200,31 +220,37 @@ class MapperConfig(Job):
     def __post_init__(self):
         super().__post_init__()
         if self.pair_weight and self.prompt:
-            raise ValueError(f"mapper: pair_weight is for a mapper of many prompts; for the prompt {self.prompt!r} it must be 0.")
+            raise ValueError(
+                f"mapper: pair_weight is for a mapper of many prompts; for the prompt {self.prompt!r} it must be 0."
+            )
         if self.clip_weight == 0 and (self.prompt or self.pair_weight == 0):
             raise ValueError("mapper: clip_weight and pair_weight are both 0; there is nothing to learn from.")
 
     @property
     def settled(self) -> "MapperConfig":
         "With what is None chosen for one prompt (CLIP teaches), or for many (pairs teach)"
-        usual = dict(optimizer="adamw", batch_size=16, lr=4e-3, hidden=32, clip_weight=1.0, pair_weight=0.0) if self.prompt else dict(
-            optimizer="muon", batch_size=256, lr=1e-2, hidden=96, clip_weight=0.0, pair_weight=1.0)
+        usual = (
+            dict(optimizer="adamw", batch_size=16, lr=4e-3, hidden=32, clip_weight=1.0, pair_weight=0.0)
+            if self.prompt
+            else dict(optimizer="muon", batch_size=256, lr=1e-2, hidden=96, clip_weight=0.0, pair_weight=1.0)
+        )
         return replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
 
 # %% ../../nbs/stylegan/config.ipynb #4479ee24
 @dataclass(frozen=True)
 class DirectionsConfig(Settings):
     "train_directions: what CLIP sees when a channel of the style space moves; section 3.3.2."
+
     # the run
-    seed: int = 0 # of the random images
-    device: str | None = None # cpu, cuda, ...; None: the best one present
-    run_id: str | None = None # folder below reports/runs; None: made of time and four hex digits
+    seed: int = 0  # of the random images
+    device: str | None = None  # cpu, cuda, ...; None: the best one present
+    run_id: str | None = None  # folder below reports/runs; None: made of time and four hex digits
     # networks
-    generator: str = "stylegan2-portraits" # packaged name or folder of the generator
-    clip: str = "clip-portraits" # packaged name or folder of the CLIP
+    generator: str = "stylegan2-portraits"  # packaged name or folder of the generator
+    clip: str = "clip-portraits"  # packaged name or folder of the CLIP
     # statistics
-    images: int = 64 # random images in which each channel is pushed
-    reach: float = 5.0 # standard deviations that it is pushed, up and down
-    samples: int = 2_000 # codes for mean and deviation of each channel
+    images: int = 64  # random images in which each channel is pushed
+    reach: float = 5.0  # standard deviations that it is pushed, up and down
+    samples: int = 2_000  # codes for mean and deviation of each channel
 
     job: ClassVar[str] = "directions"

@@ -15,26 +15,35 @@ from torch import Tensor, nn
 
 from ..backbones.efficientnet import EfficientNetLite0
 from .generator import channels_at
-from .layers import EqualLinear, binomial_filter, at_least_float32, down_conv, lrelu
+from .layers import EqualLinear, at_least_float32, binomial_filter, down_conv, lrelu
 
 # %% ../../nbs/stylegan/discriminator.ipynb #9d350357
 class EqualConv2d(nn.Module):
     "(B, ins, H, W) -> (B, outs, H, W), or half the size; weights scaled at run time"
+
     def __init__(self, ins: int, outs: int, kernel: int, bias: bool = True, activate: bool = True, down: bool = False):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outs, ins, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(outs)) if bias else None
         self.gain, self.activate, self.down = 1 / math.sqrt(ins * kernel**2), activate, down
-        if down: self.register_buffer("resample_filter", binomial_filter())
+        if down:
+            self.register_buffer("resample_filter", binomial_filter())
 
     def forward(self, x):
         weight = self.weight * self.gain
-        x = down_conv(x, weight, self.resample_filter) if self.down else F.conv2d(x, weight, padding=weight.shape[-1] // 2)
-        if self.bias is not None: x = x + self.bias.to(x.dtype)[:, None, None]
+        x = (
+            down_conv(x, weight, self.resample_filter)
+            if self.down
+            else F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        )
+        if self.bias is not None:
+            x = x + self.bias.to(x.dtype)[:, None, None]
         return lrelu(x) if self.activate else x
+
 
 class DiscriminatorBlock(nn.Module):
     "(B, ins, H, W) -> (B, outs, H/2, W/2); the first block reads the image"
+
     def __init__(self, ins: int, outs: int, channels: int = 0):
         super().__init__()
         self.fromrgb = EqualConv2d(channels, ins, 1) if channels else None
@@ -43,23 +52,26 @@ class DiscriminatorBlock(nn.Module):
         self.skip = EqualConv2d(ins, outs, 1, bias=False, activate=False, down=True)
 
     def forward(self, x):
-        if self.fromrgb is not None: x = self.fromrgb(x)
+        if self.fromrgb is not None:
+            x = self.fromrgb(x)
         return (self.skip(x) + self.conv1(self.conv0(x))) * math.sqrt(0.5)
 
 # %% ../../nbs/stylegan/discriminator.ipynb #326f343d
 # Karras et al. 2018, section 3
-def minibatch_std(x: Tensor, # (B, C, H, W)
-                        group: int = 4 # images per group; the largest divisor of B up to this is taken
-                        ) -> Tensor: # (B, C + 1, H, W)
+def minibatch_std(
+    x: Tensor,  # (B, C, H, W)
+    group: int = 4,  # images per group; the largest divisor of B up to this is taken
+) -> Tensor:  # (B, C + 1, H, W)
     "x with the mean standard deviation over its group as one more channel"
     group = max(g for g in range(1, min(group, len(x)) + 1) if len(x) % g == 0)
-    y = at_least_float32(x).unflatten(0, (group, -1)) # members of a group lie a stride apart, as in the official code
+    y = at_least_float32(x).unflatten(0, (group, -1))  # members of a group lie a stride apart, as in the official code
     deviation = (y.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
     return torch.cat([x, deviation.to(x.dtype).repeat(group)[:, None, None, None].expand(-1, 1, *x.shape[2:])], 1)
 
 # %% ../../nbs/stylegan/discriminator.ipynb #aa006394
 class DiscriminatorEpilogue(nn.Module):
     "(B, C, 4, 4) -> (B, 1)"
+
     def __init__(self, width: int, group: int):
         super().__init__()
         self.group = group
@@ -67,36 +79,50 @@ class DiscriminatorEpilogue(nn.Module):
         self.fc = EqualLinear(width * 16, width, activate=True)
         self.out = EqualLinear(width, 1)
 
-    def forward(self, x): return self.out(self.fc(self.conv(minibatch_std(x, self.group)).flatten(1)))
+    def forward(self, x):
+        return self.out(self.fc(self.conv(minibatch_std(x, self.group)).flatten(1)))
+
 
 # Karras et al. 2020, appendix B
 class Discriminator(nn.Module):
     "Images (B, channels, size, size) in about [-1, 1] -> logits (B, 1), high for real ones"
-    def __init__(self, size: int = 64, channel_base: int = 16_384, channel_max: int = 512, channels: int = 3, group: int = 4):
+
+    def __init__(
+        self, size: int = 64, channel_base: int = 16_384, channel_max: int = 512, channels: int = 3, group: int = 4
+    ):
         super().__init__()
         widths = channels_at(size, channel_base, channel_max)
         self.sizes = sorted(widths, reverse=True)
         for side in self.sizes[:-1]:
-            setattr(self, f"b{side}", DiscriminatorBlock(widths[side], widths[side // 2], channels if side == size else 0))
+            setattr(
+                self, f"b{side}", DiscriminatorBlock(widths[side], widths[side // 2], channels if side == size else 0)
+            )
         self.b4 = DiscriminatorEpilogue(widths[4], group)
 
     def forward(self, x):
-        for side in self.sizes: x = getattr(self, f"b{side}")(x)
+        for side in self.sizes:
+            x = getattr(self, f"b{side}")(x)
         return at_least_float32(x)
 
 # %% ../../nbs/stylegan/discriminator.ipynb #a4739c41
 # Sauer et al. 2021, section 3, without cross-scale mixing
 class ProjectedDiscriminator(nn.Module):
     "Images (B, 3, H, W) in about [-1, 1] -> logits (B, n), of positions at four depths"
-    depths, widths = (0, 2, 4, 10), (16, 24, 40, 112) # of EfficientNet-Lite0
-    def __init__(self, mixed: int = 64): # channels after the random mixing
+
+    depths, widths = (0, 2, 4, 10), (16, 24, 40, 112)  # of EfficientNet-Lite0
+
+    def __init__(self, mixed: int = 64):  # channels after the random mixing
         super().__init__()
         self.backbone = EfficientNetLite0()
         self.mix = nn.ModuleList(nn.Conv2d(width, mixed, 1) for width in self.widths).requires_grad_(False)
         spectral = nn.utils.parametrizations.spectral_norm
-        def head(steps): # from 4 or more pixels down to 4
-            layers = [part for _ in range(steps) for part in (spectral(nn.Conv2d(mixed, mixed, 4, 2, 1)), nn.LeakyReLU(0.2))]
+
+        def head(steps):  # from 4 or more pixels down to 4
+            layers = [
+                part for _ in range(steps) for part in (spectral(nn.Conv2d(mixed, mixed, 4, 2, 1)), nn.LeakyReLU(0.2))
+            ]
             return nn.Sequential(*layers, spectral(nn.Conv2d(mixed, 1, 3, padding=1)))
+
         self.heads = nn.ModuleList(head(steps) for steps in (3, 2, 1, 0))
 
     def forward(self, x):

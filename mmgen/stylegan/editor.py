@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..clip.model import CLIP
 from ..data.captions import as_tags
-from ..editing.editor import CodeEditor, EditError
+from ..editing.editor import CodeEditor
+from ..editing.registry import EditError
 from .encoder import Encoder
 from .generator import Generator
 from .inversion import Inverter
@@ -21,63 +22,81 @@ from .inversion import Inverter
 # %% ../../nbs/stylegan/editor.ipynb #46622908
 class StyleEditor(CodeEditor):
     "What the Editors of this family share: W+ (B, num_ws, w_dim) is the code"
+
     name = "style"
     decodings = ("residual", "plain")
 
-    def __init__(self, generator: Generator | str = "stylegan2-portraits", # or the name of its folder
-                 encoder: Encoder | str = "encoder-portraits", # likewise
-                 clip: CLIP | str | None = "clip-portraits", # likewise; None: the Editor reads no texts
-                 device=None,
-                 decoding: str | None = None, # one of `decodings`; None: the first
-                 batch_size: int = 32,
-                 inversion_steps: int = 0 # of a search after the encoder
-                 ):
+    def __init__(
+        self,
+        generator: Generator | str = "stylegan2-portraits",  # or the name of its folder
+        encoder: Encoder | str = "encoder-portraits",  # likewise
+        clip: CLIP | str | None = "clip-portraits",  # likewise; None: the Editor reads no texts
+        device=None,
+        decoding: str | None = None,  # one of `decodings`; None: the first
+        batch_size: int = 32,
+        inversion_steps: int = 0,  # of a search after the encoder
+    ):
         super().__init__(decoding, batch_size)
         self.inverter = Inverter(generator, encoder, inversion_steps, device=device)
         self.generator = self.inverter.generator
         self.clip = CLIP.load(clip, self.device) if isinstance(clip, str) else clip
         if self.clip is not None and self.clip.device.type != self.device.type:
-            raise EditError(f"{self.name}: the CLIP is on {self.clip.device}, the generator on {self.device}; put both on one device.")
+            raise EditError(
+                f"{self.name}: the CLIP is on {self.clip.device}, the generator on {self.device}; put both on one device."
+            )
 
     size = property(lambda self: self.generator.size)
     device = property(lambda self: self.generator.mapping.w_avg.device)
 
-    def encode(self, images): return self.inverter(images)
+    def encode(self, images):
+        return self.inverter(images)
 
-    def decode(self, codes): return self.generator.synthesis(codes)
+    def decode(self, codes):
+        return self.generator.synthesis(codes)
 
-    def made_for(self, what: str, config: dict): # fingerprints of `generator` and `clip`, where they are known
+    def made_for(self, what: str, config: dict):  # fingerprints of `generator` and `clip`, where they are known
         "EditError where `what` belongs to another generator or CLIP"
         for name, model in (("generator", self.generator), ("clip", self.clip)):
             meant = config.get(name)
             if meant and model is not None and meant != model.fingerprint():
-                raise EditError(f"{self.name}: {what} was made for the {name} {meant}, this {name} is {model.fingerprint()}; train it again for "
-                                f"this one, or load the {name} that it was made for.")
+                raise EditError(
+                    f"{self.name}: {what} was made for the {name} {meant}, this {name} is {model.fingerprint()}; train it again for "
+                    f"this one, or load the {name} that it was made for."
+                )
 
 # %% ../../nbs/stylegan/editor.ipynb #243c15d9
 class Inversion(StyleEditor):
     "Image → code → image"
+
     name, strength, decodings = "inversion", 0.0, ("plain", "residual")
 
-    def change(self, codes, source, target, strength): return codes
+    def change(self, codes, source, target, strength):
+        return codes
 
-def tag_means(codes: Tensor, # (N, num_ws, w_dim)
-              tags: Sequence, # N lists of tags, or captions
-              ) -> dict[str, Tensor]: # tag -> (num_ws, w_dim)
+
+def tag_means(
+    codes: Tensor,  # (N, num_ws, w_dim)
+    tags: Sequence,  # N lists of tags, or captions
+) -> dict[str, Tensor]:  # tag -> (num_ws, w_dim)
     "The mean code of the images with each tag, less the mean of all"
     rows: dict = {}
     for i, row in enumerate(tags):
-        for tag in as_tags(row): rows.setdefault(tag, []).append(i)
+        for tag in as_tags(row):
+            rows.setdefault(tag, []).append(i)
     mean = codes.mean(0)
     return {tag: codes[some].mean(0) - mean for tag, some in rows.items()}
 
+
 class TagMeans(StyleEditor):
     "Adds the means of the tags that come, subtracts those of the tags that go"
-    name, strength = "tag-means", 0.5 # 0.5 is one difference of means, 1 is two
 
-    def __init__(self, means: dict[str, Tensor], # of `tag_means`
-                 **options # of `StyleEditor`
-                 ):
+    name, strength = "tag-means", 0.5  # 0.5 is one difference of means, 1 is two
+
+    def __init__(
+        self,
+        means: dict[str, Tensor],  # of `tag_means`
+        **options,  # of `StyleEditor`
+    ):
         super().__init__(clip=None, **options)
         self.means = means
 
@@ -86,5 +105,6 @@ class TagMeans(StyleEditor):
         for i, (now, wanted) in enumerate(zip(source, target)):
             now, wanted = set(as_tags(now)), set(as_tags(wanted))
             for sign, some in ((1, wanted - now), (-1, now - wanted)):
-                for tag in some & self.means.keys(): offset[i] += sign * self.means[tag].to(codes)
+                for tag in some & self.means.keys():
+                    offset[i] += sign * self.means[tag].to(codes)
         return codes + 2 * strength * offset

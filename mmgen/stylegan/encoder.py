@@ -12,18 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.weights import load_model, resolve
 from .generator import Generator, channels_at
 from .layers import EqualLinear
-from ..base.weights import load_model, resolve
 
 # %% ../../nbs/stylegan/encoder.ipynb #1cff4db3
 LEVELS = ("coarse", "medium", "fine")
 
+
 # Patashnik et al. 2021, section 5: 4, 4 and 10 of 18 layers
-def level_slices(num_ws: int # layers of W+
-                 ) -> dict[str, slice]: # by the names in LEVELS
+def level_slices(
+    num_ws: int,  # layers of W+
+) -> dict[str, slice]:  # by the names in LEVELS
     "The layers of each level"
-    if num_ws < 3: raise ValueError(f"W+ codes of {num_ws} layers cannot be cut into {', '.join(LEVELS)}.")
+    if num_ws < 3:
+        raise ValueError(f"W+ codes of {num_ws} layers cannot be cut into {', '.join(LEVELS)}.")
     first = max(1, round(num_ws * 4 / 18))
     second = max(first + 1, round(num_ws * 8 / 18))
     return dict(zip(LEVELS, (slice(0, first), slice(first, second), slice(second, num_ws))))
@@ -31,6 +34,7 @@ def level_slices(num_ws: int # layers of W+
 # %% ../../nbs/stylegan/encoder.ipynb #1140ab41
 class EncoderBlock(nn.Module):
     "(B, ins, H, W) -> (B, outs, H/2, W/2), residual"
+
     def __init__(self, ins: int, outs: int):
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(ins, outs, 3, padding=1), nn.Conv2d(outs, outs, 3, 2, 1)
@@ -39,70 +43,97 @@ class EncoderBlock(nn.Module):
     def forward(self, x):
         return (self.skip(F.avg_pool2d(x, 2)) + self.conv2(F.silu(self.conv1(F.silu(x))))) * 0.7
 
+
 # Tov et al. 2021, section 4.2
 class Encoder(nn.Module):
     "Images (B, 3, size, size) in [-1, 1] -> W+ (B, num_ws, w_dim)"
-    def __init__(self,
-                 size: int = 64, # pixels, of the generator
-                 w_dim: int = 512,
-                 base: int = 1_536, # channels: this / resolution, ...
-                 limit: int = 128, # ... at most this
-                 reduced: int = 64, # channels of the 4×4 map before w0
-                 hidden: int = 96, # width of each level's features
-                 generator: str = "" # fingerprint of the generator that it was trained for
-                 ):
+
+    def __init__(
+        self,
+        size: int = 64,  # pixels, of the generator
+        w_dim: int = 512,
+        base: int = 1_536,  # channels: this / resolution, ...
+        limit: int = 128,  # ... at most this
+        reduced: int = 64,  # channels of the 4×4 map before w0
+        hidden: int = 96,  # width of each level's features
+        generator: str = "",  # fingerprint of the generator that it was trained for
+    ):
         super().__init__()
-        self.config = dict(size=size, w_dim=w_dim, base=base, limit=limit, reduced=reduced, hidden=hidden, generator=generator)
+        self.config = dict(
+            size=size, w_dim=w_dim, base=base, limit=limit, reduced=reduced, hidden=hidden, generator=generator
+        )
         self.size, self.w_dim = size, w_dim
-        widths = list(reversed(channels_at(size // 2, base, limit).values())) # of size/2, size/4, ..., 4
+        widths = list(reversed(channels_at(size // 2, base, limit).values()))  # of size/2, size/4, ..., 4
         self.num_ws = 2 * (len(widths) + 1)
         self.stem = nn.Conv2d(12, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList(EncoderBlock(a, b) for a, b in zip(widths, widths[1:]))
         self.reduce = nn.Conv2d(widths[-1], reduced, 1)
         self.w0 = nn.Linear(reduced * 16, w_dim)
         self.lateral, self.features = nn.ModuleDict(), nn.ModuleDict()
-        for level, ins in zip(LEVELS, widths[::-1] + widths[:1] * 2): # 4 px for coarse, 8 px for medium, 16 px for fine
+        for level, ins in zip(
+            LEVELS, widths[::-1] + widths[:1] * 2
+        ):  # 4 px for coarse, 8 px for medium, 16 px for fine
             self.lateral[level] = nn.Conv2d(ins, reduced // 2, 1)
             self.features[level] = nn.Linear(reduced // 2 * 16, hidden)
-        self.deltas = nn.ModuleList(nn.Linear(hidden, w_dim) for _ in range(self.num_ws - 1)) # of layers 1, 2, ...
-        for delta in self.deltas: nn.init.zeros_(delta.weight); nn.init.zeros_(delta.bias)
+        self.deltas = nn.ModuleList(nn.Linear(hidden, w_dim) for _ in range(self.num_ws - 1))  # of layers 1, 2, ...
+        for delta in self.deltas:
+            nn.init.zeros_(delta.weight)
+            nn.init.zeros_(delta.bias)
 
-    def forward(self, x: Tensor, active: int | None = None # how many offsets take part, the coarsest first; None: all
-                ) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        active: int | None = None,  # how many offsets take part, the coarsest first; None: all
+    ) -> Tensor:
         "The code of each image; its first layer is w0"
         if tuple(x.shape[1:]) != (3, self.size, self.size):
             raise ValueError(f"This encoder takes images (B, 3, {self.size}, {self.size}); got {tuple(x.shape)}.")
         h, maps = self.stem(F.pixel_unshuffle(x, 2)), []
         maps = [h]
-        for block in self.blocks: maps.append(h := block(h))
+        for block in self.blocks:
+            maps.append(h := block(h))
         w0 = self.w0(F.silu(self.reduce(F.silu(h))).flatten(1)).float()
         active = len(self.deltas) if active is None else min(active, len(self.deltas))
         deltas = [torch.zeros_like(w0)]
-        for (level, layers), h in zip(level_slices(self.num_ws).items(), maps[::-1] + maps[:1]): # at 16 px the finest map serves twice
-            if max(layers.start, 1) > active: break
+        for (level, layers), h in zip(
+            level_slices(self.num_ws).items(), maps[::-1] + maps[:1]
+        ):  # at 16 px the finest map serves twice
+            if max(layers.start, 1) > active:
+                break
             pooled = F.adaptive_avg_pool2d(F.silu(self.lateral[level](F.silu(h))), 4).flatten(1)
             feature = F.silu(self.features[level](pooled))
-            deltas += [self.deltas[i - 1](feature).float() for i in range(max(layers.start, 1), layers.stop) if i <= active]
+            deltas += [
+                self.deltas[i - 1](feature).float() for i in range(max(layers.start, 1), layers.stop) if i <= active
+            ]
         deltas += [torch.zeros_like(w0)] * (self.num_ws - len(deltas))
         return w0[:, None] + torch.stack(deltas, 1)
 
     def fits(self, generator: Generator):
         "ValueError where the codes are no codes of this generator: other shapes, or trained for another one"
         if (self.size, self.w_dim) != (generator.size, generator.w_dim):
-            raise ValueError(f"The encoder makes codes for {self.size} px and w of {self.w_dim}; the generator has "
-                             f"{generator.size} px and w of {generator.w_dim}.")
+            raise ValueError(
+                f"The encoder makes codes for {self.size} px and w of {self.w_dim}; the generator has "
+                f"{generator.size} px and w of {generator.w_dim}."
+            )
         made_for, here = self.config["generator"], generator.fingerprint()
         if made_for not in ("", here):
-            raise ValueError(f"The encoder was trained for the generator {made_for}, this generator is {here}; train it again for this one, or "
-                             "load the generator that it was trained for.")
+            raise ValueError(
+                f"The encoder was trained for the generator {made_for}, this generator is {here}; train it again for this one, or "
+                "load the generator that it was trained for."
+            )
 
     @classmethod
-    def load(cls, name_or_path: str | Path = "encoder-portraits", # folder or packaged name; a checkpoint of e4e (stylegan.published)
-             device=None) -> nn.Module:
+    def load(
+        cls,
+        name_or_path: str
+        | Path = "encoder-portraits",  # folder or packaged name; a checkpoint of e4e (stylegan.published)
+        device=None,
+    ) -> nn.Module:
         "With weights, in evaluation mode"
         path = resolve(name_or_path)
         if path.is_file():
             from mmgen.stylegan.published import e4e_of, open_file
+
             return e4e_of(open_file(path), path.name).to(device)
         return load_model(cls, name_or_path, device).to(memory_format=torch.channels_last)
 
@@ -110,9 +141,13 @@ class Encoder(nn.Module):
 # Tov et al. 2021, section 4.2.1; Nitzan et al. 2020
 class LatentDiscriminator(nn.Module):
     "Codes (B, w_dim) -> logits (B, 1)"
+
     def __init__(self, w_dim: int, width: int = 512, layers: int = 4):
         super().__init__()
         sizes = [w_dim] + [width] * (layers - 1)
-        self.layers = nn.Sequential(*[EqualLinear(a, b, activate=True) for a, b in zip(sizes, sizes[1:])], EqualLinear(sizes[-1], 1))
+        self.layers = nn.Sequential(
+            *[EqualLinear(a, b, activate=True) for a, b in zip(sizes, sizes[1:])], EqualLinear(sizes[-1], 1)
+        )
 
-    def forward(self, w): return self.layers(w)
+    def forward(self, w):
+        return self.layers(w)

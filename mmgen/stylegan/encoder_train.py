@@ -7,64 +7,74 @@ __all__ = ['EncoderTask', 'reconstruction_scores', 'editability', 'fit']
 
 # %% ../../nbs/stylegan/encoder_train.ipynb #5d8496a6
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.images import pick_device, psnr, seed_everything, sheet, to_float
-from ..data.batches import Batches
-from ..data.loading import content_sha256, load_source
-from ..data.edits import edits
-from ..data.portraits import sample
-from ..ldm.autoencoder_train import load_columns
-from ..ldm.autoencoder_loss import EfficientNetDistance
-from ..metrics.oracle import Oracle, accuracy, labels, score_editor
-from ..training.optimizers import build
 from ..base.runs import Run
-from .config import EncoderConfig
+from ..base.weights import fingerprint, packaged
+from ..data.batches import Batches
+from ..data.edits import edits
+from ..data.loading import content_sha256, load_source
+from ..data.portraits import sample
 from ..identity.model import identity_loss, load_identity
+from ..ldm.autoencoder_loss import EfficientNetDistance
+from ..ldm.autoencoder_train import load_columns
+from ..metrics.oracle import Oracle, accuracy, labels, score_editor
+from .config import EncoderConfig
 from .editor import TagMeans, tag_means
 from .encoder import Encoder, LatentDiscriminator
 from .generator import Generator
 from .losses import discriminator_loss, generator_loss, r1_penalty
 from .train import ReconstructionLoss, encode, reconstruct, save
 from ..training.loop import Task, train
-from ..base.weights import fingerprint, packaged
+from ..training.optimizers import build
 
 # %% ../../nbs/stylegan/encoder_train.ipynb #ae031b8b
 # Tov et al. 2021, section 4.2
 class EncoderTask(Task):
     "Batches hold `image`, uint8 (B, H, W, 3), and may hold `changed`, likewise"
+
     def __init__(self, config: EncoderConfig, encoder: Encoder, generator: Generator, held_out: Tensor | None = None):
         self.config, self.held_out, self.identity = config, held_out, None
         self.generator = generator.eval().requires_grad_(False)
         encoder.fits(generator)
         self.must_match = {"generator": generator.fingerprint()}
         self.model = nn.ModuleDict({"encoder": encoder}).to(memory_format=torch.channels_last)
-        if config.latent_weight: self.model["judge"] = LatentDiscriminator(generator.w_dim)
+        if config.latent_weight:
+            self.model["judge"] = LatentDiscriminator(generator.w_dim)
         c = config
-        self.reconstruction = ReconstructionLoss(c.perceptual, c.perceptual_weight, c.l2_weight, c.l4_weight, c.edit_weight)
-        if c.identity_weight: self.identity = load_identity(c.identity, "cpu")
-        if self.identity is not None: self.must_match["identity"] = fingerprint(self.identity)
+        self.reconstruction = ReconstructionLoss(
+            c.perceptual, c.perceptual_weight, c.l2_weight, c.l4_weight, c.edit_weight
+        )
+        if c.identity_weight:
+            self.identity = load_identity(c.identity, "cpu")
+        if self.identity is not None:
+            self.must_match["identity"] = fingerprint(self.identity)
 
     def optimizers(self, lr, weight_decay):
         made = build(self.config.optimizer, self.model["encoder"], lr, weight_decay, outer=("stem",))
-        if "judge" in self.model: made["judge"] = torch.optim.Adam(self.model["judge"].parameters(), self.config.latent_lr, betas=(0.0, 0.99))
+        if "judge" in self.model:
+            made["judge"] = torch.optim.Adam(self.model["judge"].parameters(), self.config.latent_lr, betas=(0.0, 0.99))
         return made
 
-    def ema_modules(self): return nn.ModuleDict({"encoder": self.model["encoder"]})
+    def ema_modules(self):
+        return nn.ModuleDict({"encoder": self.model["encoder"]})
 
-    def active(self, step: int) -> int | None: # None: all
+    def active(self, step: int) -> int | None:  # None: all
         "Offsets that take part at this step"
         c = self.config
-        if step < c.delta_start: return 0
+        if step < c.delta_start:
+            return 0
         return 1 + (step - c.delta_start) // c.delta_every if c.delta_every else None
 
     def loss(self, batch, step, which):
         return (self.judge_step if which == "judge" else self.encoder_step)(batch, step)
 
-    def images(self, batch) -> Tensor: # (B, 3, H, W)
+    def images(self, batch) -> Tensor:  # (B, 3, H, W)
         "The batch's images, the changed ones after them"
-        return to_float(torch.cat([batch[k] for k in ("image", "changed") if k in batch])).contiguous(memory_format=torch.channels_last)
+        return to_float(torch.cat([batch[k] for k in ("image", "changed") if k in batch])).contiguous(
+            memory_format=torch.channels_last
+        )
 
     def encoder_step(self, batch, step):
         "Reconstruction, identity, size of the offsets, and what the judge says"
@@ -94,50 +104,79 @@ class EncoderTask(Task):
         return discriminator_loss(seen, judge(fake)) + 5 * r1_penalty(seen, real).mean(), {}
 
     def sample(self, step):
-        return torch.stack([self.held_out, reconstruct({"generator": self.generator, "encoder": self.ema["encoder"]}, self.held_out, None)], 1).flatten(0, 1)
+        return torch.stack(
+            [
+                self.held_out,
+                reconstruct({"generator": self.generator, "encoder": self.ema["encoder"]}, self.held_out, None),
+            ],
+            1,
+        ).flatten(0, 1)
 
 # %% ../../nbs/stylegan/encoder_train.ipynb #ad160c6f
-def reconstruction_scores(images: Tensor, # (N, 3, H, W) in [-1, 1]
-                          made: Tensor, # likewise
-                          faces=None, # the portraits' options, which the oracle then judges
-                          oracle: Oracle | None = None) -> dict[str, float]:
+def reconstruction_scores(
+    images: Tensor,  # (N, 3, H, W) in [-1, 1]
+    made: Tensor,  # likewise
+    faces=None,  # the portraits' options, which the oracle then judges
+    oracle: Oracle | None = None,
+) -> dict[str, float]:
     "PSNR in dB, perceptual distance (EfficientNet-Lite0), share of attributes that the oracle sees in both"
     distance = EfficientNetDistance()
-    with torch.no_grad(): apart = torch.cat([distance(x, y) for x, y in zip(images.split(64), made.split(64))])
+    with torch.no_grad():
+        apart = torch.cat([distance(x, y) for x, y in zip(images.split(64), made.split(64))])
     scores = {"PSNR": psnr(images, made).mean().item(), "perceptual distance": apart.mean().item()}
     if faces is not None:
         found = accuracy(oracle.predict(made), labels(faces), list(oracle.config["attributes"]))
-        found = {name: value for name, value in found.items() if value == value} # without what is never seen
-        scores |= {"attributes": sum(found.values()) / len(found)} | {name: found[name] for name in ("hair_color", "eyes_color", "glasses", "hair_length")}
+        found = {name: value for name, value in found.items() if value == value}  # without what is never seen
+        scores |= {"attributes": sum(found.values()) / len(found)} | {
+            name: found[name] for name in ("hair_color", "eyes_color", "glasses", "hair_length")
+        }
     return scores
 
-def editability(generator: Generator, encoder: Encoder, images, # uint8 (N, H, W, 3), of which the means are
-                tags, # N lists of tags
-                oracle: Oracle, n: int = 200, split: str = "validation", kinds=("hair color", "glasses on"),
-                active: int | None = None, # offsets that take part; None: all
-                **options # of `TagMeans`
-                ) -> dict[str, dict]: # kind of edit -> scores
+
+def editability(
+    generator: Generator,
+    encoder: Encoder,
+    images,  # uint8 (N, H, W, 3), of which the means are
+    tags,  # N lists of tags
+    oracle: Oracle,
+    n: int = 200,
+    split: str = "validation",
+    kinds=("hair color", "glasses on"),
+    active: int | None = None,  # offsets that take part; None: all
+    **options,  # of `TagMeans`
+) -> dict[str, dict]:  # kind of edit -> scores
     "How well differences of tag means edit portraits"
     means = tag_means(encode(encoder, images, active), tags)
-    editor = TagMeans(means, generator=generator, encoder=encoder, device=str(next(encoder.parameters()).device), **options)
-    if active is not None: editor.encode = lambda x: encoder(x, active)
+    editor = TagMeans(
+        means, generator=generator, encoder=encoder, device=str(next(encoder.parameters()).device), **options
+    )
+    if active is not None:
+        editor.encode = lambda x: encoder(x, active)
     return {kind: score_editor(oracle, editor, edits(kind, n, split), size=generator.size)[0] for kind in kinds}
 
-def fit(config: EncoderConfig, run: Run
-        ) -> dict: # encoder as it was written, generator, originals and reconstructions (N, 3, H, W), scores
+
+def fit(
+    config: EncoderConfig, run: Run
+) -> dict:  # encoder as it was written, generator, originals and reconstructions (N, 3, H, W), scores
     "Train, measure on validation images, put weights and results into the run"
     seed_everything(config.seed)
     generator = Generator.load(config.generator)
     if generator.size != config.size:
-        raise ValueError(f"encoder: the generator {config.generator} makes images of {generator.size} px; size is {config.size}.")
+        raise ValueError(
+            f"encoder: the generator {config.generator} makes images of {generator.size} px; size is {config.size}."
+        )
     columns, held_out, validation = load_columns(config)
     start = Encoder.load(config.encoder_from) if config.encoder_from else None
     made = {"size": config.size, "w_dim": generator.w_dim, "base": config.encoder_base, "limit": config.encoder_max}
     encoder = Encoder(**(start.config if start else made) | {"generator": generator.fingerprint()})
-    if start: encoder.load_state_dict(start.state_dict())
+    if start:
+        encoder.load_state_dict(start.state_dict())
     task = EncoderTask(config, encoder, generator, held_out[:16])
-    run.note(parameters={"encoder": sum(p.numel() for p in encoder.parameters())}, generator=generator.fingerprint(),
-             data={"rows": len(columns["image"]), "sha256": (content := content_sha256(columns["image"]))})
+    run.note(
+        parameters={"encoder": sum(p.numel() for p in encoder.parameters())},
+        generator=generator.fingerprint(),
+        data={"rows": len(columns["image"]), "sha256": (content := content_sha256(columns["image"]))},
+    )
     task.facts = {"data": content[:12]}
     done = train(task, Batches(columns, config.batch_size, config.seed), run, **config.loop)
     run.note(training={"steps": done.step, "images": done.step * config.batch_size, "seconds": round(done.seconds, 1)})
@@ -145,7 +184,11 @@ def fit(config: EncoderConfig, run: Run
 
     device = pick_device(config.device)
     encoder, generator = done.ema["encoder"].to(device), generator.to(device)
-    faces = [sample(seed) for seed in validation["seed"]] if config.data == "portraits" and "oracle-portraits" in packaged() else None
+    faces = (
+        [sample(seed) for seed in validation["seed"]]
+        if config.data == "portraits" and "oracle-portraits" in packaged()
+        else None
+    )
     oracle = Oracle.load(device="cpu") if faces else None
     tags = load_source(config.data, "train", config.size, config.images, config.seed)["tags"] if faces else None
     shown = {}
@@ -154,11 +197,27 @@ def fit(config: EncoderConfig, run: Run
         for measure, value in reconstruction_scores(held_out, shown[name], faces, oracle).items():
             run.metric(measure, value, n=len(held_out), code=name)
         if faces:
-            edited = editability(generator, encoder, columns["image"][:5_000], tags[:5_000], oracle, min(200, config.held_out), active=active)
+            edited = editability(
+                generator,
+                encoder,
+                columns["image"][:5_000],
+                tags[:5_000],
+                oracle,
+                min(200, config.held_out),
+                active=active,
+            )
             for kind, scores in edited.items():
-                for measure in ("reached", "kept"): run.metric(f"{kind} {measure}", scores[measure], n=scores["n"], code=name)
+                for measure in ("reached", "kept"):
+                    run.metric(f"{kind} {measure}", scores[measure], n=scores["n"], code=name)
     made = shown["all offsets"]
     rows = {"held-out": held_out[:8], "w0 alone": shown["w0"][:8], "full code": made[:8]}
-    run.figure("reconstructions", sheet(rows, cell=max(64, min(config.size, 128))), "held-out images and their reconstructions")
+    run.figure(
+        "reconstructions", sheet(rows, cell=max(64, min(config.size, 128))), "held-out images and their reconstructions"
+    )
     save(run, "encoder", encoder, config)
-    return {"encoder": Encoder.load(run.path / "encoder", device), "generator": generator, "originals": held_out, **shown}
+    return {
+        "encoder": Encoder.load(run.path / "encoder", device),
+        "generator": generator,
+        "originals": held_out,
+        **shown,
+    }

@@ -13,30 +13,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import EqualLinear, adain, at_least_float32, binomial_filter, lrelu, modulated_conv2d, up_conv, upsample
 from ..base.weights import fingerprint, load_model, resolve
+from mmgen.stylegan.layers import (
+    EqualLinear,
+    adain,
+    at_least_float32,
+    binomial_filter,
+    lrelu,
+    modulated_conv2d,
+    up_conv,
+    upsample,
+)
 
 # %% ../../nbs/stylegan/generator.ipynb #55a2797e
 # Karras et al. 2019, section 2; truncation: appendix B
 class MappingNetwork(nn.Module):
     "z (B, z_dim) -> w, one for each layer (B, num_ws, w_dim)"
-    def __init__(self,
-                 z_dim: int,
-                 w_dim: int,
-                 num_ws: int, # layers of the synthesis network that take a w
-                 layers: int = 8,
-                 lr: float = 0.01 # learning-rate multiplier
-                 ):
+
+    def __init__(
+        self,
+        z_dim: int,
+        w_dim: int,
+        num_ws: int,  # layers of the synthesis network that take a w
+        layers: int = 8,
+        lr: float = 0.01,  # learning-rate multiplier
+    ):
         super().__init__()
         self.num_ws, self.layers = num_ws, layers
-        for i in range(layers): setattr(self, f"fc{i}", EqualLinear(z_dim if i == 0 else w_dim, w_dim, lr=lr, activate=True))
+        for i in range(layers):
+            setattr(self, f"fc{i}", EqualLinear(z_dim if i == 0 else w_dim, w_dim, lr=lr, activate=True))
         self.register_buffer("w_avg", torch.zeros(w_dim))
 
-    def forward(self, z, truncation=1.0, cutoff=None): # ψ; the number of layers that it acts on, None: all
+    def forward(self, z, truncation=1.0, cutoff=None):  # ψ; the number of layers that it acts on, None: all
         w = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
-        for i in range(self.layers): w = getattr(self, f"fc{i}")(w)
+        for i in range(self.layers):
+            w = getattr(self, f"fc{i}")(w)
         ws = at_least_float32(w)[:, None].repeat(1, self.num_ws, 1)
-        if truncation != 1: ws[:, :cutoff] = self.w_avg.lerp(ws[:, :cutoff], truncation)
+        if truncation != 1:
+            ws[:, :cutoff] = self.w_avg.lerp(ws[:, :cutoff], truncation)
         return ws
 
     @torch.no_grad()
@@ -48,15 +62,21 @@ class MappingNetwork(nn.Module):
 # Karras et al. 2020, figure 2 (d); with "adain" Karras et al. 2019, figure 1 (b)
 class SynthesisLayer(nn.Module):
     "A modulated convolution (B, ins, H, W) -> (B, outs, size, size)"
-    def __init__(self, ins: int, outs: int, w_dim: int,
-                 size: int, # of the output, pixels
-                 up: bool = False, # whether the size doubles
-                 normalisation: str = "demodulation" # or "adain"
-                 ):
+
+    def __init__(
+        self,
+        ins: int,
+        outs: int,
+        w_dim: int,
+        size: int,  # of the output, pixels
+        up: bool = False,  # whether the size doubles
+        normalisation: str = "demodulation",  # or "adain"
+    ):
         super().__init__()
         self.up, self.size, self.adain = up, size, normalisation == "adain"
         self.affine = EqualLinear(w_dim, 2 * outs if self.adain else ins, bias=1.0)
-        if self.adain: nn.init.zeros_(self.affine.bias[outs:])
+        if self.adain:
+            nn.init.zeros_(self.affine.bias[outs:])
         self.weight = nn.Parameter(torch.randn(outs, ins, 3, 3))
         self.bias = nn.Parameter(torch.zeros(outs))
         self.noise_strength = nn.Parameter(torch.zeros([]))
@@ -65,8 +85,10 @@ class SynthesisLayer(nn.Module):
 
     def noise(self, x, mode):
         "(B or 1, 1, size, size), or None"
-        if mode == "none": return None
-        if mode not in ("const", "random"): raise ValueError(f"noise must be random, const or none, not {mode!r}.")
+        if mode == "none":
+            return None
+        if mode not in ("const", "random"):
+            raise ValueError(f"noise must be random, const or none, not {mode!r}.")
         made = self.noise_const if mode == "const" else torch.randn(len(x), 1, self.size, self.size, device=x.device)
         return (made * self.noise_strength).to(x.dtype)
 
@@ -75,14 +97,18 @@ class SynthesisLayer(nn.Module):
         if self.adain:
             weight = self.weight / math.sqrt(self.weight[0].numel())
             x = F.conv2d(x, weight, padding=1) if up is None else up_conv(x, weight, up)
-        else: x = modulated_conv2d(x, self.weight, style, up=up)
+        else:
+            x = modulated_conv2d(x, self.weight, style, up=up)
         extra = self.noise(x, noise)
-        if extra is not None: x = x + extra
+        if extra is not None:
+            x = x + extra
         x = lrelu(x + self.bias.to(x.dtype)[:, None, None])
         return adain(x, style) if self.adain else x
 
+
 class ToRGB(nn.Module):
     "A modulated 1×1 convolution to the image, not demodulated: colours may be strong or weak"
+
     def __init__(self, ins: int, w_dim: int, channels: int = 3):
         super().__init__()
         self.affine = EqualLinear(w_dim, ins, bias=1.0)
@@ -94,32 +120,46 @@ class ToRGB(nn.Module):
         y = modulated_conv2d(x, self.weight, style * self.gain, demodulate=False)
         return y + self.bias.to(y.dtype)[:, None, None]
 
+
 class SynthesisBlock(nn.Module):
     "The layers of one resolution; each adds to the image, which is doubled from block to block (skip RGB)"
-    def __init__(self, ins: int, # 0: the first block, from a learned constant
-                 outs: int, w_dim: int, size: int, normalisation: str, channels: int):
+
+    def __init__(
+        self,
+        ins: int,  # 0: the first block, from a learned constant
+        outs: int,
+        w_dim: int,
+        size: int,
+        normalisation: str,
+        channels: int,
+    ):
         super().__init__()
-        if ins: self.conv0 = SynthesisLayer(ins, outs, w_dim, size, True, normalisation)
-        else: self.const = nn.Parameter(torch.randn(outs, size, size))
+        if ins:
+            self.conv0 = SynthesisLayer(ins, outs, w_dim, size, True, normalisation)
+        else:
+            self.const = nn.Parameter(torch.randn(outs, size, size))
         self.conv1 = SynthesisLayer(outs, outs, w_dim, size, False, normalisation)
         self.torgb = ToRGB(outs, w_dim, channels)
         self.register_buffer("resample_filter", binomial_filter())
         self.layers = ["conv0", "conv1"] if ins else ["conv1"]
 
-    def forward(self, x, image, styles, noise): # styles: one for each layer, then the RGB's
+    def forward(self, x, image, styles, noise):  # styles: one for each layer, then the RGB's
         if x is None:
             x = self.const.expand(len(styles[0]), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        for name, style in zip(self.layers, styles): x = getattr(self, name)(x, style, noise)
+        for name, style in zip(self.layers, styles):
+            x = getattr(self, name)(x, style, noise)
         rgb = at_least_float32(self.torgb(x, styles[-1]))
         return x, rgb if image is None else upsample(image, self.resample_filter) + rgb
 
 # %% ../../nbs/stylegan/generator.ipynb #ea2d87da
-def channels_at(size: int, base: int, limit: int) -> dict[int, int]: # resolution -> channels
+def channels_at(size: int, base: int, limit: int) -> dict[int, int]:  # resolution -> channels
     "min(base / resolution, limit) at 4, 8, ..., size"
     return {2**i: min(base // 2**i, limit) for i in range(2, int(math.log2(size)) + 1)}
 
+
 class SynthesisNetwork(nn.Module):
     "W+ (B, num_ws, w_dim) -> images (B, channels, size, size), about [-1, 1] but not clamped"
+
     def __init__(self, w_dim: int, size: int, base: int, limit: int, normalisation: str, channels: int):
         super().__init__()
         widths = channels_at(size, base, limit)
@@ -135,15 +175,22 @@ class SynthesisNetwork(nn.Module):
     @property
     def style_layout(self) -> list[tuple[str, int]]:
         "Name and number of channels of each part of S, in the order of `styles`"
-        return [(f"b{side}.{name}", getattr(block, name).affine.weight.shape[0])
-                for side, block in zip(self.sizes, self.blocks()) for name in (*block.layers, "torgb")]
+        return [
+            (f"b{side}.{name}", getattr(block, name).affine.weight.shape[0])
+            for side, block in zip(self.sizes, self.blocks())
+            for name in (*block.layers, "torgb")
+        ]
 
-    def styles(self, ws: Tensor # (B, num_ws, w_dim)
-               ) -> list[Tensor]: # (B, channels) of each part of `style_layout`
+    def styles(
+        self,
+        ws: Tensor,  # (B, num_ws, w_dim)
+    ) -> list[Tensor]:  # (B, channels) of each part of `style_layout`
         "W+ → S"
         if ws.ndim != 3 or ws.shape[1] != self.num_ws:
-            raise ValueError(f"A generator of {self.size} px takes W+ codes of {self.num_ws} layers, (B, {self.num_ws}, w_dim); "
-                             f"got {tuple(ws.shape)}.")
+            raise ValueError(
+                f"A generator of {self.size} px takes W+ codes of {self.num_ws} layers, (B, {self.num_ws}, w_dim); "
+                f"got {tuple(ws.shape)}."
+            )
         made, i = [], 0
         for block in self.blocks():
             for name in block.layers:
@@ -152,54 +199,71 @@ class SynthesisNetwork(nn.Module):
             made.append(block.torgb.affine(ws[:, i]))
         return made
 
-    def render(self, styles: list[Tensor], # as `styles` gives them
-               noise: str = "const"
-               ) -> Tensor:
+    def render(
+        self,
+        styles: list[Tensor],  # as `styles` gives them
+        noise: str = "const",
+    ) -> Tensor:
         "S → images"
         x = image = None
         at = 0
         for block in self.blocks():
             n = len(block.layers) + 1
-            x, image = block(x, image, styles[at:at + n], noise)
+            x, image = block(x, image, styles[at : at + n], noise)
             at += n
         return image
 
-    def forward(self, ws, noise="const"): return self.render(self.styles(ws), noise)
+    def forward(self, ws, noise="const"):
+        return self.render(self.styles(ws), noise)
 
 # %% ../../nbs/stylegan/generator.ipynb #b6497141
 class Generator(nn.Module):
     "z (B, z_dim) -> images (B, 3, size, size) in about [-1, 1], not clamped"
-    def __init__(self,
-                 size: int = 64, # pixels, a power of two from 16 to 1024
-                 z_dim: int = 512, # numbers of z
-                 w_dim: int = 512, # numbers of w
-                 channel_base: int = 16_384, # channels: this / resolution, ...
-                 channel_max: int = 512, # ... at most this
-                 mapping_layers: int = 8, # from z to w
-                 normalisation: str = "demodulation", # StyleGAN2, or "adain": StyleGAN (eq. 5)
-                 channels: int = 3 # of the images
-                 ):
+
+    def __init__(
+        self,
+        size: int = 64,  # pixels, a power of two from 16 to 1024
+        z_dim: int = 512,  # numbers of z
+        w_dim: int = 512,  # numbers of w
+        channel_base: int = 16_384,  # channels: this / resolution, ...
+        channel_max: int = 512,  # ... at most this
+        mapping_layers: int = 8,  # from z to w
+        normalisation: str = "demodulation",  # StyleGAN2, or "adain": StyleGAN (eq. 5)
+        channels: int = 3,  # of the images
+    ):
         super().__init__()
         if size not in [2**i for i in range(4, 11)]:
             raise ValueError(f"Generator: size must be a power of two from 16 to 1024, not {size}.")
         if normalisation not in ("demodulation", "adain"):
             raise ValueError(f"Generator: normalisation must be demodulation or adain, not {normalisation!r}.")
-        self.config = dict(size=size, z_dim=z_dim, w_dim=w_dim, channel_base=channel_base, channel_max=channel_max,
-                           mapping_layers=mapping_layers, normalisation=normalisation, channels=channels)
+        self.config = dict(
+            size=size,
+            z_dim=z_dim,
+            w_dim=w_dim,
+            channel_base=channel_base,
+            channel_max=channel_max,
+            mapping_layers=mapping_layers,
+            normalisation=normalisation,
+            channels=channels,
+        )
         self.size, self.z_dim, self.w_dim = size, z_dim, w_dim
         self.synthesis = SynthesisNetwork(w_dim, size, channel_base, channel_max, normalisation, channels)
         self.num_ws = self.synthesis.num_ws
         self.mapping = MappingNetwork(z_dim, w_dim, self.num_ws, mapping_layers)
 
-    def forward(self, z: Tensor, # (B, z_dim)
-                truncation: float = 1.0, # ψ, 0..1
-                noise: str = "random" # random, const or none
-                ) -> Tensor:
+    def forward(
+        self,
+        z: Tensor,  # (B, z_dim)
+        truncation: float = 1.0,  # ψ, 0..1
+        noise: str = "random",  # random, const or none
+    ) -> Tensor:
         "An image for each z"
         return self.synthesis(self.mapping(z, truncation), noise)
 
     @torch.no_grad()
-    def sample(self, n: int, seed: int = 0, truncation: float = 1.0, noise: str = "const", batch_size: int = 64) -> Tensor:
+    def sample(
+        self, n: int, seed: int = 0, truncation: float = 1.0, noise: str = "const", batch_size: int = 64
+    ) -> Tensor:
         "n images, clamped to [-1, 1], on the CPU; the same seed gives the same images"
         z = torch.randn(n, self.z_dim, generator=torch.Generator().manual_seed(seed))
         device = self.mapping.w_avg.device
@@ -210,11 +274,16 @@ class Generator(nn.Module):
         return fingerprint(self)
 
     @classmethod
-    def load(cls, name_or_path: str | Path = "stylegan2-portraits", # folder or packaged name; a published .pkl or .pt (stylegan.published)
-             device=None) -> "Generator":
+    def load(
+        cls,
+        name_or_path: str
+        | Path = "stylegan2-portraits",  # folder or packaged name; a published .pkl or .pt (stylegan.published)
+        device=None,
+    ) -> "Generator":
         "With weights, in evaluation mode"
         path = resolve(name_or_path)
         if path.is_file():
             from mmgen.stylegan.published import generator_of, open_file
+
             return generator_of(open_file(path), path.name).to(device).to(memory_format=torch.channels_last)
         return load_model(cls, name_or_path, device).to(memory_format=torch.channels_last)

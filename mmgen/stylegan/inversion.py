@@ -20,17 +20,21 @@ from .generator import Generator
 
 # %% ../../nbs/stylegan/inversion.ipynb #bb18ab7a
 @torch.no_grad()
-def sample_w(generator: Generator, n: int, seed: int = 0) -> Tensor: # (n, w_dim)
+def sample_w(generator: Generator, n: int, seed: int = 0) -> Tensor:  # (n, w_dim)
     "Random codes of W"
     z = torch.randn(n, generator.z_dim, generator=torch.Generator().manual_seed(seed))
     return torch.cat([generator.mapping(part.to(generator.mapping.w_avg.device))[:, 0] for part in z.split(1000)])
 
-def w_statistics(generator: Generator, n: int = 10_000, seed: int = 0) -> tuple[Tensor, float]: # (w_dim,); root of the mean squared distance
+
+def w_statistics(
+    generator: Generator, n: int = 10_000, seed: int = 0
+) -> tuple[Tensor, float]:  # (w_dim,); root of the mean squared distance
     "Centre and spread of W"
     ws = sample_w(generator, n, seed)
     return ws.mean(0), (ws - ws.mean(0)).square().sum(1).mean().sqrt().item()
 
-def w_axes(generator: Generator, n: int = 5_000, seed: int = 0) -> Tensor: # (w_dim, w_dim)
+
+def w_axes(generator: Generator, n: int = 5_000, seed: int = 0) -> Tensor:  # (w_dim, w_dim)
     "The principal axes of W as rows, each as long as the deviation along it: N(0, 1) times these, plus the centre, fills W"
     variance, axes = torch.linalg.eigh(torch.cov(sample_w(generator, n, seed).T))
     return (axes * variance.clamp_min(0).sqrt()).T
@@ -38,28 +42,32 @@ def w_axes(generator: Generator, n: int = 5_000, seed: int = 0) -> Tensor: # (w_
 # %% ../../nbs/stylegan/inversion.ipynb #0eb1bc5b
 class Found(NamedTuple):
     "What `search` returns"
-    codes: Tensor # as the start, the best of each search
-    losses: Tensor # (B,), theirs
-    history: list # mean loss of each step
 
-def schedule(step: int, steps: int) -> float: # 0..1, times the learning rate
+    codes: Tensor  # as the start, the best of each search
+    losses: Tensor  # (B,), theirs
+    history: list  # mean loss of each step
+
+
+def schedule(step: int, steps: int) -> float:  # 0..1, times the learning rate
     "Linear up in 5 %, cosine down in the last 25 %"
     t = step / steps
     down = min(1.0, (1 - t) / 0.25)
     return (0.5 - 0.5 * math.cos(down * math.pi)) * min(1.0, (t + 1 / steps) / 0.05)
 
+
 # Karras et al. 2020, appendix D
 @torch.enable_grad()
-def search(start: Tensor, # codes (B, ...)
-           objective, # (codes, step) -> (B,), what shall be small; no search may look at another
-           steps: int,
-           lr: float = 0.1
-           ) -> Found:
+def search(
+    start: Tensor,  # codes (B, ...)
+    objective,  # (codes, step) -> (B,), what shall be small; no search may look at another
+    steps: int,
+    lr: float = 0.1,
+) -> Found:
     "Adam on each code; a search that leaves the finite numbers ends with its best finite code and a warning"
     code = start.detach().clone().requires_grad_(True)
     optimizer = torch.optim.Adam([code], lr, betas=(0.9, 0.999))
     best, lowest, history = code.detach().clone(), torch.full((len(code),), math.inf, device=code.device), []
-    broke: dict[int, int] = {} # search -> the step at which it left the finite numbers
+    broke: dict[int, int] = {}  # search -> the step at which it left the finite numbers
     for step in range(steps + 1):
         loss = objective(code, step)
         value = loss.detach()
@@ -69,63 +77,81 @@ def search(start: Tensor, # codes (B, ...)
         history.append(value[good].mean().item() if good.any() else math.nan)
         if step < steps and good.any():
             optimizer.param_groups[0]["lr"] = lr * schedule(step, steps)
-            code.grad, = torch.autograd.grad(loss[good].sum(), code)
+            (code.grad,) = torch.autograd.grad(loss[good].sum(), code)
             good = good & code.grad.isfinite().flatten(1).all(1)
             code.grad.nan_to_num_(0.0, 0.0, 0.0)
             optimizer.step()
-        for i in (~good).nonzero().flatten().tolist(): broke.setdefault(i, step)
-        if not good.any(): break
+        for i in (~good).nonzero().flatten().tolist():
+            broke.setdefault(i, step)
+        if not good.any():
+            break
     if broke:
         which = ", ".join(f"{i} (step {at} of {steps})" for i, at in list(broke.items())[:5])
-        warnings.warn(f"The loss of image {which}, or its gradient, stopped being a number (lr {lr}); the best finite code is returned.")
+        warnings.warn(
+            f"The loss of image {which}, or its gradient, stopped being a number (lr {lr}); the best finite code is returned."
+        )
     return Found(best, lowest, history)
 
+
 # Karras et al. 2020, appendix D, with another perceptual distance; Abdal et al. 2019 for W+
-def project(generator: Generator, # frozen
-            images: Tensor, # (B, 3, size, size) in [-1, 1]
-            space: str = "w+", # or "w": one code for all layers
-            steps: int = 1000,
-            start: Tensor | None = None, # codes (B, num_ws, w_dim), as of an encoder; None: the centre of W
-            lr: float = 0.1,
-            noise: float = 0.05, # on the code at the start, times the spread of W
-            l2: float = 1.0, # weight of the mean squared error
-            perceptual: float = 0.1, # weight of the perceptual distance; 0: none
-            delta: float = 0.0, # weight of the mean squared offset of the layers from their mean: keeps W+ near W
-            distance=None, # (x, y) -> (B,); None: EfficientNetDistance
-            seed: int = 0 # of the noise
-            ) -> Found: # codes (B, num_ws, w_dim)
+def project(
+    generator: Generator,  # frozen
+    images: Tensor,  # (B, 3, size, size) in [-1, 1]
+    space: str = "w+",  # or "w": one code for all layers
+    steps: int = 1000,
+    start: Tensor | None = None,  # codes (B, num_ws, w_dim), as of an encoder; None: the centre of W
+    lr: float = 0.1,
+    noise: float = 0.05,  # on the code at the start, times the spread of W
+    l2: float = 1.0,  # weight of the mean squared error
+    perceptual: float = 0.1,  # weight of the perceptual distance; 0: none
+    delta: float = 0.0,  # weight of the mean squared offset of the layers from their mean: keeps W+ near W
+    distance=None,  # (x, y) -> (B,); None: EfficientNetDistance
+    seed: int = 0,  # of the noise
+) -> Found:  # codes (B, num_ws, w_dim)
     "Searches the code of each image"
-    if space not in ("w", "w+"): raise ValueError(f"project: space must be w or w+, not {space!r}.")
+    if space not in ("w", "w+"):
+        raise ValueError(f"project: space must be w or w+, not {space!r}.")
     if tuple(images.shape[1:]) != (3, generator.size, generator.size):
         raise ValueError(f"project: the generator makes images of {generator.size} px; got {tuple(images.shape)}.")
     device, layers = generator.mapping.w_avg.device, generator.num_ws
     if start is not None and tuple(start.shape) != (len(images), layers, generator.w_dim):
-        raise ValueError(f"project: start must be W+ codes ({len(images)}, {layers}, {generator.w_dim}); got {tuple(start.shape)}.")
+        raise ValueError(
+            f"project: start must be W+ codes ({len(images)}, {layers}, {generator.w_dim}); got {tuple(start.shape)}."
+        )
     images, random = images.to(device), torch.Generator().manual_seed(seed)
     mean, spread = w_statistics(generator) if start is None or noise else (None, 0.0)
     start = mean.expand(len(images), layers, -1) if start is None else start.to(device)
-    if space == "w": start = start.mean(1, keepdim=True)
-    if perceptual and distance is None: distance = EfficientNetDistance().to(device)
+    if space == "w":
+        start = start.mean(1, keepdim=True)
+    if perceptual and distance is None:
+        distance = EfficientNetDistance().to(device)
+
     def objective(code, step):
-        strength = noise * spread * max(0.0, 1 - step / steps / 0.75)**2 if steps else 0.0
+        strength = noise * spread * max(0.0, 1 - step / steps / 0.75) ** 2 if steps else 0.0
         ws = code + strength * torch.randn(code.shape, generator=random).to(device) if strength else code
         made = generator.synthesis(ws.expand(-1, layers, -1))
         loss = l2 * (made - images).square().flatten(1).mean(1)
-        if perceptual: loss = loss + perceptual * distance(images, made)
+        if perceptual:
+            loss = loss + perceptual * distance(images, made)
         return loss + delta * (code - code.mean(1, keepdim=True)).square().mean((1, 2)) if delta else loss
+
     found = search(start, objective, steps, lr)
     return found._replace(codes=found.codes.expand(-1, layers, -1).clone())
 
 # %% ../../nbs/stylegan/inversion.ipynb #2674e920
 class Inverter:
     "Images (B, 3, size, size) in [-1, 1] -> W+ (B, num_ws, w_dim) of one generator"
-    def __init__(self, generator: Generator | str = "stylegan2-portraits", # or the name of its folder
-                 encoder: Encoder | str = "encoder-portraits",
-                 steps: int = 50, # of the search after the encoder; 0: none
-                 lr: float = 0.02,
-                 device=None # None: the generator's, or the best there is
-                 ):
-        if device is None and isinstance(generator, Generator): device = generator.mapping.w_avg.device
+
+    def __init__(
+        self,
+        generator: Generator | str = "stylegan2-portraits",  # or the name of its folder
+        encoder: Encoder | str = "encoder-portraits",
+        steps: int = 50,  # of the search after the encoder; 0: none
+        lr: float = 0.02,
+        device=None,  # None: the generator's, or the best there is
+    ):
+        if device is None and isinstance(generator, Generator):
+            device = generator.mapping.w_avg.device
         device = pick_device(device)
         self.generator = (generator if isinstance(generator, Generator) else Generator.load(generator)).to(device)
         self.encoder = (encoder if isinstance(encoder, torch.nn.Module) else Encoder.load(encoder)).to(device)
@@ -134,9 +160,13 @@ class Inverter:
 
     def __call__(self, images: Tensor) -> Tensor:
         "The code of each image, on the generator's device"
-        with torch.no_grad(): codes = self.encoder(images.to(self.generator.mapping.w_avg.device))
-        if not self.steps: return codes
-        return project(self.generator, images, "w+", self.steps, codes, self.lr, noise=0.0, distance=self.distance).codes
+        with torch.no_grad():
+            codes = self.encoder(images.to(self.generator.mapping.w_avg.device))
+        if not self.steps:
+            return codes
+        return project(
+            self.generator, images, "w+", self.steps, codes, self.lr, noise=0.0, distance=self.distance
+        ).codes
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

@@ -18,20 +18,24 @@ def lrelu(x: Tensor) -> Tensor:
     "Leaky ReLU of slope 0.2, times √2: keeps the variance of a Gaussian input near one"
     return F.leaky_relu(x, 0.2) * math.sqrt(2)
 
+
 def at_least_float32(x: Tensor) -> Tensor:
     "x in float32 or better: what leaves autocast for a sum over many values"
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
+
 # Karras et al. 2018, section 4.1
 class EqualLinear(nn.Module):
     "(..., ins) -> (..., outs), weights scaled at run time"
-    def __init__(self,
-                 ins: int,
-                 outs: int,
-                 bias: float = 0.0, # its start
-                 lr: float = 1.0, # learning-rate multiplier
-                 activate: bool = False # `lrelu` after it
-                 ):
+
+    def __init__(
+        self,
+        ins: int,
+        outs: int,
+        bias: float = 0.0,  # its start
+        lr: float = 1.0,  # learning-rate multiplier
+        activate: bool = False,  # `lrelu` after it
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outs, ins) / lr)
         self.bias = nn.Parameter(torch.full((outs,), float(bias)))
@@ -42,58 +46,70 @@ class EqualLinear(nn.Module):
         return lrelu(x) if self.activate else x
 
 # %% ../../nbs/stylegan/layers.ipynb #d71ab49b
-def binomial_filter() -> Tensor: # (4, 4), sum one
+def binomial_filter() -> Tensor:  # (4, 4), sum one
     "[1, 3, 3, 1] in both directions"
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
-    return taps.outer(taps) / taps.sum()**2
+    return taps.outer(taps) / taps.sum() ** 2
 
-def blur(x: Tensor, # (B, C, H, W)
-         kernel: Tensor, # (4, 4), symmetric
-         padding: int, # zeros on each side
-         stride: int = 1,
-         gain: float = 1.0
-         ) -> Tensor: # (B, C, (H + 2 padding - 4) // stride + 1, ...)
+
+def blur(
+    x: Tensor,  # (B, C, H, W)
+    kernel: Tensor,  # (4, 4), symmetric
+    padding: int,  # zeros on each side
+    stride: int = 1,
+    gain: float = 1.0,
+) -> Tensor:  # (B, C, (H + 2 padding - 4) // stride + 1, ...)
     "Each channel filtered by itself"
     weight = (kernel * gain).to(x.dtype).expand(x.shape[1], 1, -1, -1)
     return F.conv2d(x, weight, padding=padding, stride=stride, groups=x.shape[1])
 
-def upsample(x: Tensor, # (B, C, H, W)
-             kernel: Tensor # (4, 4)
-             ) -> Tensor: # (B, C, 2H, 2W)
+
+def upsample(
+    x: Tensor,  # (B, C, H, W)
+    kernel: Tensor,  # (4, 4)
+) -> Tensor:  # (B, C, 2H, 2W)
     "Twice the size, filtered"
     weight = (kernel * 4).to(x.dtype).expand(x.shape[1], 1, -1, -1)
     return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
 
-def up_conv(x: Tensor, # (B, I, H, W)
-            weight: Tensor, # (O, I, 3, 3)
-            kernel: Tensor # (4, 4)
-            ) -> Tensor: # (B, O, 2H, 2W)
+
+def up_conv(
+    x: Tensor,  # (B, I, H, W)
+    weight: Tensor,  # (O, I, 3, 3)
+    kernel: Tensor,  # (4, 4)
+) -> Tensor:  # (B, O, 2H, 2W)
     "Transposed convolution with stride 2, filtered"
     return blur(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), kernel, 1, gain=4.0)
 
-def down_conv(x: Tensor, # (B, I, H, W)
-              weight: Tensor, # (O, I, k, k), k 1 or 3
-              kernel: Tensor # (4, 4)
-              ) -> Tensor: # (B, O, H/2, W/2)
+
+def down_conv(
+    x: Tensor,  # (B, I, H, W)
+    weight: Tensor,  # (O, I, k, k), k 1 or 3
+    kernel: Tensor,  # (4, 4)
+) -> Tensor:  # (B, O, H/2, W/2)
     "Filtered, then a convolution with stride 2"
-    if weight.shape[-1] == 1: return F.conv2d(blur(x, kernel, 1, stride=2), weight)
+    if weight.shape[-1] == 1:
+        return F.conv2d(blur(x, kernel, 1, stride=2), weight)
     return F.conv2d(blur(x, kernel, 2), weight, stride=2)
 
 # %% ../../nbs/stylegan/layers.ipynb #bdda8fe0
-def demodulation(weight: Tensor, # (O, I, k, k)
-                 style: Tensor # (B, I)
-                 ) -> Tensor: # (B, O)
+def demodulation(
+    weight: Tensor,  # (O, I, k, k)
+    style: Tensor,  # (B, I)
+) -> Tensor:  # (B, O)
     "1/σ of each output channel, in float32 or better"
     with torch.autocast(style.device.type, enabled=False):
         return (at_least_float32(style).square() @ at_least_float32(weight).square().sum((2, 3)).T + 1e-8).rsqrt()
 
+
 # Karras et al. 2020, section 2.2
-def modulated_conv2d(x: Tensor, # (B, I, H, W)
-                     weight: Tensor, # (O, I, k, k)
-                     style: Tensor, # (B, I)
-                     demodulate: bool = True,
-                     up: Tensor | None = None # the filter, where the size doubles
-                     ) -> Tensor: # (B, O, H, W), or twice the size
+def modulated_conv2d(
+    x: Tensor,  # (B, I, H, W)
+    weight: Tensor,  # (O, I, k, k)
+    style: Tensor,  # (B, I)
+    demodulate: bool = True,
+    up: Tensor | None = None,  # the filter, where the size doubles
+) -> Tensor:  # (B, O, H, W), or twice the size
     "A convolution whose weights depend on the image's style"
     x = x * style.to(x.dtype)[:, :, None, None]
     y = F.conv2d(x, weight, padding=weight.shape[-1] // 2) if up is None else up_conv(x, weight, up)
@@ -101,9 +117,10 @@ def modulated_conv2d(x: Tensor, # (B, I, H, W)
 
 # %% ../../nbs/stylegan/layers.ipynb #b50cb63c
 # Paper, eq. 5; Huang & Belongie 2017
-def adain(x: Tensor, # (B, C, H, W)
-          style: Tensor # (B, 2C): y_s, then y_b
-          ) -> Tensor: # like x
+def adain(
+    x: Tensor,  # (B, C, H, W)
+    style: Tensor,  # (B, 2C): y_s, then y_b
+) -> Tensor:  # like x
     "Each feature map with the mean y_b and the standard deviation y_s"
     scale, shift = style.to(x.dtype)[:, :, None, None].chunk(2, 1)
     return F.instance_norm(x, eps=1e-8) * scale + shift

@@ -14,10 +14,12 @@ from torch import Tensor
 
 # %% ../../nbs/stylegan/losses.ipynb #86a9c06d
 # Goodfellow et al. 2014, section 3
-def generator_loss(fake: Tensor # logits of generated images
-                   ) -> Tensor: # scalar
+def generator_loss(
+    fake: Tensor,  # logits of generated images
+) -> Tensor:  # scalar
     "The non-saturating loss"
     return F.softplus(-fake).mean()
+
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     "Cross-entropy of real against generated"
@@ -25,28 +27,34 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 # %% ../../nbs/stylegan/losses.ipynb #81fe1b0a
 # Mescheder et al. 2018, eq. 9
-def r1_penalty(logits: Tensor, # (B, …), of D
-               images: Tensor # (B, 3, H, W), requires grad
-               ) -> Tensor: # (B,), ‖∇D‖²; times γ/2 is the penalty
+def r1_penalty(
+    logits: Tensor,  # (B, …), of D
+    images: Tensor,  # (B, 3, H, W), requires grad
+) -> Tensor:  # (B,), ‖∇D‖²; times γ/2 is the penalty
     "Squared norm of the gradient at each image"
-    gradient, = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().flatten(1).sum(1)
 
 # %% ../../nbs/stylegan/losses.ipynb #3cb5e323
 # Karras et al. 2020, eq. 4
-def path_lengths(images: Tensor, # (B, 3, H, W), made from ws
-                 ws: Tensor, # (B, num_ws, w_dim)
-                 noise: Tensor | None = None # like images; None: drawn
-                 ) -> Tensor: # (B,)
+def path_lengths(
+    images: Tensor,  # (B, 3, H, W), made from ws
+    ws: Tensor,  # (B, num_ws, w_dim)
+    noise: Tensor | None = None,  # like images; None: drawn
+) -> Tensor:  # (B,)
     "‖J_wᵀ y‖, the root of the mean square over layers, for y of variance 1 / (H W)"
     noise = torch.randn_like(images) if noise is None else noise
-    gradient, = torch.autograd.grad((images * noise).sum() / math.sqrt(images.shape[2] * images.shape[3]), ws, create_graph=True)
+    (gradient,) = torch.autograd.grad(
+        (images * noise).sum() / math.sqrt(images.shape[2] * images.shape[3]), ws, create_graph=True
+    )
     return gradient.square().sum(2).mean(1).sqrt()
 
-def path_penalty(lengths: Tensor, # (B,)
-                 mean: Tensor, # a, a scalar buffer: moved in place
-                 decay: float = 0.01
-                 ) -> Tensor: # scalar
+
+def path_penalty(
+    lengths: Tensor,  # (B,)
+    mean: Tensor,  # a, a scalar buffer: moved in place
+    decay: float = 0.01,
+) -> Tensor:  # scalar
     "E (length - a)²"
     mean.lerp_(lengths.mean().detach(), decay)
     return (lengths - mean).square().mean()

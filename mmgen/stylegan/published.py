@@ -13,11 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base.pickles import PickleError, Plain, disguise, read_pickle, state_of
+from ..base.pickle_arrays import Plain
+from ..base.pickle_opcodes import PickleError
+from ..base.pickles import disguise, read_pickle, state_of
+from ..base.schema import WeightsError
+from ..base.weights import as_floats, load_into, load_state
+from ..identity.model import bottlenecks
 from .generator import Generator
 from .layers import EqualLinear, binomial_filter
-from ..identity.model import bottlenecks
-from ..base.weights import WeightsError, as_floats, load_into, load_state
 
 # %% ../../nbs/stylegan/published.ipynb #aa9a3f07
 def rename_tensorflow(
@@ -26,19 +29,26 @@ def rename_tensorflow(
     "A TensorFlow generator's weights with our names."
     found = {}
     for key, value in state.items():
-        if key == "dlatent_avg": found["mapping.w_avg"] = value
-        elif m := re.fullmatch(r"mapping/Dense(\d+)/(weight|bias)", key): found[f"mapping.fc{m[1]}.{m[2]}"] = value.T if m[2] == "weight" else value
-        elif key == "synthesis/4x4/Const/const": found["synthesis.b4.const"] = value[0]
+        if key == "dlatent_avg":
+            found["mapping.w_avg"] = value
+        elif m := re.fullmatch(r"mapping/Dense(\d+)/(weight|bias)", key):
+            found[f"mapping.fc{m[1]}.{m[2]}"] = value.T if m[2] == "weight" else value
+        elif key == "synthesis/4x4/Const/const":
+            found["synthesis.b4.const"] = value[0]
         elif m := re.fullmatch(r"synthesis/noise(\d+)", key):
             level, first = divmod(int(m[1]) + 1, 2)  # noise0 is of 4×4, noise1 and noise2 of 8×8, ...
-            found[f"synthesis.b{2**(level + 2)}.conv{first if int(m[1]) else 1}.noise_const"] = value[0, 0]
+            found[f"synthesis.b{2 ** (level + 2)}.conv{first if int(m[1]) else 1}.noise_const"] = value[0, 0]
         elif m := re.fullmatch(r"synthesis/(\d+)x\d+/(Conv0_up|Conv1|Conv|ToRGB)/(\w+)", key):
             size, layer, what = m.groups()
             layer = {"Conv0_up": "conv0", "Conv1": "conv1", "Conv": "conv1", "ToRGB": "torgb"}[layer]
-            if what == "weight": value = (value.flip(0, 1) if layer == "conv0" else value).permute(3, 2, 0, 1)
-            if what == "noise_strength": value = value.reshape(())
-            if what == "mod_weight": value = value.T
-            if what == "mod_bias": value = value + 1
+            if what == "weight":
+                value = (value.flip(0, 1) if layer == "conv0" else value).permute(3, 2, 0, 1)
+            if what == "noise_strength":
+                value = value.reshape(())
+            if what == "mod_weight":
+                value = value.T
+            if what == "mod_bias":
+                value = value + 1
             what = {"mod_weight": "affine.weight", "mod_bias": "affine.bias"}.get(what, what)
             found[f"synthesis.b{size}.{layer}.{what}"] = value
     return found
@@ -48,22 +58,40 @@ def rename_numbered(
     state: dict[str, Tensor],  # g_ema of StyleCLIP's file: style.1.weight, convs.0.conv.weight, ...
 ) -> dict[str, Tensor]:
     "A generator's weights in the form of StyleCLIP and e4e with our names."
-    found, inner = {}, {"conv.weight": "weight", "conv.modulation.weight": "affine.weight", "conv.modulation.bias": "affine.bias", "noise.weight": "noise_strength",
-                        "activate.bias": "bias", "bias": "bias"}
+    found, inner = (
+        {},
+        {
+            "conv.weight": "weight",
+            "conv.modulation.weight": "affine.weight",
+            "conv.modulation.bias": "affine.bias",
+            "noise.weight": "noise_strength",
+            "activate.bias": "bias",
+            "bias": "bias",
+        },
+    )
     for key, value in state.items():
-        if m := re.fullmatch(r"style\.(\d+)\.(weight|bias)", key): found[f"mapping.fc{int(m[1]) - 1}.{m[2]}"] = value
-        elif key == "input.input": found["synthesis.b4.const"] = value[0]
+        if m := re.fullmatch(r"style\.(\d+)\.(weight|bias)", key):
+            found[f"mapping.fc{int(m[1]) - 1}.{m[2]}"] = value
+        elif key == "input.input":
+            found["synthesis.b4.const"] = value[0]
         elif m := re.fullmatch(r"noises\.noise_(\d+)", key):
             layer = int(m[1])
-            found[f"synthesis.b{2**((layer + 1) // 2 + 2)}.conv{(layer + 1) % 2 if layer else 1}.noise_const"] = value[0, 0]
+            found[f"synthesis.b{2 ** ((layer + 1) // 2 + 2)}.conv{(layer + 1) % 2 if layer else 1}.noise_const"] = (
+                value[0, 0]
+            )
         elif m := re.fullmatch(r"(conv1|to_rgb1|convs\.\d+|to_rgbs\.\d+)\.(.+)", key):
             where, what = m.groups()
-            if what not in inner: continue  # blurring kernels
+            if what not in inner:
+                continue  # blurring kernels
             number = int(where.partition(".")[2] or -1)
             block = {"convs": number // 2 + 1, "to_rgbs": number + 1}.get(where.partition(".")[0], 0)
             layer = "torgb" if "rgb" in where else f"conv{number % 2}"
-            value = {"weight": lambda v: v[0], "noise_strength": lambda v: v.reshape(()), "bias": lambda v: v.flatten()}.get(inner[what], lambda v: v)(value)
-            found[f"synthesis.b{2**(block + 2)}.{layer}.{inner[what]}"] = value
+            value = {
+                "weight": lambda v: v[0],
+                "noise_strength": lambda v: v.reshape(()),
+                "bias": lambda v: v.flatten(),
+            }.get(inner[what], lambda v: v)(value)
+            found[f"synthesis.b{2 ** (block + 2)}.{layer}.{inner[what]}"] = value
     return found
 
 # %% ../../nbs/stylegan/published.ipynb #a1320cb4
@@ -71,11 +99,22 @@ def generator_config(
     state: dict[str, Tensor],  # with our names
 ) -> dict:  # for `Generator`
     "The configuration that belongs to a generator's weights."
-    widths = {int(m[1]): value.shape[0] for key, value in state.items() if (m := re.fullmatch(r"synthesis\.b(\d+)\.conv1\.weight", key))}
+    widths = {
+        int(m[1]): value.shape[0]
+        for key, value in state.items()
+        if (m := re.fullmatch(r"synthesis\.b(\d+)\.conv1\.weight", key))
+    }
     size, limit = max(widths), max(widths.values())
     base = next((width * side for side, width in sorted(widths.items()) if width < limit), limit * size)
-    return {"size": size, "z_dim": state["mapping.fc0.weight"].shape[1], "w_dim": state["mapping.fc0.weight"].shape[0], "channel_base": base, "channel_max": limit,
-            "mapping_layers": sum(bool(re.fullmatch(r"mapping\.fc\d+\.weight", key)) for key in state), "channels": state["synthesis.b4.torgb.weight"].shape[0]}
+    return {
+        "size": size,
+        "z_dim": state["mapping.fc0.weight"].shape[1],
+        "w_dim": state["mapping.fc0.weight"].shape[0],
+        "channel_base": base,
+        "channel_max": limit,
+        "mapping_layers": sum(bool(re.fullmatch(r"mapping\.fc\d+\.weight", key)) for key in state),
+        "channels": state["synthesis.b4.torgb.weight"].shape[0],
+    }
 
 
 def generator_of(
@@ -84,32 +123,57 @@ def generator_of(
 ) -> Generator:
     "The averaged generator in a pickle or checkpoint, frozen; WeightsError where it holds none."
     average = None
-    if isinstance(found, tuple) and len(found) == 3: found = found[2]  # G, D, Gs
+    if isinstance(found, tuple) and len(found) == 3:
+        found = found[2]  # G, D, Gs
     if isinstance(found, dict):
         average = found.get("latent_avg")
         parts = found.get("state_dict", found) if isinstance(found.get("state_dict", found), dict) else {}
-        if isinstance(found.get("G_ema"), Plain): found = found["G_ema"]
-        elif isinstance(found.get("g_ema"), dict): found = found["g_ema"]
-        else: found = {key.removeprefix("decoder."): value for key, value in parts.items() if str(key).startswith("decoder.")} or parts
+        if isinstance(found.get("G_ema"), Plain):
+            found = found["G_ema"]
+        elif isinstance(found.get("g_ema"), dict):
+            found = found["g_ema"]
+        else:
+            found = {
+                key.removeprefix("decoder."): value for key, value in parts.items() if str(key).startswith("decoder.")
+            } or parts
     other = f"{where} holds a StyleGAN2 generator whose tensors have other shapes than published ones"
     try:
         state = as_floats({str(key): value for key, value in state_of(found).items()}, where)
-        if "synthesis/4x4/Const/const" in state: state = rename_tensorflow(state)
-        elif "input.input" in state: state = rename_numbered(state)
-    except PickleError as e: raise WeightsError(f"{where} holds no StyleGAN2 generator ({e})") from e
-    except (IndexError, RuntimeError) as e: raise WeightsError(f"{other} ({e}).") from e
-    if any(key.startswith(("synthesis.L", "synthesis.input")) for key in state): raise WeightsError(f"{where} holds StyleGAN3, whose layers are others; StyleGAN2 is opened.")
-    if "mapping.embed.weight" in state: raise WeightsError(f"{where} holds a generator with class labels; one without is needed.")
-    if not {"synthesis.b4.const", "synthesis.b4.torgb.weight", "synthesis.b4.conv1.weight", "mapping.fc0.weight"} <= state.keys():
-        raise WeightsError(f"{where} holds no StyleGAN2 generator: a network Gs, G_ema, or g_ema with skip connections to RGB was expected.")
+        if "synthesis/4x4/Const/const" in state:
+            state = rename_tensorflow(state)
+        elif "input.input" in state:
+            state = rename_numbered(state)
+    except PickleError as e:
+        raise WeightsError(f"{where} holds no StyleGAN2 generator ({e})") from e
+    except (IndexError, RuntimeError) as e:
+        raise WeightsError(f"{other} ({e}).") from e
+    if any(key.startswith(("synthesis.L", "synthesis.input")) for key in state):
+        raise WeightsError(f"{where} holds StyleGAN3, whose layers are others; StyleGAN2 is opened.")
+    if "mapping.embed.weight" in state:
+        raise WeightsError(f"{where} holds a generator with class labels; one without is needed.")
+    if (
+        not {"synthesis.b4.const", "synthesis.b4.torgb.weight", "synthesis.b4.conv1.weight", "mapping.fc0.weight"}
+        <= state.keys()
+    ):
+        raise WeightsError(
+            f"{where} holds no StyleGAN2 generator: a network Gs, G_ema, or g_ema with skip connections to RGB was expected."
+        )
     try:
         config = generator_config(state)
         generator = Generator(**config)
         given = {} if average is None else {"mapping.w_avg": average.float().reshape(-1, config["w_dim"])[0]}
-    except (AttributeError, IndexError, RuntimeError, ValueError) as e: raise WeightsError(f"{other} ({e}).") from e
+    except (AttributeError, IndexError, RuntimeError, ValueError) as e:
+        raise WeightsError(f"{other} ({e}).") from e
     fixed = {key: binomial_filter() for key in generator.state_dict() if key.endswith("resample_filter")}
-    noises = {key: torch.randn(value.shape, generator=torch.Generator().manual_seed(0)) for key, value in generator.state_dict().items() if key.endswith("noise_const")}
-    state = {key: value.contiguous() for key, value in (noises | {"mapping.w_avg": torch.zeros(config["w_dim"])} | state | given | fixed).items()}
+    noises = {
+        key: torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
+        for key, value in generator.state_dict().items()
+        if key.endswith("noise_const")
+    }
+    state = {
+        key: value.contiguous()
+        for key, value in (noises | {"mapping.w_avg": torch.zeros(config["w_dim"])} | state | given | fixed).items()
+    }
     return load_into(generator, state, where).eval().requires_grad_(False)
 
 
@@ -117,24 +181,31 @@ def open_file(
     path: str | Path,  # .pkl or .pt; .safetensors too
 ):
     "What `read_pickle` gives; WeightsError in its words."
-    try: return load_state(path) if Path(path).suffix == ".safetensors" and disguise(path) else read_pickle(path)
-    except PickleError as e: raise WeightsError(str(e)) from e
+    try:
+        return load_state(path) if Path(path).suffix == ".safetensors" and disguise(path) else read_pickle(path)
+    except PickleError as e:
+        raise WeightsError(str(e)) from e
 
 # %% ../../nbs/stylegan/published.ipynb #33bff255
 class StyleBlock(nn.Module):
     "A feature map (B, 512, side, side) -> (B, 512)"
+
     def __init__(self, side: int):
         super().__init__()
         halvings = side.bit_length() - 1
-        self.convs = nn.Sequential(*[layer for _ in range(halvings) for layer in (nn.Conv2d(512, 512, 3, 2, 1), nn.LeakyReLU())])
+        self.convs = nn.Sequential(
+            *[layer for _ in range(halvings) for layer in (nn.Conv2d(512, 512, 3, 2, 1), nn.LeakyReLU())]
+        )
         self.linear = EqualLinear(512, 512)
 
-    def forward(self, x): return self.linear(self.convs(x).flatten(1))
+    def forward(self, x):
+        return self.linear(self.convs(x).flatten(1))
 
 
 # Tov et al. 2021, section 4.2, as published
 class E4E(nn.Module):
     "Photographs of aligned faces (B, 3, H, W) in [-1, 1] -> W+ (B, num_ws, 512)"
+
     def __init__(self, size: int = 1024):  # of the generator, pixels
         super().__init__()
         self.size, self.w_dim, self.num_ws = size, 512, 2 * size.bit_length() - 4
@@ -145,11 +216,14 @@ class E4E(nn.Module):
         self.register_buffer("latent_avg", torch.zeros(self.num_ws, 512))
 
     def forward(self, images):
-        x = self.input_layer(F.interpolate(images, (256, 256), mode="bilinear", antialias=True) if images.shape[-1] != 256 else images)
+        x = self.input_layer(
+            F.interpolate(images, (256, 256), mode="bilinear", antialias=True) if images.shape[-1] != 256 else images
+        )
         maps = {}
         for i, layer in enumerate(self.body):
             x = layer(x)
-            if i in (6, 20): maps[i] = x
+            if i in (6, 20):
+                maps[i] = x
         grown = lambda small, large: F.interpolate(small, large.shape[-2:], mode="bilinear", align_corners=True) + large
         medium = grown(x, self.latlayer1(maps[20]))
         levels = [x] * 3 + [medium] * 4 + [grown(medium, self.latlayer2(maps[6]))] * max(0, self.num_ws - 7)
@@ -159,7 +233,9 @@ class E4E(nn.Module):
     def fits(self, generator: Generator):
         "ValueError where the codes are no codes of this generator"
         if (self.size, self.w_dim) != (generator.size, generator.w_dim):
-            raise ValueError(f"The encoder makes codes for {self.size} px and w of {self.w_dim}; the generator has {generator.size} px and w of {generator.w_dim}.")
+            raise ValueError(
+                f"The encoder makes codes for {self.size} px and w of {self.w_dim}; the generator has {generator.size} px and w of {generator.w_dim}."
+            )
 
 
 def e4e_of(
@@ -168,13 +244,26 @@ def e4e_of(
 ) -> E4E:
     "The encoder in a checkpoint of e4e, frozen; WeightsError where it holds none."
     state = found.get("state_dict", found) if isinstance(found, dict) else {}
-    if not isinstance(state, dict): state = {}
-    state = {key.removeprefix("encoder."): value for key, value in state.items() if str(key).startswith("encoder.") and torch.is_tensor(value)}
+    if not isinstance(state, dict):
+        state = {}
+    state = {
+        key.removeprefix("encoder."): value
+        for key, value in state.items()
+        if str(key).startswith("encoder.") and torch.is_tensor(value)
+    }
     layers = {int(m[1]) for key in state if (m := re.match(r"styles\.(\d+)\.", key))}
-    if not layers or max(layers) > 17 or "latlayer1.weight" not in state: # 18 at 1024 px
-        raise WeightsError(f"{where} holds no encoder e4e: a state_dict with encoder.styles and encoder.latlayer1 was expected.")
+    if not layers or max(layers) > 17 or "latlayer1.weight" not in state:  # 18 at 1024 px
+        raise WeightsError(
+            f"{where} holds no encoder e4e: a state_dict with encoder.styles and encoder.latlayer1 was expected."
+        )
     encoder = E4E(2 ** ((max(layers) + 3) // 2))
     average = found.get("latent_avg")
-    try: state["latent_avg"] = torch.zeros(encoder.num_ws, 512) if average is None else average.float().expand(encoder.num_ws, -1).clone()
-    except (AttributeError, RuntimeError) as e: raise WeightsError(f"{where} holds no encoder e4e: its latent_avg is no tensor of {encoder.num_ws} codes ({e}).") from e
+    try:
+        state["latent_avg"] = (
+            torch.zeros(encoder.num_ws, 512) if average is None else average.float().expand(encoder.num_ws, -1).clone()
+        )
+    except (AttributeError, RuntimeError) as e:
+        raise WeightsError(
+            f"{where} holds no encoder e4e: its latent_avg is no tensor of {encoder.num_ws} codes ({e})."
+        ) from e
     return load_into(encoder, as_floats(state, where), where).eval().requires_grad_(False)

@@ -11,36 +11,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..training.checkpoints import resume_point
+from ..backbones.efficientnet import EfficientNetLite0
 from ..base.images import image_grid, pick_device, psnr, seed_everything, sheet, to_float
+from ..base.runs import Run
+from ..base.weights import model_card, packaged, save_weights
 from ..data.batches import Batches
 from ..data.loading import content_sha256
-from ..backbones.efficientnet import EfficientNetLite0
 from ..ldm.autoencoder_loss import edit_gain, perceptual_distance, reconstruction_nll
 from ..ldm.autoencoder_train import load_columns
-from ..metrics.frechet import features, frechet_distance, statistics
+from ..metrics.features import features
+from ..metrics.frechet import frechet_distance, statistics
 from ..metrics.oracle import Oracle
-from ..training.optimizers import build
-from ..base.runs import Run
-from .config import StyleGAN2Config
 from .augment import augmentation
+from .config import StyleGAN2Config
 from .discriminator import Discriminator, ProjectedDiscriminator
 from .encoder import Encoder
 from .generator import Generator
 from .losses import discriminator_loss, generator_loss, path_lengths, path_penalty, r1_penalty
+from ..training.checkpoints import resume_point
 from ..training.loop import Task, train
-from ..base.weights import model_card, packaged, save_weights
+from ..training.optimizers import build
 
 # %% ../../nbs/stylegan/train.ipynb #3fd68240
 class ReconstructionLoss:
     "|e| + l2 e² + l4 e⁴ + perceptual distance, and the edits that are lost"
-    def __init__(self, perceptual: str = "efficientnet", perceptual_weight: float = 0.1, l2: float = 10.0, l4: float = 0.0,
-                 edit: float = 0.0 # the second half of a batch is then the first with one thing changed
-                 ):
+
+    def __init__(
+        self,
+        perceptual: str = "efficientnet",
+        perceptual_weight: float = 0.1,
+        l2: float = 10.0,
+        l4: float = 0.0,
+        edit: float = 0.0,  # the second half of a batch is then the first with one thing changed
+    ):
         self.distance = perceptual_distance(perceptual if perceptual_weight else "none")
         self.weight, self.l2, self.l4, self.edit = perceptual_weight, l2, l4, edit
 
-    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict]: # scalar; its parts
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict]:  # scalar; its parts
         distance = x.new_zeros(len(x)) if self.distance is None else self.distance.to(x.device)(x, y)
         total = reconstruction_nll(x, y, x.new_zeros([]), self.weight * distance, self.l2, self.l4) / x[0].numel()
         parts = {"l1": (x - y).abs().mean(), "perceptual": distance.mean()}
@@ -54,18 +61,27 @@ class ReconstructionLoss:
 # Karras et al. 2020, with lazy regularisation in the same step
 class StyleGAN2Task(Task):
     "Batches hold `image`, uint8 (B, H, W, 3), and may hold `changed`, likewise"
-    def __init__(self, config: StyleGAN2Config, generator: Generator,
-                 encoder: Encoder | None = None, # where the reconstruction has a weight
-                 measure=None # (step, averaged networks): called with every picture, to log
-                 ):
+
+    def __init__(
+        self,
+        config: StyleGAN2Config,
+        generator: Generator,
+        encoder: Encoder | None = None,  # where the reconstruction has a weight
+        measure=None,  # (step, averaged networks): called with every picture, to log
+    ):
         self.config, self.measure = c, _ = config, measure
         parts = {"generator": generator, "augment": augmentation(c.augment, c.ada_target, c.ada_images)}
         if c.adversarial_weight:
-            parts["discriminator"] = (ProjectedDiscriminator() if c.discriminator == "projected" else
-                                      Discriminator(c.size, c.channel_base, c.channel_max))
+            parts["discriminator"] = (
+                ProjectedDiscriminator()
+                if c.discriminator == "projected"
+                else Discriminator(c.size, c.channel_base, c.channel_max)
+            )
         if encoder is not None:
             parts["encoder"] = encoder
-            self.reconstruction = ReconstructionLoss(c.perceptual, c.perceptual_weight, c.l2_weight, c.l4_weight, c.edit_weight)
+            self.reconstruction = ReconstructionLoss(
+                c.perceptual, c.perceptual_weight, c.l2_weight, c.l4_weight, c.edit_weight
+            )
         self.model = nn.ModuleDict(parts).to(memory_format=torch.channels_last)
         self.model.register_buffer("path_mean", torch.zeros([]))
         self.fixed = torch.randn(64, c.z_dim, generator=torch.Generator().manual_seed(c.seed))
@@ -74,14 +90,18 @@ class StyleGAN2Task(Task):
     def optimizers(self, lr, weight_decay):
         c, m = self.config, self.model
         trained = {"generator": m["generator"]}
-        if "encoder" in m and c.encoder_lr: trained["encoder"] = m["encoder"]
-        elif "encoder" in m: m["encoder"].requires_grad_(False)
+        if "encoder" in m and c.encoder_lr:
+            trained["encoder"] = m["encoder"]
+        elif "encoder" in m:
+            m["encoder"].requires_grad_(False)
         if c.optimizer == "muon":
             outer = ("conv_in", "conv_out", "embed", "affine", "const", "torgb", "mapping")
             made = {"generator": build("muon", nn.ModuleDict(trained), lr, weight_decay, outer=outer)["main"]}
         else:
-            groups = [{"params": list(part.parameters()), "lr": lr if name == "generator" else c.encoder_lr * lr / c.lr}
-                      for name, part in trained.items()]
+            groups = [
+                {"params": list(part.parameters()), "lr": lr if name == "generator" else c.encoder_lr * lr / c.lr}
+                for name, part in trained.items()
+            ]
             made = {"generator": torch.optim.Adam(groups, lr, betas=(0.0, 0.99), fused=True)}
         if "discriminator" in m:
             judge = [p for p in m["discriminator"].parameters() if p.requires_grad]
@@ -92,12 +112,12 @@ class StyleGAN2Task(Task):
         m = self.model
         return nn.ModuleDict({name: m[name] for name in ("generator", "encoder") if name in m})
 
-    def images(self, batch) -> Tensor: # (B, 3, H, W), float
+    def images(self, batch) -> Tensor:  # (B, 3, H, W), float
         "The batch's images, the changed ones after them"
         x = torch.cat([batch[name] for name in ("image", "changed") if name in batch])
         return to_float(x).contiguous(memory_format=torch.channels_last)
 
-    def codes(self, n: int, device) -> Tensor: # (n, num_ws, w_dim)
+    def codes(self, n: int, device) -> Tensor:  # (n, num_ws, w_dim)
         "W+ of random z, with style mixing; moves the average w"
         c, mapping = self.config, self.model["generator"].mapping
         ws = mapping(torch.randn(n, c.z_dim, device=device))
@@ -125,7 +145,8 @@ class StyleGAN2Task(Task):
                 total = total + c.path_weight * c.path_every * values["path"]
         if "encoder" in m:
             w = m["encoder"](x, 0)
-            if c.latent_noise: w = w + c.latent_noise * w[:, :1].std(0, keepdim=True).detach() * torch.randn_like(w[:, :1])
+            if c.latent_noise:
+                w = w + c.latent_noise * w[:, :1].std(0, keepdim=True).detach() * torch.randn_like(w[:, :1])
             loss, parts = self.reconstruction(x, m["generator"].synthesis(w, "const" if c.noise else "none").float())
             values |= parts
             total = total + c.reconstruction_weight * loss
@@ -137,7 +158,9 @@ class StyleGAN2Task(Task):
         device = m.path_mean.device
         with torch.autocast(device.type, enabled=False):
             ws = self.codes(max(n // 2, 1), device)
-            return path_penalty(path_lengths(m["generator"].synthesis(ws, "random" if c.noise else "none"), ws), m.path_mean)
+            return path_penalty(
+                path_lengths(m["generator"].synthesis(ws, "random" if c.noise else "none"), ws), m.path_mean
+            )
 
     def discriminator_step(self, batch, step):
         "Real against generated images, and R1"
@@ -152,52 +175,75 @@ class StyleGAN2Task(Task):
                 seen = m["augment"](x).detach().requires_grad_(True)
                 values["r1"] = r1_penalty(m["discriminator"](seen), seen).mean()
             total = total + c.r1_gamma / 2 * c.r1_every * values["r1"]
-        if hasattr(m["augment"], "p"): values["ada_p"] = m["augment"].p
+        if hasattr(m["augment"], "p"):
+            values["ada_p"] = m["augment"].p
         return total, {name: value.detach() for name, value in values.items()}
 
     def sample(self, step):
-        if self.measure: self.measure(step, self.ema)
+        if self.measure:
+            self.measure(step, self.ema)
         if "discriminator" in self.model:
             return self.ema["generator"](self.fixed.to(self.model.path_mean.device), noise="const").clamp(-1, 1)
         return torch.stack([self.held_out, reconstruct(self.ema, self.held_out)], 1).flatten(0, 1)
 
+
 @torch.no_grad()
-def reconstruct(models: nn.ModuleDict, # generator and encoder
-                images: Tensor, # (N, 3, H, W) in [-1, 1]
-                active: int | None = 0, # offsets that take part, see `Encoder`; None: all
-                batch_size: int = 64) -> Tensor: # likewise, on the CPU
+def reconstruct(
+    models: nn.ModuleDict,  # generator and encoder
+    images: Tensor,  # (N, 3, H, W) in [-1, 1]
+    active: int | None = 0,  # offsets that take part, see `Encoder`; None: all
+    batch_size: int = 64,
+) -> Tensor:  # likewise, on the CPU
     "Each image encoded and generated again"
     device = models["generator"].mapping.w_avg.device
     parts = images.split(batch_size)
-    return torch.cat([models["generator"].synthesis(models["encoder"](x.to(device), active)).float().clamp(-1, 1).cpu() for x in parts])
+    return torch.cat(
+        [
+            models["generator"].synthesis(models["encoder"](x.to(device), active)).float().clamp(-1, 1).cpu()
+            for x in parts
+        ]
+    )
 
 # %% ../../nbs/stylegan/train.ipynb #804cb974
-def extractors(data: str # as in the configuration
-               ) -> dict: # name of the distance → images (B, 3, H, W) -> (B, D)
+def extractors(
+    data: str,  # as in the configuration
+) -> dict:  # name of the distance → images (B, 3, H, W) -> (B, D)
     "Feature extractors that are here, the cheapest first"
     found = {}
-    if data == "portraits" and "oracle-portraits" in packaged(): found["FD (oracle)"] = Oracle.load(device="cpu").features
+    if data == "portraits" and "oracle-portraits" in packaged():
+        found["FD (oracle)"] = Oracle.load(device="cpu").features
     return found | {"FD (EfficientNet-Lite0)": EfficientNetLite0()}
 
+
 @torch.no_grad()
-def encode(encoder: Encoder, images, # uint8 (N, H, W, 3)
-           active: int | None = 0, # offsets that take part, see `Encoder`; None: all
-           batch_size: int = 256) -> Tensor: # (N, num_ws, w_dim)
+def encode(
+    encoder: Encoder,
+    images,  # uint8 (N, H, W, 3)
+    active: int | None = 0,  # offsets that take part, see `Encoder`; None: all
+    batch_size: int = 256,
+) -> Tensor:  # (N, num_ws, w_dim)
     "W+ of many images"
     device = next(encoder.parameters()).device
     batches = (images[range(at, min(at + batch_size, len(images)))] for at in range(0, len(images), batch_size))
     return torch.cat([encoder(to_float(some).to(device), active) for some in batches])
 
-def fit_mapping(generator: Generator,
-                codes: Tensor, # (N, w_dim), of an encoder
-                steps: int = 6000, batch_size: int = 256, seed: int = 0) -> float: # mean squared error over the variance
+
+def fit_mapping(
+    generator: Generator,
+    codes: Tensor,  # (N, w_dim), of an encoder
+    steps: int = 6000,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> float:  # mean squared error over the variance
     "The mapping network learns the Gaussian of the codes: z times their principal axes, plus their mean"
     mean, mapping = codes.mean(0), generator.mapping
     variance, axes = torch.linalg.eigh(torch.cov(codes.T))
     axes = axes * variance.clamp(min=0).sqrt()
-    axes = F.pad(axes, (max(generator.z_dim - len(mean), 0), 0))[:, -generator.z_dim:] # the largest last; all that z has room for
+    axes = F.pad(axes, (max(generator.z_dim - len(mean), 0), 0))[
+        :, -generator.z_dim :
+    ]  # the largest last; all that z has room for
     random = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(mapping.parameters(), 1.0, betas=(0.9, 0.99)) # the layers scale it by 0.01
+    optimizer = torch.optim.Adam(mapping.parameters(), 1.0, betas=(0.9, 0.99))  # the layers scale it by 0.01
     with torch.enable_grad():
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = min(1.0, 2 * (1 - step / steps))
@@ -210,48 +256,70 @@ def fit_mapping(generator: Generator,
     mapping.w_avg.copy_(mean)
     return loss.item()
 
+
 def build_models(config: StyleGAN2Config) -> nn.ModuleDict:
     "Generator and, where something is to be reconstructed, encoder"
     seed_everything(config.seed)
-    generator = Generator.load(config.init_from).requires_grad_(True) if config.init_from else Generator(**config.model_config)
+    generator = (
+        Generator.load(config.init_from).requires_grad_(True) if config.init_from else Generator(**config.model_config)
+    )
     different = [k for k, v in config.model_config.items() if generator.config[k] != v]
     if different:
-        raise ValueError("stylegan2: the generator of init_from differs from the configuration in " + ", ".join(
-            f"{k} ({generator.config[k]!r}, not {config.model_config[k]!r})" for k in different) + ".")
+        raise ValueError(
+            "stylegan2: the generator of init_from differs from the configuration in "
+            + ", ".join(f"{k} ({generator.config[k]!r}, not {config.model_config[k]!r})" for k in different)
+            + "."
+        )
     models = nn.ModuleDict({"generator": generator})
     if config.reconstruction_weight:
-        models["encoder"] = Encoder.load(config.encoder_from).requires_grad_(True) if config.encoder_from else Encoder(
-            config.size, config.w_dim, config.encoder_base, config.encoder_max)
-        models["encoder"].config["generator"] = "" # both are about to change
-        for delta in models["encoder"].deltas: # w0 alone takes part here
+        models["encoder"] = (
+            Encoder.load(config.encoder_from).requires_grad_(True)
+            if config.encoder_from
+            else Encoder(config.size, config.w_dim, config.encoder_base, config.encoder_max)
+        )
+        models["encoder"].config["generator"] = ""  # both are about to change
+        for delta in models["encoder"].deltas:  # w0 alone takes part here
             nn.init.zeros_(delta.weight)
             nn.init.zeros_(delta.bias)
         models["encoder"].fits(generator)
     return models
 
-def fit(config: StyleGAN2Config, run: Run
-        ) -> dict: # generator as it was written, samples, and with an encoder: originals and reconstructions (N, 3, H, W)
+
+def fit(
+    config: StyleGAN2Config, run: Run
+) -> dict:  # generator as it was written, samples, and with an encoder: originals and reconstructions (N, 3, H, W)
     "Train, measure on validation images, put weights and results into the run"
     columns, held_out, _ = load_columns(config)
     models = build_models(config)
     judges = extractors(config.data)
     real = {name: statistics(features(judge, held_out)) for name, judge in judges.items()}
+
     def distance(name, generator, seed=1):
         made = generator.sample(len(held_out), seed)
         return frechet_distance(real[name], statistics(features(judges[name], made)))
+
     def measure(step, ema):
-        if config.adversarial_weight: run.log(step, **{cheapest: distance(cheapest, ema["generator"])})
+        if config.adversarial_weight:
+            run.log(step, **{cheapest: distance(cheapest, ema["generator"])})
+
     cheapest = next(iter(judges))
     if config.encoder_from and config.adversarial_weight and not resume_point(config.resume_from):
-        codes = encode(models["encoder"], columns["image"][:10_000], 0)[:, 0] # enough for a covariance
+        codes = encode(models["encoder"], columns["image"][:10_000], 0)[:, 0]  # enough for a covariance
         run.note(mapping_error=fit_mapping(models["generator"], codes, config.mapping_steps))
     task = StyleGAN2Task(config, models["generator"], models["encoder"] if "encoder" in models else None, measure)
     task.held_out = held_out[:32]
-    run.note(parameters={name: sum(p.numel() for p in part.parameters()) for name, part in task.model.named_children()},
-             data={"rows": len(columns["image"]), "sha256": (content := content_sha256(columns["image"]))})
+    run.note(
+        parameters={name: sum(p.numel() for p in part.parameters()) for name, part in task.model.named_children()},
+        data={"rows": len(columns["image"]), "sha256": (content := content_sha256(columns["image"]))},
+    )
     task.facts, task.must_match = {"data": content[:12]}, {"normalisation": config.normalisation}
-    done = train(task, Batches(columns, config.batch_size, config.seed), run, **config.loop,
-                 explode=0.0 if config.adversarial_weight else 100.0) # what two players lose goes up and down
+    done = train(
+        task,
+        Batches(columns, config.batch_size, config.seed),
+        run,
+        **config.loop,
+        explode=0.0 if config.adversarial_weight else 100.0,
+    )  # what two players lose goes up and down
     run.note(training={"steps": done.step, "images": done.step * config.batch_size, "seconds": round(done.seconds, 1)})
     run.checkpoint(done.checkpoint)
 
@@ -261,11 +329,16 @@ def fit(config: StyleGAN2Config, run: Run
         decibels = psnr(held_out, result["reconstructions"])
         run.metric("PSNR", decibels.mean().item(), n=len(held_out), unit="dB", sd=decibels.std().item())
         rows = {"held-out": held_out[:8], "reconstructions": result["reconstructions"][:8]}
-        run.figure("reconstructions", sheet(rows, cell=max(64, min(config.size, 128))), "held-out images and what the generator makes of their codes")
-        if not config.adversarial_weight: # nothing has trained the mapping
+        run.figure(
+            "reconstructions",
+            sheet(rows, cell=max(64, min(config.size, 128))),
+            "held-out images and what the generator makes of their codes",
+        )
+        if not config.adversarial_weight:  # nothing has trained the mapping
             codes = encode(ema["encoder"], columns["image"][:10_000], 0)[:, 0]
             run.note(mapping_error=fit_mapping(ema["generator"].requires_grad_(True), codes, config.mapping_steps))
-    for name in judges: run.metric(name, distance(name, ema["generator"]), n=len(held_out))
+    for name in judges:
+        run.metric(name, distance(name, ema["generator"]), n=len(held_out))
     result["samples"] = ema["generator"].sample(64, config.seed)
     run.figure("samples", image_grid(result["samples"]), "uncurated samples of 64 z")
     save(run, "generator", ema["generator"], config)
@@ -275,20 +348,34 @@ def fit(config: StyleGAN2Config, run: Run
         save(run, "encoder", ema["encoder"], config)
     return result | {"generator": written}
 
+
 def how_trained(config) -> str:
     "What a reader of the card must know of the objective"
-    if not isinstance(config, StyleGAN2Config): return ""
+    if not isinstance(config, StyleGAN2Config):
+        return ""
     if not config.adversarial_weight:
-        return ("It was trained as an autoencoder, together with an encoder and without a discriminator; its mapping network was then fitted to a "
-                "Gaussian of the encoder's codes. nbs/train_stylegan2.ipynb compares that with the published objective after equal time.")
-    return ("Its discriminator looked at features of EfficientNet-Lite0, so FD (EfficientNet-Lite0) flatters it." if config.discriminator == "projected"
-            else "It was trained with StyleGAN2's objective.")
+        return (
+            "It was trained as an autoencoder, together with an encoder and without a discriminator; its mapping network was then fitted to a "
+            "Gaussian of the encoder's codes. nbs/train_stylegan2.ipynb compares that with the published objective after equal time."
+        )
+    return (
+        "Its discriminator looked at features of EfficientNet-Lite0, so FD (EfficientNet-Lite0) flatters it."
+        if config.discriminator == "projected"
+        else "It was trained with StyleGAN2's objective."
+    )
+
 
 def save(run: Run, name: str, model: nn.Module, config):
     "One network as a folder of the run"
     what = {"generator": "StyleGAN2's generator", "encoder": "An encoder from images into the generator's W+"}[name]
-    card = model_card(what, model.config, run.record, f"{what}, for images of {model.size} px. {how_trained(config)}".rstrip(),
-                      data=f"{config.images} images of {config.data}" + " (Adventurer by Lisa Wischofsky, CC BY 4.0)" * (config.data == "portraits"),
-                      limits="Made for images like those that it was trained on.")
+    card = model_card(
+        what,
+        model.config,
+        run.record,
+        f"{what}, for images of {model.size} px. {how_trained(config)}".rstrip(),
+        data=f"{config.images} images of {config.data}"
+        + " (Adventurer by Lisa Wischofsky, CC BY 4.0)" * (config.data == "portraits"),
+        limits="Made for images like those that it was trained on.",
+    )
     save_weights(run.path / name, model.state_dict(), model.config, card, run.record)
     run.artifact(run.path / name / "model.safetensors")

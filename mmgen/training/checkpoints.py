@@ -7,7 +7,9 @@ __all__ = ['rng_state', 'set_rng_state', 'CheckpointError', 'relative_name', 'ch
            'resume_point', 'reading', 'learned', 'read_checkpoint', 'load_checkpoint']
 
 # %% ../../nbs/training/checkpoints.ipynb #1295dc49
-import json, os, random, shutil
+import json
+import random
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,7 @@ def rng_state() -> dict:
     python = [version, list(words), gauss]
     return {"python": python, "numpy": numpy, "torch": torch.get_rng_state(), "cuda": cuda}
 
+
 def set_rng_state(state: dict):
     "Put the generators back to a `rng_state()`"
     version, words, gauss = state["python"]
@@ -36,87 +39,112 @@ def set_rng_state(state: dict):
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(state["cuda"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
 
 # %% ../../nbs/training/checkpoints.ipynb #7ed23a9f
 class CheckpointError(RuntimeError):
     "A checkpoint that cannot be written or read"
 
+
 def relative_name(path: Path | None) -> str:
     "A path as it is told to people: relative to the repository where it lies inside"
-    if path is None: return "none yet"
+    if path is None:
+        return "none yet"
     path, root = Path(path).resolve(), repo_root().resolve()
     return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
-def checkpoints(folder: str | Path # a run's folder, or its `checkpoints` folder
-                ) -> list[Path]: # complete ones, by step
+
+def checkpoints(
+    folder: str | Path,  # a run's folder, or its `checkpoints` folder
+) -> list[Path]:  # complete ones, by step
     "The checkpoints below a folder"
-    found = [p for base in (Path(folder), Path(folder)/"checkpoints") for p in base.glob("checkpoint-*")]
-    found = [p for p in found if p.name[11:].isdigit() and (p/"checkpoint.json").is_file()]
+    found = [p for base in (Path(folder), Path(folder) / "checkpoints") for p in base.glob("checkpoint-*")]
+    found = [p for p in found if p.name[11:].isdigit() and (p / "checkpoint.json").is_file()]
     return sorted(found, key=lambda p: int(p.name[11:]))
 
-def save_checkpoint(folder: str | Path, # checkpoint-<step> is made in it
-                    facts: dict, # JSON: step, seconds, seed, ...
-                    tensors: dict[str, dict[str, torch.Tensor]], # file name → state dict, as safetensors
-                    state: dict, # optimisers, generators: tensors and plain values
-                    keep: int = 2, # how many checkpoints stay
-                    learned: dict | None = None # JSON: what the run has learned from its data, see `learned`
-                    ) -> Path:
+
+def save_checkpoint(
+    folder: str | Path,  # checkpoint-<step> is made in it
+    facts: dict,  # JSON: step, seconds, seed, ...
+    tensors: dict[str, dict[str, torch.Tensor]],  # file name → state dict, as safetensors
+    state: dict,  # optimisers, generators: tensors and plain values
+    keep: int = 2,  # how many checkpoints stay
+    learned: dict | None = None,  # JSON: what the run has learned from its data, see `learned`
+) -> Path:
     "Write a checkpoint completely or not at all, then remove the older ones"
     folder, step = Path(folder), facts["step"]
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".checkpoint-*"): shutil.rmtree(left, ignore_errors=True)
-    temp, final, earlier = folder/f".checkpoint-{step}", folder/f"checkpoint-{step}", checkpoints(folder)
+    for left in folder.glob(".checkpoint-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    temp, final, earlier = folder / f".checkpoint-{step}", folder / f"checkpoint-{step}", checkpoints(folder)
     try:
         temp.mkdir()
-        for name, values in tensors.items(): # copies, so that tied weights are simply written twice
+        for name, values in tensors.items():  # copies, so that tied weights are simply written twice
             own = {k: v.detach().cpu().contiguous().clone() for k, v in values.items()}
-            atomic_write(temp/f"{name}.safetensors", lambda path: save_file(own, path))
-        atomic_write(temp/"state.pt", lambda path: torch.save(state, path))
-        if learned: atomic_write(temp/"learned.json", json.dumps(learned))
+            atomic_write(temp / f"{name}.safetensors", lambda path: save_file(own, path))
+        atomic_write(temp / "state.pt", lambda path: torch.save(state, path))
+        if learned:
+            atomic_write(temp / "learned.json", json.dumps(learned))
         files = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in sorted(temp.iterdir())}
-        atomic_write(temp/"checkpoint.json", json.dumps({**facts, "files": files}, indent=1))
-        for p in earlier: # later ones are of a future that this run has left
-            if int(p.name[11:]) > step: set_aside(p)
+        atomic_write(temp / "checkpoint.json", json.dumps({**facts, "files": files}, indent=1))
+        for p in earlier:  # later ones are of a future that this run has left
+            if int(p.name[11:]) > step:
+                set_aside(p)
         replace_folder(temp, final)
-    except Exception as e: # OSError, and what safetensors and torch make of it
+    except Exception as e:  # OSError, and what safetensors and torch make of it
         good = [p for p in earlier if p.exists()]
-        need = sum(v.numel()*v.element_size() for values in tensors.values() for v in values.values())
+        need = sum(v.numel() * v.element_size() for values in tensors.values() for v in values.values())
         why = f"the disk is full ({e})" if shutil.disk_usage(folder).free < need else e
         raise CheckpointError(
             f"The checkpoint of step {step} could not be written to {relative_name(folder)}: {why}. "
-            f"Last good checkpoint: {relative_name(good[-1] if good else None)}.") from e
-    finally: shutil.rmtree(temp, ignore_errors=True)
-    for p in checkpoints(folder)[:-max(keep, 1)]: set_aside(p)
+            f"Last good checkpoint: {relative_name(good[-1] if good else None)}."
+        ) from e
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+    for p in checkpoints(folder)[: -max(keep, 1)]:
+        set_aside(p)
     return final
 
 # %% ../../nbs/training/checkpoints.ipynb #b958ed0f
-def find_checkpoint(path: str | Path # a checkpoint, or a run's folder
-                    ) -> Path: # the checkpoint, or the run's last one
+def find_checkpoint(
+    path: str | Path,  # a checkpoint, or a run's folder
+) -> Path:  # the checkpoint, or the run's last one
     "Where a user's `resume_from` leads"
     path = found_path(path)
-    found = [path] if (path/"checkpoint.json").is_file() else checkpoints(path)
-    if not found: raise CheckpointError(f"{relative_name(path)} neither is nor holds a checkpoint.")
+    found = [path] if (path / "checkpoint.json").is_file() else checkpoints(path)
+    if not found:
+        raise CheckpointError(f"{relative_name(path)} neither is nor holds a checkpoint.")
     return found[-1]
 
-def resume_point(resume_from: str | Path | None # a checkpoint, or a run's folder
-                 ) -> Path | None:
+
+def resume_point(
+    resume_from: str | Path | None,  # a checkpoint, or a run's folder
+) -> Path | None:
     "The checkpoint that a training goes on from; None where it starts anew: its run ended before the first checkpoint"
-    if not resume_from: return None
+    if not resume_from:
+        return None
     path = found_path(resume_from)
-    is_run = any((path/name).exists() for name in ("run.json", ".lock"))
-    if checkpoints(path) or not is_run: return find_checkpoint(path)
-    if not (path/"run.json").exists(): return None
-    try: had_one = json.loads((path/"run.json").read_text(encoding="utf-8")).get("checkpoint")
-    except (ValueError, AttributeError): had_one = True
+    is_run = any((path / name).exists() for name in ("run.json", ".lock"))
+    if checkpoints(path) or not is_run:
+        return find_checkpoint(path)
+    if not (path / "run.json").exists():
+        return None
+    try:
+        had_one = json.loads((path / "run.json").read_text(encoding="utf-8")).get("checkpoint")
+    except (ValueError, AttributeError):
+        had_one = True
     return find_checkpoint(path) if had_one else None
 
+
 @contextmanager
-def reading(path: Path # a checkpoint
-            ) -> Iterator[None]:
+def reading(
+    path: Path,  # a checkpoint
+) -> Iterator[None]:
     "Whatever goes wrong inside becomes a `CheckpointError` that names this checkpoint, and another one if there is any"
-    try: yield
-    except Exception as e: # whatever json, safetensors and torch make of damage
+    try:
+        yield
+    except Exception as e:  # whatever json, safetensors and torch make of damage
         others = [p for p in checkpoints(path.parent) if p != path]
         hint = f" Another checkpoint: {relative_name(others[-1])}." if others else ""
         why = str(e).splitlines()[0].rstrip(".") if str(e) else type(e).__name__
@@ -124,66 +152,91 @@ def reading(path: Path # a checkpoint
             why = f"a part is missing or of another kind ({why})"
         raise CheckpointError(f"{relative_name(path)} cannot be used: {why}.{hint}") from e
 
+
 def _read_facts(path: Path) -> dict:
     "What checkpoint.json says, with a step and the files"
-    facts = json.loads((path/"checkpoint.json").read_text(encoding="utf-8"))
-    if not isinstance(facts, dict): raise CheckpointError("checkpoint.json holds no fields")
+    facts = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+    if not isinstance(facts, dict):
+        raise CheckpointError("checkpoint.json holds no fields")
     if type(step := facts.get("step")) is not int or step < 0:
         raise CheckpointError(f"checkpoint.json has the step {step!r}")
     if not isinstance(facts.get("files"), dict) or "state.pt" not in facts["files"]:
         raise CheckpointError("checkpoint.json does not name its files")
     return facts
 
+
 def _verify(file: Path, entry: dict):
     "Raise unless a file of a checkpoint is as it was written"
-    if not file.is_file(): raise CheckpointError(f"{file.name} is missing")
+    if not file.is_file():
+        raise CheckpointError(f"{file.name} is missing")
     size, wanted = file.stat().st_size, entry["bytes"]
-    if size != wanted: raise CheckpointError(f"{file.name} is truncated: it has {size} of {wanted} bytes")
-    if sha256(file) != entry["sha256"]: raise CheckpointError(f"{file.name} is not what was written")
+    if size != wanted:
+        raise CheckpointError(f"{file.name} is truncated: it has {size} of {wanted} bytes")
+    if sha256(file) != entry["sha256"]:
+        raise CheckpointError(f"{file.name} is not what was written")
 
-def learned(resume_from: str | Path | None # a checkpoint, or a run's folder
-            ) -> dict: # name -> JSON value; {} for a new run
+
+def learned(
+    resume_from: str | Path | None,  # a checkpoint, or a run's folder
+) -> dict:  # name -> JSON value; {} for a new run
     "What a run that is resumed has learned from its data, as `Task.learned` had it"
     path = resume_point(resume_from)
-    if path is None: return {}
+    if path is None:
+        return {}
     with reading(path):
         entry = _read_facts(path)["files"].get("learned.json")
-        if entry is None: return {}
-        _verify(path/"learned.json", entry)
-        return json.loads((path/"learned.json").read_text(encoding="utf-8"))
+        if entry is None:
+            return {}
+        _verify(path / "learned.json", entry)
+        return json.loads((path / "learned.json").read_text(encoding="utf-8"))
 
-def read_checkpoint(path: str | Path # a checkpoint, or a run's folder: its last one
-                    ) -> tuple[dict, dict, dict]: # (facts, tensors by file name, state)
+
+def read_checkpoint(
+    path: str | Path,  # a checkpoint, or a run's folder: its last one
+) -> tuple[dict, dict, dict]:  # (facts, tensors by file name, state)
     "Read and verify a checkpoint; nothing in it is executed"
     path = find_checkpoint(path)
     with reading(path):
         facts = _read_facts(path)
-        for name, entry in facts["files"].items(): _verify(path/name, entry)
-        tensors = {Path(name).stem: load_file(path/name) for name in facts["files"] if name.endswith(".safetensors")}
-        state = torch.load(path/"state.pt", map_location="cpu", weights_only=True)
+        for name, entry in facts["files"].items():
+            _verify(path / name, entry)
+        tensors = {Path(name).stem: load_file(path / name) for name in facts["files"] if name.endswith(".safetensors")}
+        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     return facts, tensors, state
+
 
 def _fits(state: dict, module: nn.Module, where: str):
     "Raise unless the tensors have the module's names and shapes"
     want = module.state_dict()
     missing, extra = sorted(want.keys() - state.keys()), sorted(state.keys() - want.keys())
-    shapes = [f"{k}: {tuple(state[k].shape)} there, {tuple(v.shape)} here" for k, v in want.items()
-              if k in state and state[k].shape != v.shape]
-    said = [f"{len(names)} tensors {what} ({', '.join(names[:2])})" for what, names in
-            (("missing", missing), ("unknown", extra), ("of another shape", shapes)) if names]
-    if said: raise CheckpointError(f"{where} is of another architecture: {'; '.join(said)}.")
+    shapes = [
+        f"{k}: {tuple(state[k].shape)} there, {tuple(v.shape)} here"
+        for k, v in want.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    said = [
+        f"{len(names)} tensors {what} ({', '.join(names[:2])})"
+        for what, names in (("missing", missing), ("unknown", extra), ("of another shape", shapes))
+        if names
+    ]
+    if said:
+        raise CheckpointError(f"{where} is of another architecture: {'; '.join(said)}.")
+
 
 def _kind(state: dict) -> str:
     "The kind of optimiser that a state dict is of"
-    if "parts" in state: return "muon"
+    if "parts" in state:
+        return "muon"
     group = state["param_groups"][0]
     return "adamw" if group.get("decoupled_weight_decay") else "adam" if "betas" in group else "another kind"
 
-def load_checkpoint(path: str | Path, # a checkpoint, or a run's folder: its last one
-                    modules: dict[str, nn.Module], # "model", "ema"
-                    optimizers: dict[str, torch.optim.Optimizer], # settings such as the weight decay stay theirs
-                    must_match: dict | None = None # JSON: see `Task.must_match`
-                    ) -> tuple[dict, dict]: # (facts, rest of the state)
+
+def load_checkpoint(
+    path: str | Path,  # a checkpoint, or a run's folder: its last one
+    modules: dict[str, nn.Module],  # "model", "ema"
+    optimizers: dict[str, torch.optim.Optimizer],  # settings such as the weight decay stay theirs
+    must_match: dict | None = None,  # JSON: see `Task.must_match`
+) -> tuple[dict, dict]:  # (facts, rest of the state)
     "Put a checkpoint into modules and optimisers, all of it or an error"
     facts, tensors, state = read_checkpoint(path)
     path = find_checkpoint(path)
@@ -194,21 +247,29 @@ def load_checkpoint(path: str | Path, # a checkpoint, or a run's folder: its las
         changed = [f"{k} {was[k]} then, {v} now" for k, v in now.items() if was.get(k, v) != v]
         kinds = {k: (_kind(saved[k]), _kind(o.state_dict())) for k, o in optimizers.items() if k in saved}
     if changed:
-        raise CheckpointError(f"{where} belongs to another training: {'; '.join(changed)}. "
-                              "Resume it with what it had, or start a new run.")
-    for name, module in modules.items(): _fits(tensors.get(name, {}), module, f"{where} ({name})")
+        raise CheckpointError(
+            f"{where} belongs to another training: {'; '.join(changed)}. "
+            "Resume it with what it had, or start a new run."
+        )
+    for name, module in modules.items():
+        _fits(tensors.get(name, {}), module, f"{where} ({name})")
     if list(saved) != list(optimizers):
         names = " and ".join(", ".join(o) for o in (saved, optimizers))
         raise CheckpointError(f"{where} and this task have different optimisers: {names}.")
     for name, (then, now) in kinds.items():
         if then != now:
-            raise CheckpointError(f"{where} was trained with optimizer={then}, not {now}; "
-                                  f"resume it with optimizer={then}, or start a new run.")
+            raise CheckpointError(
+                f"{where} was trained with optimizer={then}, not {now}; "
+                f"resume it with optimizer={then}, or start a new run."
+            )
     for name, optimizer in optimizers.items():
         settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        try: optimizer.load_state_dict(saved[name])
+        try:
+            optimizer.load_state_dict(saved[name])
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise CheckpointError(f"{where}: optimiser {name} does not fit: {e}.") from e
-        for group, now in zip(optimizer.param_groups, settings): group.update(now)
-    for name, module in modules.items(): module.load_state_dict(tensors[name])
+        for group, now in zip(optimizer.param_groups, settings):
+            group.update(now)
+    for name, module in modules.items():
+        module.load_state_dict(tensors[name])
     return facts, state

@@ -9,152 +9,198 @@ __all__ = ['Job', 'EditConfig', 'UNetJob', 'LDMConfig', 'AutoencoderConfig', 'CL
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..data.images import FITS
 from ..base.settings import Settings, split_list
+from ..data.images import FITS
 
 # %% ../../nbs/training/config.ipynb #624eca63
 @dataclass(frozen=True)
 class Job(Settings):
     "What every training job can be told; section 4.3."
+
     # the run
-    preset: str = "small" # smoke, small, gpu or paper
-    seed: int = 0 # seed of everything random
-    device: str | None = None # cpu, cuda, cuda:1, ...; None: the best one present
-    run_id: str | None = None # folder below reports/runs; None: made of job, time and four hex digits
-    resume_from: str | None = None # checkpoint or run folder to go on from; None: start anew
-    tensorboard: bool = False # also write TensorBoard logs
+    preset: str = "small"  # smoke, small, gpu or paper
+    seed: int = 0  # seed of everything random
+    device: str | None = None  # cpu, cuda, cuda:1, ...; None: the best one present
+    run_id: str | None = None  # folder below reports/runs; None: made of job, time and four hex digits
+    resume_from: str | None = None  # checkpoint or run folder to go on from; None: start anew
+    tensorboard: bool = False  # also write TensorBoard logs
     # data
-    data: str = "portraits" # portraits[:style], a folder, a .parquet or a `datasets` name
-    images: int = 20_000 # training images
-    held_out: int = 200 # validation images that the results are measured on
-    size: int = 64 # height and width of the images, pixels
-    fit: str = "crop" # to a square: crop (the centre), pad (all, on white) or top
-    workers: int = 0 # processes that make batches; 0: none (data in memory)
+    data: str = "portraits"  # portraits[:style], a folder, a .parquet or a `datasets` name
+    images: int = 20_000  # training images
+    held_out: int = 200  # validation images that the results are measured on
+    size: int = 64  # height and width of the images, pixels
+    fit: str = "crop"  # to a square: crop (the centre), pad (all, on white) or top
+    workers: int = 0  # processes that make batches; 0: none (data in memory)
     # training
-    steps: int = 1_000 # optimiser steps
-    max_seconds: float | None = None # time limit of the training loop, seconds; inf: none
-    batch_size: int = 64 # images per step
-    lr: float = 1e-3 # peak learning rate
-    lr_batch: int = 0 # batch that lr is for, scaled to the one used; 0: not scaled
-    lr_schedule: str = "cosine" # after the warm-up: constant, linear or cosine
-    warmup: int = 100 # steps of linear warm-up
-    weight_decay: float = 0.01 # decoupled weight decay
-    grad_clip: float = 1.0 # largest norm of the gradient; 0: no limit
-    ema_decay: float = 0.999 # decay of the weights' running average
-    mixed_precision: str = "no" # no, bf16, fp16 or auto: bf16 where that is fast
-    checkpoint_every: int = 1_000 # steps between checkpoints
-    log_every: int = 50 # steps between progress lines
-    sample_every: int = 0 # steps between pictures, where the job draws any; 0: none
+    steps: int = 1_000  # optimiser steps
+    max_seconds: float | None = None  # time limit of the training loop, seconds; inf: none
+    batch_size: int = 64  # images per step
+    lr: float = 1e-3  # peak learning rate
+    lr_batch: int = 0  # batch that lr is for, scaled to the one used; 0: not scaled
+    lr_schedule: str = "cosine"  # after the warm-up: constant, linear or cosine
+    warmup: int = 100  # steps of linear warm-up
+    weight_decay: float = 0.01  # decoupled weight decay
+    grad_clip: float = 1.0  # largest norm of the gradient; 0: no limit
+    ema_decay: float = 0.999  # decay of the weights' running average
+    mixed_precision: str = "no"  # no, bf16, fp16 or auto: bf16 where that is fast
+    checkpoint_every: int = 1_000  # steps between checkpoints
+    log_every: int = 50  # steps between progress lines
+    sample_every: int = 0  # steps between pictures, where the job draws any; 0: none
 
     job: ClassVar[str] = "job"
     choices: ClassVar[dict] = {
-        "preset": ("smoke", "small", "gpu", "paper"), "fit": FITS, "lr_schedule": ("constant", "linear", "cosine"),
-        "mixed_precision": ("no", "bf16", "fp16", "auto")}
+        "preset": ("smoke", "small", "gpu", "paper"),
+        "fit": FITS,
+        "lr_schedule": ("constant", "linear", "cosine"),
+        "mixed_precision": ("no", "bf16", "fp16", "auto"),
+    }
 
     @property
     def loop(self) -> dict:
         "Arguments of `mmgen.training.loop.train`."
-        names = ("steps", "max_seconds", "batch_size", "lr", "lr_batch", "warmup", "weight_decay", "grad_clip", "ema_decay",
-                 "mixed_precision", "checkpoint_every", "log_every", "sample_every", "seed", "resume_from", "tensorboard", "device", "workers")
+        names = (
+            "steps",
+            "max_seconds",
+            "batch_size",
+            "lr",
+            "lr_batch",
+            "warmup",
+            "weight_decay",
+            "grad_clip",
+            "ema_decay",
+            "mixed_precision",
+            "checkpoint_every",
+            "log_every",
+            "sample_every",
+            "seed",
+            "resume_from",
+            "tensorboard",
+            "device",
+            "workers",
+        )
         return {name: getattr(self, name) for name in names} | {"schedule": self.lr_schedule}
 
 # %% ../../nbs/training/config.ipynb #412c1526
 @dataclass(frozen=True)
 class EditConfig(Settings):
     "edit: one image, one wish in words; section 4.4."
+
     # the image
-    image: str = "" # a picture file, any size; empty: a held-out portrait
-    fit: str = "crop" # to a square: crop (the centre), pad (all, on white) or top
-    source: str = "" # what is in the image, as tags: brown hair, ...; empty: CLIP looks
+    image: str = ""  # a picture file, any size; empty: a held-out portrait
+    fit: str = "crop"  # to a square: crop (the centre), pad (all, on white) or top
+    source: str = ""  # what is in the image, as tags: brown hair, ...; empty: CLIP looks
     # the wish
-    prompt: str = "green hair" # a tag, or a caption of the wanted image
-    strength: float | None = None # 0 reconstructs, 1 edits hardest; None, here and below: the editor's own
+    prompt: str = "green hair"  # a tag, or a caption of the wanted image
+    strength: float | None = None  # 0 reconstructs, 1 edits hardest; None, here and below: the editor's own
     # how
-    editor: str = "sdedit" # sdedit, styleclip-mapper, styleclip-directions, styleclip-optimization, ...: one of mmgen.editors()
-    decoding: str | None = None # paired (sdedit and the inversions), residual or plain; see editing/editor and ldm/editors/sdedit
-    seed: int = 0 # of the noise
+    editor: str = "sdedit"  # one of mmgen.editors(): sdedit, flowedit, styleclip-mapper, ...
+    decoding: str | None = None  # paired, residual or plain; see nbs/editing/editor.ipynb
+    seed: int = 0  # of the noise
     # diffusion, and the steps of styleclip-optimization
-    guidance: float | None = None # classifier-free guidance scale; 1: off
-    steps: int | None = None # denoising steps; steps of the search
+    guidance: float | None = None  # classifier-free guidance scale; 1: off
+    steps: int | None = None  # denoising steps; steps of the search
     # StyleCLIP
-    alpha: float | None = None # of styleclip-directions: reach at strength 1, standard deviations
-    beta: float | None = None # of styleclip-directions: from 0 (all channels move) to 1 (none)
-    inversion_steps: int | None = None # of a search after the encoder; 0: none
+    alpha: float | None = None  # of styleclip-directions: reach at strength 1, standard deviations
+    beta: float | None = None  # of styleclip-directions: from 0 (all channels move) to 1 (none)
+    inversion_steps: int | None = None  # of a search after the encoder; 0: none
     # models
-    model: str | None = None # packaged name or folder: a diffusion model, a mapper, or a table of directions
-    generator: str | None = None # of StyleCLIP
-    encoder: str | None = None # of StyleCLIP
-    clip: str | None = None # of StyleCLIP
-    autoencoder: str | None = None # in place of a diffusion model's own: a file or a folder
-    tokenizer: str | None = None # of Stable Diffusion in one file: a folder or a file
-    prediction_type: str | None = None # of Stable Diffusion: epsilon or v_prediction; None: what its weights say
-    precision: str = "float32" # of a diffusion model's networks: float32, bf16 or fp16
+    model: str | None = None  # packaged name or folder: a diffusion model, a mapper, or a table of directions
+    generator: str | None = None  # of StyleCLIP
+    encoder: str | None = None  # of StyleCLIP
+    clip: str | None = None  # of StyleCLIP
+    autoencoder: str | None = None  # in place of a diffusion model's own: a file or a folder
+    tokenizer: str | None = None  # of Stable Diffusion in one file: a folder or a file
+    prediction_type: str | None = None  # of Stable Diffusion: epsilon or v_prediction; None: what its weights say
+    precision: str = "float32"  # of a diffusion model's networks: float32, bf16 or fp16
     # the run
-    device: str | None = None # cpu, cuda, ...; None: the best one present
-    run_id: str | None = None # folder below reports/runs; None: made of time and four hex digits
+    device: str | None = None  # cpu, cuda, ...; None: the best one present
+    run_id: str | None = None  # folder below reports/runs; None: made of time and four hex digits
 
     job: ClassVar[str] = "edit"
     choices: ClassVar[dict] = {
-        "fit": FITS, "decoding": ("paired", "residual", "plain"), "precision": ("float32", "bf16", "fp16"),
-        "prediction_type": ("epsilon", "v_prediction")}
+        "fit": FITS,
+        "decoding": ("paired", "residual", "plain"),
+        "precision": ("float32", "bf16", "fp16"),
+        "prediction_type": ("epsilon", "v_prediction"),
+    }
     zero_ok: ClassVar[tuple] = (*Settings.zero_ok, "inversion_steps")
     fractions: ClassVar[tuple] = (*Settings.fractions, "beta")
-    dials: ClassVar[tuple] = ("decoding", "seed", "guidance", "steps", "alpha", "beta", "inversion_steps", "model",
-                              "generator", "encoder", "clip", "autoencoder", "tokenizer", "prediction_type")
+    dials: ClassVar[tuple] = (
+        "decoding",
+        "seed",
+        "guidance",
+        "steps",
+        "alpha",
+        "beta",
+        "inversion_steps",
+        "model",
+        "generator",
+        "encoder",
+        "clip",
+        "autoencoder",
+        "tokenizer",
+        "prediction_type",
+    )
 
 # %% ../../nbs/training/config.ipynb #886a4454
 @dataclass(frozen=True)
 class UNetJob(Job):
     "What every job can be told that trains a UNet on latents."
+
     # training
-    optimizer: str = "muon" # muon or adamw
-    steps: int = 100_000 # optimiser steps
-    max_seconds: float | None = 400.0 # time limit of the training loop, seconds; inf: none
-    batch_size: int = 64 # latents per step
-    warmup: int = 30 # steps of linear warm-up
-    mixed_precision: str = "auto" # no, bf16, fp16 or auto: bf16 where that is fast
+    optimizer: str = "muon"  # muon or adamw
+    steps: int = 100_000  # optimiser steps
+    max_seconds: float | None = 400.0  # time limit of the training loop, seconds; inf: none
+    batch_size: int = 64  # latents per step
+    warmup: int = 30  # steps of linear warm-up
+    mixed_precision: str = "auto"  # no, bf16, fp16 or auto: bf16 where that is fast
     # frozen models
-    autoencoder: str = "autoencoder-portraits" # packaged name, folder or hub name of the autoencoder
-    text_encoder: str = "clip-portraits" # packaged name, folder or hub name of the CLIP model
+    autoencoder: str = "autoencoder-portraits"  # packaged name, folder or hub name of the autoencoder
+    text_encoder: str = "clip-portraits"  # packaged name, folder or hub name of the CLIP model
     # UNet
-    unet_channels: str = "96,128" # channels of each level, finest first
-    layers_per_block: int = 1 # residual blocks per level
-    attention_levels: str = "1" # levels with cross-attention, 0 is the finest
-    attention_heads: int = 4 # heads of each attention
-    norm_groups: int = 32 # groups of the group norm
-    pooled_text: bool = True # the pooled caption joins the noise level's embedding
-    masked: bool = True # hide captions' padding from the UNet; no: for export
-    init_from: str | None = None # packaged name or folder whose UNet to start from; None: random
-    gradient_checkpointing: bool = False # less memory, more time
-    compile_model: bool = False # torch.compile the UNet (GPU only)
+    unet_channels: str = "96,128"  # channels of each level, finest first
+    layers_per_block: int = 1  # residual blocks per level
+    attention_levels: str = "1"  # levels with cross-attention, 0 is the finest
+    attention_heads: int = 4  # heads of each attention
+    norm_groups: int = 32  # groups of the group norm
+    pooled_text: bool = True  # the pooled caption joins the noise level's embedding
+    masked: bool = True  # hide captions' padding from the UNet; no: for export
+    init_from: str | None = None  # packaged name or folder whose UNet to start from; None: random
+    gradient_checkpointing: bool = False  # less memory, more time
+    compile_model: bool = False  # torch.compile the UNet (GPU only)
     # diffusion
-    prediction: str = "flow" # what the UNet predicts: eps, v or flow
-    noise_schedule: str = "scaled_linear" # of eps and v: linear, scaled_linear or cosine
-    timesteps: int = 1_000 # T, the number of noise levels
-    beta_start: float = 0.00085 # of eps and v: first variance
-    beta_end: float = 0.012 # of eps and v: last variance
-    flow_shift: float = 3.0 # of flow: more than 1 spends more time at high noise
+    prediction: str = "flow"  # what the UNet predicts: eps, v or flow
+    noise_schedule: str = "scaled_linear"  # of eps and v: linear, scaled_linear or cosine
+    timesteps: int = 1_000  # T, the number of noise levels
+    beta_start: float = 0.00085  # of eps and v: first variance
+    beta_end: float = 0.012  # of eps and v: last variance
+    flow_shift: float = 3.0  # of flow: more than 1 spends more time at high noise
     # pictures at the end
-    sampler: str = "euler" # ddpm, ddim, dpmsolver++, unipc, euler or heun
-    sampler_steps: int = 12 # denoising steps
-    guidance: float = 2.0 # classifier-free guidance scale; 1: off
-    edit_images: int = 16 # held-out portraits that are edited
-    edit_tags: str = "green hair, red eyes, sunglasses, long hair" # the edits that are tried
-    edit_strength: float = 0.75 # 0 keeps the image, 1 forgets it
-    decoding: str = "paired" # of edits: paired, residual or plain; see ldm/editors/sdedit
+    sampler: str = "euler"  # ddpm, ddim, dpmsolver++, unipc, euler or heun
+    sampler_steps: int = 12  # denoising steps
+    guidance: float = 2.0  # classifier-free guidance scale; 1: off
+    edit_images: int = 16  # held-out portraits that are edited
+    edit_tags: str = "green hair, red eyes, sunglasses, long hair"  # the edits that are tried
+    edit_strength: float = 0.75  # 0 keeps the image, 1 forgets it
+    decoding: str = "paired"  # of edits: paired, residual or plain; see ldm/editors/sdedit
 
     choices: ClassVar[dict] = Job.choices | {
-        "optimizer": ("adamw", "muon"), "prediction": ("eps", "v", "flow"), "noise_schedule": ("linear", "scaled_linear", "cosine"),
+        "optimizer": ("adamw", "muon"),
+        "prediction": ("eps", "v", "flow"),
+        "noise_schedule": ("linear", "scaled_linear", "cosine"),
         "sampler": ("ddpm", "ddim", "dpmsolver++", "unipc", "euler", "heun"),
-        "decoding": ("paired", "residual", "plain")}
+        "decoding": ("paired", "residual", "plain"),
+    }
     lists: ClassVar[dict] = {"unet_channels": int, "attention_levels": int, "edit_tags": str}
 
     def __post_init__(self):
         super().__post_init__()
         levels = range(len(self.unet_widths))
         if not set(split_list(self.attention_levels)) <= set(levels):
-            raise ValueError(f"{self.job}: attention_levels={self.attention_levels!r} names a level that is not in "
-                             f"unet_channels={self.unet_channels!r}; its levels are 0 to {len(levels) - 1}.")
+            raise ValueError(
+                f"{self.job}: attention_levels={self.attention_levels!r} names a level that is not in "
+                f"unet_channels={self.unet_channels!r}; its levels are 0 to {len(levels) - 1}."
+            )
 
     @property
     def unet_widths(self) -> tuple[int, ...]:
@@ -168,41 +214,48 @@ class UNetJob(Job):
 
     def unet_config(
         self,
-        latent_channels: int, # channels of the autoencoder's latents
-        context_width: int, # width of the text encoder's token states
-        latent_size: int | None = None, # height of the latents, for information only
+        latent_channels: int,  # channels of the autoencoder's latents
+        context_width: int,  # width of the text encoder's token states
+        latent_size: int | None = None,  # height of the latents, for information only
     ) -> dict:
         "Fields of `UNet2DConditionModel`, ours or diffusers'."
         cross = [i in split_list(self.attention_levels) for i in range(len(self.unet_widths))]
         pooled = {"addition_embed_type": "text", "addition_embed_type_num_heads": self.attention_heads}
-        return {"sample_size": latent_size, "in_channels": latent_channels, "out_channels": latent_channels,
-                "down_block_types": tuple(f"{'CrossAttn' if c else ''}DownBlock2D" for c in cross),
-                "up_block_types": tuple(f"{'CrossAttn' if c else ''}UpBlock2D" for c in reversed(cross)),
-                "block_out_channels": self.unet_widths, "layers_per_block": self.layers_per_block,
-                "attention_head_dim": self.attention_heads, "cross_attention_dim": context_width,
-                "norm_num_groups": self.norm_groups,
-                **(pooled if self.pooled_text else {})}
+        return {
+            "sample_size": latent_size,
+            "in_channels": latent_channels,
+            "out_channels": latent_channels,
+            "down_block_types": tuple(f"{'CrossAttn' if c else ''}DownBlock2D" for c in cross),
+            "up_block_types": tuple(f"{'CrossAttn' if c else ''}UpBlock2D" for c in reversed(cross)),
+            "block_out_channels": self.unet_widths,
+            "layers_per_block": self.layers_per_block,
+            "attention_head_dim": self.attention_heads,
+            "cross_attention_dim": context_width,
+            "norm_num_groups": self.norm_groups,
+            **(pooled if self.pooled_text else {}),
+        }
 
 # %% ../../nbs/training/config.ipynb #b1d4ab10
 @dataclass(frozen=True)
 class LDMConfig(UNetJob):
     "train_ldm: the text-conditional UNet on the latents of a frozen autoencoder; sections 3.2 and 4.3."
+
     # training
-    images: int = 12_000 # training images
-    held_out: int = 200 # test portraits judged for each kind of edit
-    steps: int = 2_000 # optimiser steps
-    max_seconds: float | None = 1_200.0 # time limit of the training loop, seconds; inf: none
-    lr: float = 3e-3 # peak learning rate
-    sample_every: int = 500 # steps between pictures of validation captions; 0: none
+    images: int = 12_000  # training images
+    held_out: int = 200  # test portraits judged for each kind of edit
+    steps: int = 2_000  # optimiser steps
+    max_seconds: float | None = 1_200.0  # time limit of the training loop, seconds; inf: none
+    lr: float = 3e-3  # peak learning rate
+    sample_every: int = 500  # steps between pictures of validation captions; 0: none
     # frozen models
-    latent_scale: str = "channel" # latents of variance one by channel, or as a whole (scalar)
+    latent_scale: str = "channel"  # latents of variance one by channel, or as a whole (scalar)
     # captions
-    caption_fixed: str = "" # tags that come first in a caption and are never dropped
-    caption_shuffle: bool = True # shuffle the other tags (once, if states are in memory)
-    tag_dropout: float = 0.1 # chance that a tag is left out (once, likewise)
-    caption_dropout: float = 0.1 # chance that the caption is left out, for guidance
+    caption_fixed: str = ""  # tags that come first in a caption and are never dropped
+    caption_shuffle: bool = True  # shuffle the other tags (once, if states are in memory)
+    tag_dropout: float = 0.1  # chance that a tag is left out (once, likewise)
+    caption_dropout: float = 0.1  # chance that the caption is left out, for guidance
     # pictures at the end
-    sample_images: int = 32 # pictures sampled from held-out captions
+    sample_images: int = 32  # pictures sampled from held-out captions
 
     job: ClassVar[str] = "ldm"
     choices: ClassVar[dict] = UNetJob.choices | {"latent_scale": ("channel", "scalar")}
@@ -212,41 +265,44 @@ class LDMConfig(UNetJob):
 @dataclass(frozen=True)
 class AutoencoderConfig(Job):
     "train_autoencoder: the KL autoencoder with a perceptual and an adversarial loss; section 3.2.1."
+
     # training
-    held_out: int = 500 # validation images that the results are measured on
-    optimizer: str = "muon" # muon, adamw, or adam with betas 0.5 and 0.9 (the original)
-    images: int = 40_000 # training images
-    steps: int = 100_000 # optimiser steps
-    max_seconds: float | None = 3_900.0 # time limit of the training loop, seconds; inf: none
-    batch_size: int = 16 # images per step
-    lr: float = 2e-3 # peak learning rate
-    checkpoint_every: int = 500 # steps between checkpoints
-    sample_every: int = 1_000 # steps between pictures of reconstructions; 0: none
-    weight_decay: float = 0.0 # decoupled weight decay
+    held_out: int = 500  # validation images that the results are measured on
+    optimizer: str = "muon"  # muon, adamw, or adam with betas 0.5 and 0.9 (the original)
+    images: int = 40_000  # training images
+    steps: int = 100_000  # optimiser steps
+    max_seconds: float | None = 3_900.0  # time limit of the training loop, seconds; inf: none
+    batch_size: int = 16  # images per step
+    lr: float = 2e-3  # peak learning rate
+    checkpoint_every: int = 500  # steps between checkpoints
+    sample_every: int = 1_000  # steps between pictures of reconstructions; 0: none
+    weight_decay: float = 0.0  # decoupled weight decay
     # network
-    latent_channels: int = 32 # channels of the latents
-    block_out_channels: str = "64,96,128" # channels of each level, finest first
-    layers_per_block: int = 1 # residual blocks per level
-    norm_num_groups: int = 16 # groups of the group norm
-    patch_size: int = 2 # pixels per side folded into channels; 1: none
-    mid_attention: bool = False # attention in the middle
-    init_from: str | None = None # packaged name or folder to start from; None: random weights
+    latent_channels: int = 32  # channels of the latents
+    block_out_channels: str = "64,96,128"  # channels of each level, finest first
+    layers_per_block: int = 1  # residual blocks per level
+    norm_num_groups: int = 16  # groups of the group norm
+    patch_size: int = 2  # pixels per side folded into channels; 1: none
+    mid_attention: bool = False  # attention in the middle
+    init_from: str | None = None  # packaged name or folder to start from; None: random weights
     # loss
-    l2_weight: float = 10.0 # weight of the squared error; the absolute error has 1
-    l4_weight: float = 500.0 # weight of the error's fourth power, for small details
-    edit_weight: float = 0.0 # weight of the lost edits; needs data portraits
-    reduction: str = "mean" # over an image's pixels: sum (the original) or mean
-    kl_weight: float = 1e-6 # weight of the KL divergence
-    learn_logvar: bool = False # train the output variance (the original does not)
-    perceptual: str = "efficientnet" # backbone of the perceptual loss: none, efficientnet or lpips
-    perceptual_weight: float = 0.1 # weight of the perceptual loss
-    adversarial_weight: float = 0.0 # weight of the PatchGAN loss; 0: no discriminator
-    disc_start: int = 50_001 # first step with the adversarial loss
+    l2_weight: float = 10.0  # weight of the squared error; the absolute error has 1
+    l4_weight: float = 500.0  # weight of the error's fourth power, for small details
+    edit_weight: float = 0.0  # weight of the lost edits; needs data portraits
+    reduction: str = "mean"  # over an image's pixels: sum (the original) or mean
+    kl_weight: float = 1e-6  # weight of the KL divergence
+    learn_logvar: bool = False  # train the output variance (the original does not)
+    perceptual: str = "efficientnet"  # backbone of the perceptual loss: none, efficientnet or lpips
+    perceptual_weight: float = 0.1  # weight of the perceptual loss
+    adversarial_weight: float = 0.0  # weight of the PatchGAN loss; 0: no discriminator
+    disc_start: int = 50_001  # first step with the adversarial loss
 
     job: ClassVar[str] = "autoencoder"
     choices: ClassVar[dict] = Job.choices | {
-        "optimizer": ("adamw", "adam", "muon"), "perceptual": ("none", "efficientnet", "lpips"),
-        "reduction": ("sum", "mean")}
+        "optimizer": ("adamw", "adam", "muon"),
+        "perceptual": ("none", "efficientnet", "lpips"),
+        "reduction": ("sum", "mean"),
+    }
     lists: ClassVar[dict] = {"block_out_channels": int}
 
     @property
@@ -257,55 +313,70 @@ class AutoencoderConfig(Job):
     @property
     def factor(self) -> int:
         "The downsampling rate f."
-        return self.patch_size * 2**(len(self.widths) - 1)
+        return self.patch_size * 2 ** (len(self.widths) - 1)
 
     @property
     def model_config(self) -> dict:
         "Fields of `AutoencoderKL`."
-        return {"in_channels": 3*self.patch_size**2, "out_channels": 3*self.patch_size**2,
-                "sample_size": self.size, "block_out_channels": self.widths,
-                "layers_per_block": self.layers_per_block,
-                "latent_channels": self.latent_channels, "norm_num_groups": self.norm_num_groups,
-                "mid_block_add_attention": self.mid_attention, "patch_size": self.patch_size}
+        return {
+            "in_channels": 3 * self.patch_size**2,
+            "out_channels": 3 * self.patch_size**2,
+            "sample_size": self.size,
+            "block_out_channels": self.widths,
+            "layers_per_block": self.layers_per_block,
+            "latent_channels": self.latent_channels,
+            "norm_num_groups": self.norm_num_groups,
+            "mid_block_add_attention": self.mid_attention,
+            "patch_size": self.patch_size,
+        }
 
     @property
     def loss_config(self) -> dict:
         "Arguments of `AutoencoderTask`."
-        return {"perceptual": self.perceptual, "perceptual_weight": self.perceptual_weight,
-                "l2_weight": self.l2_weight, "l4_weight": self.l4_weight, "edit_weight": self.edit_weight,
-                "kl_weight": self.kl_weight, "reduction": self.reduction,
-                "disc_weight": self.adversarial_weight, "disc_start": self.disc_start,
-                "logvar": "learned" if self.learn_logvar else "fixed", "optimizer": self.optimizer}
+        return {
+            "perceptual": self.perceptual,
+            "perceptual_weight": self.perceptual_weight,
+            "l2_weight": self.l2_weight,
+            "l4_weight": self.l4_weight,
+            "edit_weight": self.edit_weight,
+            "kl_weight": self.kl_weight,
+            "reduction": self.reduction,
+            "disc_weight": self.adversarial_weight,
+            "disc_start": self.disc_start,
+            "logvar": "learned" if self.learn_logvar else "fixed",
+            "optimizer": self.optimizer,
+        }
 
 # %% ../../nbs/training/config.ipynb #6e5185a1
 @dataclass(frozen=True)
 class CLIPConfig(Job):
     "train_clip: a contrastive text and image encoder; section 3.1."
+
     # training
-    held_out: int = 1_024 # validation images that the results are measured on
-    optimizer: str = "muon" # muon or adamw
-    images: int = 40_000 # training images
-    steps: int = 100_000 # optimiser steps
-    max_seconds: float | None = 1_800.0 # time limit of the training loop, seconds; inf: none
-    batch_size: int = 128 # image-caption pairs per step
-    lr: float = 2e-3 # peak learning rate
-    weight_decay: float = 0.01 # decoupled weight decay
-    checkpoint_every: int = 500 # steps between checkpoints
+    held_out: int = 1_024  # validation images that the results are measured on
+    optimizer: str = "muon"  # muon or adamw
+    images: int = 40_000  # training images
+    steps: int = 100_000  # optimiser steps
+    max_seconds: float | None = 1_800.0  # time limit of the training loop, seconds; inf: none
+    batch_size: int = 128  # image-caption pairs per step
+    lr: float = 2e-3  # peak learning rate
+    weight_decay: float = 0.01  # decoupled weight decay
+    checkpoint_every: int = 500  # steps between checkpoints
     # captions
-    caption_shuffle: bool = True # shuffle the tags of a caption each time it is seen
-    tag_dropout: float = 0.2 # chance that a tag is left out of a caption
-    vocabulary: int = 1_024 # tokens of the byte-pair encoding
-    text_length: int = 77 # tokens of a caption, padding included
+    caption_shuffle: bool = True  # shuffle the tags of a caption each time it is seen
+    tag_dropout: float = 0.2  # chance that a tag is left out of a caption
+    vocabulary: int = 1_024  # tokens of the byte-pair encoding
+    text_length: int = 77  # tokens of a caption, padding included
     # network
-    embed_dim: int = 128 # width of the joint embedding
-    text_width: int = 128 # width of the text transformer
-    text_layers: int = 3 # layers of the text transformer
-    text_heads: int = 4 # heads of the text transformer
-    vision_width: int = 128 # width of the image transformer
-    vision_layers: int = 4 # layers of the image transformer
-    vision_heads: int = 4 # heads of the image transformer
-    init_from: str | None = None # packaged name or folder to start from, its tokenizer too; None: random weights
-    patch: int = 8 # height and width of an image token, pixels
+    embed_dim: int = 128  # width of the joint embedding
+    text_width: int = 128  # width of the text transformer
+    text_layers: int = 3  # layers of the text transformer
+    text_heads: int = 4  # heads of the text transformer
+    vision_width: int = 128  # width of the image transformer
+    vision_layers: int = 4  # layers of the image transformer
+    vision_heads: int = 4  # heads of the image transformer
+    init_from: str | None = None  # packaged name or folder to start from, its tokenizer too; None: random weights
+    patch: int = 8  # height and width of an image token, pixels
 
     job: ClassVar[str] = "clip"
     choices: ClassVar[dict] = Job.choices | {"optimizer": ("muon", "adamw")}
@@ -323,17 +394,18 @@ class CLIPConfig(Job):
 @dataclass(frozen=True)
 class OracleConfig(Job):
     "train_oracle: a classifier of a portrait's attributes; it judges and is never trained against."
+
     # training
-    held_out: int = 2_000 # validation images that the results are measured on
-    optimizer: str = "muon" # muon or adamw
-    images: int = 40_000 # training images
-    steps: int = 100_000 # optimiser steps
-    max_seconds: float | None = 900.0 # time limit of the training loop, seconds; inf: none
-    batch_size: int = 32 # images per step
-    lr: float = 2e-3 # peak learning rate
-    checkpoint_every: int = 500 # steps between checkpoints
+    held_out: int = 2_000  # validation images that the results are measured on
+    optimizer: str = "muon"  # muon or adamw
+    images: int = 40_000  # training images
+    steps: int = 100_000  # optimiser steps
+    max_seconds: float | None = 900.0  # time limit of the training loop, seconds; inf: none
+    batch_size: int = 32  # images per step
+    lr: float = 2e-3  # peak learning rate
+    checkpoint_every: int = 500  # steps between checkpoints
     # network
-    width: int = 32 # channels of the first stage
+    width: int = 32  # channels of the first stage
 
     job: ClassVar[str] = "oracle"
     choices: ClassVar[dict] = Job.choices | {"optimizer": ("muon", "adamw")}

@@ -18,9 +18,12 @@ from torch.utils.data import DataLoader
 # %% ../../nbs/training/feeding.ipynb #f9eafcbb
 class _Steps:
     "Data as a `DataLoader` wants it"
-    def __init__(self, data): self.data = data
 
-    def __getitem__(self, step): return self.data.batch(step)
+    def __init__(self, data):
+        self.data = data
+
+    def __getitem__(self, step):
+        return self.data.batch(step)
 
 
 def feed(
@@ -35,9 +38,18 @@ def feed(
     move = lambda batch: {k: put(v) for k, v in batch.items()}
     if workers:
         how = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-        yield from map(move, DataLoader(
-            _Steps(data), batch_size=None, sampler=range(first, sys.maxsize, stride), num_workers=workers, multiprocessing_context=how,
-            generator=torch.Generator(), pin_memory=device.type == "cuda"))  # its own generator: the global one is the training's
+        yield from map(
+            move,
+            DataLoader(
+                _Steps(data),
+                batch_size=None,
+                sampler=range(first, sys.maxsize, stride),
+                num_workers=workers,
+                multiprocessing_context=how,
+                generator=torch.Generator(),
+                pin_memory=device.type == "cuda",
+            ),
+        )  # its own generator: the global one is the training's
     if device.type == "cpu":
         while True:
             yield move(data.batch(first))
@@ -55,6 +67,7 @@ def shared_rows(
     n: int,  # rows of this process's batch
 ) -> Tensor:  # (n, …)
     "This process's part of what is drawn for the batches of all processes; their generators must be in one state."
-    if not torch.distributed.is_initialized(): return draw(n)
+    if not torch.distributed.is_initialized():
+        return draw(n)
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return draw(n * world)[rank * n:(rank + 1) * n]
+    return draw(n * world)[rank * n : (rank + 1) * n]

@@ -27,46 +27,57 @@ from .checkpoints import relative_name
 # %% ../../nbs/training/guards.ipynb #dcf10db0
 class TrainingDiverged(RuntimeError):
     "The loss became nan, infinite or huge"
+
     def __init__(self, step: int, ids: list, checkpoint: Path | None, what: str):
         self.step, self.ids, self.checkpoint = step, ids, checkpoint
         shown = f"[{', '.join(map(str, ids[:16]))}{', …' if len(ids) > 16 else ''}]"
-        super().__init__(f"Training diverged at step {step}: {what}; batch ids {shown}; "
-                         f"last good checkpoint: {relative_name(checkpoint)}.")
+        super().__init__(
+            f"Training diverged at step {step}: {what}; batch ids {shown}; "
+            f"last good checkpoint: {relative_name(checkpoint)}."
+        )
+
 
 class LossWatch:
     "Collects the values of each step, reads them in one go, and finds the first bad one"
+
     def __init__(self, accelerator: Accelerator, factor: float = 100.0, window: int = 100):
         self.accelerator, self.factor, self.rows = accelerator, factor, []
         self.history, self.values = defaultdict(lambda: deque(maxlen=window)), defaultdict(list)
 
-    def add(self, step: int, values: dict): # floats or scalar tensors; the same names in every process
+    def add(self, step: int, values: dict):  # floats or scalar tensors; the same names in every process
         self.rows.append((step, values))
 
-    def read(self) -> tuple[int, int, str] | None: # (step, process, what) of the first bad loss
+    def read(self) -> tuple[int, int, str] | None:  # (step, process, what) of the first bad loss
         "Fetch what was added since the last call: one wait for the device and the other processes"
         values = [torch.as_tensor(v).detach() for _, row in self.rows for v in row.values()]
-        if not values: return None
+        if not values:
+            return None
         table = torch.stack([v.float().reshape(()).to(self.accelerator.device) for v in values])[None]
-        columns = iter(self.accelerator.gather(table).cpu().T.tolist()) # each: one value for each process
+        columns = iter(self.accelerator.gather(table).cpu().T.tolist())  # each: one value for each process
         rows, self.rows = self.rows, []
         for step, names in rows:
             for name, column in ((name, next(columns)) for name in names):
                 bad = self._bad(name, column)
-                if bad: return step, *bad
+                if bad:
+                    return step, *bad
                 self.values[name].append(statistics.fmean(column))
 
     def _bad(self, name: str, column: list[float]) -> tuple[int, str] | None:
         "(process, what) where a loss or a gradient is bad"
         loss, past, limit = name.startswith("loss"), self.history[name], math.inf
-        float16 = self.accelerator.scaler is not None # such a run skips steps with infinite gradients itself
-        if not loss and (float16 or not name.startswith("grad_norm")): return None
-        if loss and self.factor and len(past) >= 20: limit = self.factor*max(statistics.median(past), 1e-4)
+        float16 = self.accelerator.scaler is not None  # such a run skips steps with infinite gradients itself
+        if not loss and (float16 or not name.startswith("grad_norm")):
+            return None
+        if loss and self.factor and len(past) >= 20:
+            limit = self.factor * max(statistics.median(past), 1e-4)
         for rank, value in enumerate(column):
-            if not math.isfinite(value): return rank, f"{name} is {value}"
+            if not math.isfinite(value):
+                return rank, f"{name} is {value}"
             if abs(value) > limit:
-                median = limit/self.factor
+                median = limit / self.factor
                 return rank, f"{name} is {value:.4g}, over {self.factor:g} times its median {median:.4g}"
-            if value: past.append(abs(value))
+            if value:
+                past.append(abs(value))
 
     def means(self) -> dict[str, float]:
         "The mean of each value since the last call"
@@ -78,23 +89,30 @@ class LossWatch:
 def graceful_stop() -> Iterator[SimpleNamespace]:
     "SIGINT and SIGTERM set `.asked`; a second SIGINT, a second later, raises KeyboardInterrupt"
     stop, first = SimpleNamespace(asked=False), [math.inf]
+
     def handler(number, frame):
-        if number == signal.SIGINT and time.monotonic() > first[0] + 1: raise KeyboardInterrupt
+        if number == signal.SIGINT and time.monotonic() > first[0] + 1:
+            raise KeyboardInterrupt
         stop.asked, first[0] = True, min(first[0], time.monotonic())
-    if threading.current_thread() is not threading.main_thread(): # only the main thread is given signals
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is given signals
         yield stop
         return
     before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try: yield stop
+    try:
+        yield stop
     finally:
-        for number, old in before.items(): signal.signal(number, old or signal.SIG_DFL)
+        for number, old in before.items():
+            signal.signal(number, old or signal.SIG_DFL)
+
 
 def wants_bar() -> bool:
     "A bar in JupyterLab and in a terminal, lines under papermill"
     return "JPY_SESSION_NAME" in os.environ or sys.stderr.isatty()
 
+
 def progress_line(step: int, steps: int, values: dict, seconds: float, done: float) -> str:
     "What is printed every `log_every` steps; `done` is the share of the run, 0..1"
-    clock = lambda s: f"{int(s)//60}:{int(s)%60:02d}"
+    clock = lambda s: f"{int(s) // 60}:{int(s) % 60:02d}"
     said = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-    return f"step {step}/{steps}  {said}  {clock(seconds)} done, {clock(max(seconds/done - seconds, 0))} left"
+    return f"step {step}/{steps}  {said}  {clock(seconds)} done, {clock(max(seconds / done - seconds, 0))} left"

@@ -22,27 +22,36 @@ from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
 
-from .checkpoints import load_checkpoint, reading, relative_name, resume_point
-from .checkpoints import rng_state, save_checkpoint, set_rng_state
 from ..base.images import fast_bf16, image_grid, pick_device, seed_everything
+from mmgen.training.checkpoints import (
+    load_checkpoint,
+    reading,
+    relative_name,
+    resume_point,
+    rng_state,
+    save_checkpoint,
+    set_rng_state,
+)
 from .feeding import feed
 from .guards import LossWatch, TrainingDiverged, graceful_stop, progress_line, wants_bar
 
 # %% ../../nbs/training/loop.ipynb #114aeed7
 class Task:
     "What is trained and how: a subclass sets `.model` and gives `loss`; the rest has defaults"
-    model: nn.Module # everything trained; several networks go into one nn.ModuleDict
-    ema: nn.Module | None = None # set by the loop: the averaged copy of `ema_modules()`, for `sample`
-    facts: dict = {} # what should be the same when a run is resumed; it warns of what is not: name -> value, for JSON
-    must_match: dict = {} # what must be the same, or the model would be ruined: frozen networks, schedule: likewise
-    learned: dict = {} # what was learned from the data: tokenizer, scale, tags; a resumed run reads it by `learned`
-    shared_draws: bool = False # random numbers are drawn by `shared_rows`, for which all processes have one seed
 
-    def loss(self,
-             batch: dict, # of the data, tensors already on the device
-             step: int, # from 0
-             which: str # the optimiser's name
-             ) -> tuple: # (scalar tensor or None, dict of floats or scalar tensors to log)
+    model: nn.Module  # everything trained; several networks go into one nn.ModuleDict
+    ema: nn.Module | None = None  # set by the loop: the averaged copy of `ema_modules()`, for `sample`
+    facts: dict = {}  # what should be the same when a run is resumed; it warns of what is not: name -> value, for JSON
+    must_match: dict = {}  # what must be the same, or the model would be ruined: frozen networks, schedule: likewise
+    learned: dict = {}  # what was learned from the data: tokenizer, scale, tags; a resumed run reads it by `learned`
+    shared_draws: bool = False  # random numbers are drawn by `shared_rows`, for which all processes have one seed
+
+    def loss(
+        self,
+        batch: dict,  # of the data, tensors already on the device
+        step: int,  # from 0
+        which: str,  # the optimiser's name
+    ) -> tuple:  # (scalar tensor or None, dict of floats or scalar tensors to log)
         "The loss that `which` lowers, under autocast; random numbers come from the global generators"
         raise NotImplementedError
 
@@ -54,7 +63,7 @@ class Task:
         "What is averaged"
         return self.model
 
-    def sample(self, step: int): # -> images, or None
+    def sample(self, step: int):  # -> images, or None
         "Pictures for the validation grid; random numbers drawn here do not disturb the training"
         return None
 
@@ -66,107 +75,127 @@ class Task:
     def to(self, device: torch.device):
         "Move every network of the task, the frozen ones too"
         for value in vars(self).values():
-            if isinstance(value, nn.Module): value.to(device)
+            if isinstance(value, nn.Module):
+                value.to(device)
         return self
 
 # %% ../../nbs/training/loop.ipynb #50ba9162
-def scaled_lr(lr: float, # learning rate for a batch of `lr_batch`
-              batch: int, # rows of one step, those of all processes
-              lr_batch: int # 0: not scaled
-              ) -> float:
+def scaled_lr(
+    lr: float,  # learning rate for a batch of `lr_batch`
+    batch: int,  # rows of one step, those of all processes
+    lr_batch: int,  # 0: not scaled
+) -> float:
     "The peak learning rate for this batch (section 4.3)"
-    return lr*batch/lr_batch if lr_batch else lr
+    return lr * batch / lr_batch if lr_batch else lr
 
-def lr_factor(step: int, # from 0
-              progress: float, # share of the run that is done, 0..1
-              warmup: int = 0, # steps
-              schedule: str = "constant" # "constant", "linear" (to 0) or "cosine" (to 0)
-              ) -> float: # 0..1, times the peak learning rate
+
+def lr_factor(
+    step: int,  # from 0
+    progress: float,  # share of the run that is done, 0..1
+    warmup: int = 0,  # steps
+    schedule: str = "constant",  # "constant", "linear" (to 0) or "cosine" (to 0)
+) -> float:  # 0..1, times the peak learning rate
     "Warm-up times decay"
     p = min(max(progress, 0.0), 1.0)
-    decays = {"constant": 1.0, "linear": 1 - p, "cosine": 0.5*(1 + math.cos(math.pi*p))}
-    if schedule not in decays: raise ValueError(f"schedule is {schedule!r}; known: {', '.join(decays)}.")
-    return decays[schedule] * (min(1.0, (step + 1)/warmup) if warmup else 1.0)
+    decays = {"constant": 1.0, "linear": 1 - p, "cosine": 0.5 * (1 + math.cos(math.pi * p))}
+    if schedule not in decays:
+        raise ValueError(f"schedule is {schedule!r}; known: {', '.join(decays)}.")
+    return decays[schedule] * (min(1.0, (step + 1) / warmup) if warmup else 1.0)
 
 # %% ../../nbs/training/loop.ipynb #0369a005
 @torch.no_grad()
-def update_ema(ema: nn.Module, # changed in place
-               model: nn.Module, # of the same structure
-               n: int, # updates done before this one
-               decay: float = 0.999 # 0 copies the model
-               ):
+def update_ema(
+    ema: nn.Module,  # changed in place
+    model: nn.Module,  # of the same structure
+    n: int,  # updates done before this one
+    decay: float = 0.999,  # 0 copies the model
+):
     "One step of the exponential moving average with warm-up"
-    d = min(decay, (1 + n)/(10 + n))
+    d = min(decay, (1 + n) / (10 + n))
     mean, new = list(ema.parameters()), list(model.parameters())
     torch._foreach_lerp_(mean, new, 1 - d)
-    for a, b in zip(ema.buffers(), model.buffers()): a.copy_(b)
+    for a, b in zip(ema.buffers(), model.buffers()):
+        a.copy_(b)
 
 # %% ../../nbs/training/loop.ipynb #316fbcd2
 class Step(nn.Module):
     "A task's loss as a module's forward"
+
     def __init__(self, task: Task):
         super().__init__()
         self.model, self.loss = task.model, task.loss
 
-    def forward(self, batch, step, which): return self.loss(batch, step, which)
+    def forward(self, batch, step, which):
+        return self.loss(batch, step, which)
+
 
 def freeze(params: dict[str, list[nn.Parameter]], *names: str):
     "Gradients for the optimisers `names` only"
     for name, ps in params.items():
-        for p in ps: p.requires_grad_(name in names)
+        for p in ps:
+            p.requires_grad_(name in names)
+
 
 def is_main() -> bool:
     "True in the process that writes: every process but the first of an `accelerate launch` gets False"
     return int(os.environ.get("RANK", 0)) == 0
 
+
 def make_accelerator(device: str | None, mixed_precision: str) -> Accelerator:
     "An Accelerator for `device`; its global state is made anew, as a notebook may train in two precisions"
     device = pick_device(device)
-    if mixed_precision == "auto": mixed_precision = "bf16" if fast_bf16(device) else "no"
-    if device.type == "cuda" and device.index is not None: torch.cuda.set_device(device)
+    if mixed_precision == "auto":
+        mixed_precision = "bf16" if fast_bf16(device) else "no"
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True) # those of the other optimisers
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # those of the other optimisers
     return Accelerator(cpu=device.type == "cpu", mixed_precision=mixed_precision, kwargs_handlers=[unused])
+
 
 def tensorboard_writer(folder: Path):
     "A SummaryWriter, or what to install"
-    try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e: raise ValueError("tensorboard=True needs a package more: pip install tensorboard.") from e
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as e:
+        raise ValueError("tensorboard=True needs a package more: pip install tensorboard.") from e
     return SummaryWriter(folder)
+
 
 class TrainResult(NamedTuple):
     "What `train` returns"
-    step: int # updates done, those before a resume included
-    seconds: float # in the loop, those before a resume included
-    ema: nn.Module # averaged weights
-    checkpoint: Path | None # the last one written, or resumed from; None in processes that do not write
+
+    step: int  # updates done, those before a resume included
+    seconds: float  # in the loop, those before a resume included
+    ema: nn.Module  # averaged weights
+    checkpoint: Path | None  # the last one written, or resumed from; None in processes that do not write
 
 # %% ../../nbs/training/loop.ipynb #b3262471
 def train(
     task: Task,
-    data, # .batch(step) -> dict of CPU tensors, a function of step alone; len(): its rows
-    run, # .path, .log(step, **values), .figure(name, picture); may be None where not `is_main()`
+    data,  # .batch(step) -> dict of CPU tensors, a function of step alone; len(): its rows
+    run,  # .path, .log(step, **values), .figure(name, picture); may be None where not `is_main()`
     *,
-    steps: int, # optimiser steps in all
-    batch_size: int, # rows of one batch of one process: recorded and shown
-    lr: float, # peak learning rate, for a batch of `lr_batch`
-    seed: int, # for the global generators; process r takes seed + r, but for `shared_draws`
-    lr_batch: int = 0, # `lr` is scaled from this batch to that of all processes; 0: not
-    warmup: int = 0, # steps of linear warm-up
-    schedule: str = "constant", # "constant", "linear" or "cosine", see `lr_factor`
-    weight_decay: float = 0.0, # for `task.optimizers`
-    ema_decay: float = 0.999, # limit of the average's decay, see `update_ema`
-    grad_clip: float = 1.0, # largest norm of an optimiser's gradient; 0: no limit
-    mixed_precision: str = "no", # "no", "bf16", "fp16" or "auto": bf16 where that is fast
-    checkpoint_every: int = 0, # steps; 0: only at the end
-    log_every: int = 50, # steps
-    sample_every: int = 0, # steps; 0: never
-    max_seconds: float | None = None, # time limit, counted over resumes; the schedule then ends at zero too
-    resume_from: str | Path | None = None, # a checkpoint, or a run's folder: its last one
-    tensorboard: bool = False, # write the values also for TensorBoard, to `run.path`/tensorboard
-    device: str | None = None, # None: the best one here
-    workers: int = 0, # processes that make batches, see `feed`
-    explode: float = 100.0, # a loss over this many running medians ends the run; 0: only nan and infinity do
+    steps: int,  # optimiser steps in all
+    batch_size: int,  # rows of one batch of one process: recorded and shown
+    lr: float,  # peak learning rate, for a batch of `lr_batch`
+    seed: int,  # for the global generators; process r takes seed + r, but for `shared_draws`
+    lr_batch: int = 0,  # `lr` is scaled from this batch to that of all processes; 0: not
+    warmup: int = 0,  # steps of linear warm-up
+    schedule: str = "constant",  # "constant", "linear" or "cosine", see `lr_factor`
+    weight_decay: float = 0.0,  # for `task.optimizers`
+    ema_decay: float = 0.999,  # limit of the average's decay, see `update_ema`
+    grad_clip: float = 1.0,  # largest norm of an optimiser's gradient; 0: no limit
+    mixed_precision: str = "no",  # "no", "bf16", "fp16" or "auto": bf16 where that is fast
+    checkpoint_every: int = 0,  # steps; 0: only at the end
+    log_every: int = 50,  # steps
+    sample_every: int = 0,  # steps; 0: never
+    max_seconds: float | None = None,  # time limit, counted over resumes; the schedule then ends at zero too
+    resume_from: str | Path | None = None,  # a checkpoint, or a run's folder: its last one
+    tensorboard: bool = False,  # write the values also for TensorBoard, to `run.path`/tensorboard
+    device: str | None = None,  # None: the best one here
+    workers: int = 0,  # processes that make batches, see `feed`
+    explode: float = 100.0,  # a loss over this many running medians ends the run; 0: only nan and infinity do
 ) -> TrainResult:
     """Train a task (section 4.3): warm-up, clipping, EMA, checkpoints.
 
@@ -174,16 +203,17 @@ def train(
     bit for bit (on a GPU: with deterministic kernels). With `max_seconds` it does not, as the learning rate
     follows the clock.
     """
-    if steps < 1: raise ValueError(f"steps is {steps}; it must be at least 1.")
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; it must be at least 1.")
     accelerator = make_accelerator(device, mixed_precision)
     device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
     main = accelerator.is_main_process
 
     seed_everything(seed + (0 if task.shared_draws else rank))
     task.to(device).model.train()
-    made = task.optimizers(scaled_lr(lr, batch_size*world, lr_batch), weight_decay)
+    made = task.optimizers(scaled_lr(lr, batch_size * world, lr_batch), weight_decay)
     optimizers = {name: accelerator.prepare_optimizer(o) for name, o in made.items()}
-    forward = accelerator.prepare_model(Step(task)) # several processes start from the weights of the first
+    forward = accelerator.prepare_model(Step(task))  # several processes start from the weights of the first
     task.ema = copy.deepcopy(task.ema_modules()).requires_grad_(False).eval()
     peaks = {name: [g["lr"] for g in o.param_groups] for name, o in optimizers.items()}
     params = {name: [p for g in o.param_groups for p in g["params"]] for name, o in optimizers.items()}
@@ -196,48 +226,69 @@ def train(
     if saved:
         facts, state = load_checkpoint(saved, {"model": task.model, "ema": task.ema}, optimizers, task.must_match)
         changed = "; ".join(f"{k} {facts.get(k)} then, {v} now" for k, v in recipe.items() if facts.get(k) != v)
-        if changed: warnings.warn(f"The resumed run will not equal an uninterrupted one: {changed}.")
+        if changed:
+            warnings.warn(f"The resumed run will not equal an uninterrupted one: {changed}.")
         with reading(saved):
-            if rank < len(state["rng"]): set_rng_state(state["rng"][rank])
-            if state["scaler"] and accelerator.scaler: accelerator.scaler.load_state_dict(state["scaler"])
+            if rank < len(state["rng"]):
+                set_rng_state(state["rng"][rank])
+            if state["scaler"] and accelerator.scaler:
+                accelerator.scaler.load_state_dict(state["scaler"])
             step, before = facts["step"], float(facts["seconds"])
-            seen = int(facts["seen"]) if "seen" in facts else step*facts["batch_size"]*facts["processes"]
-            ahead = seen//batch_size - step*world # batches; not 0 where other batches or processes led here
+            seen = int(facts["seen"]) if "seen" in facts else step * facts["batch_size"] * facts["processes"]
+            ahead = seen // batch_size - step * world  # batches; not 0 where other batches or processes led here
 
     def save() -> Path | None:
         "Every process sends its generators' states; process 0 writes"
         rng = gather_object([rng_state()])
-        if not main: return None
+        if not main:
+            return None
         return save_checkpoint(
-            run.path/"checkpoints",
-            {"step": step, "seconds": seconds, "seen": (step*world + ahead)*batch_size, **recipe,
-             "must_match": task.must_match},
+            run.path / "checkpoints",
+            {
+                "step": step,
+                "seconds": seconds,
+                "seen": (step * world + ahead) * batch_size,
+                **recipe,
+                "must_match": task.must_match,
+            },
             {"model": task.model.state_dict(), "ema": task.ema.state_dict()},
-            {"optimizers": {name: o.state_dict() for name, o in optimizers.items()}, "rng": rng,
-             "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {}}, learned=task.learned)
+            {
+                "optimizers": {name: o.state_dict() for name, o in optimizers.items()},
+                "rng": rng,
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
+            },
+            learned=task.learned,
+        )
 
     writer = bar = None
-    if main and tensorboard: writer = tensorboard_writer(run.path/"tensorboard")
+    if main and tensorboard:
+        writer = tensorboard_writer(run.path / "tensorboard")
 
     read_every = 1 if device.type == "cpu" else 16
     start, seconds, logged = time.monotonic(), before, (step, before)
-    done = lambda: max(step/steps, seconds/max_seconds if max_seconds else 0.0)
+    done = lambda: max(step / steps, seconds / max_seconds if max_seconds else 0.0)
     due = lambda every: bool(every) and (step % every == 0 or done() >= 1)
     if main and done() >= 1:
         limit = f"steps is {steps}" if step >= steps else f"max_seconds is {max_seconds:g}"
-        print(f"{relative_name(saved)} is of step {step} at {seconds:.0f} s, and {limit}: nothing is left to train.", flush=True)
+        print(
+            f"{relative_name(saved)} is of step {step} at {seconds:.0f} s, and {limit}: nothing is left to train.",
+            flush=True,
+        )
     if main and wants_bar():
         bar = tqdm(total=1, initial=min(done(), 1), bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}")
-    batches = feed(data, step*world + ahead + rank, world, device, workers)
+    batches = feed(data, step * world + ahead + rank, world, device, workers)
     try:
         with graceful_stop() as stop:
             while done() < 1:
                 batch, factor = next(batches), lr_factor(step, done(), warmup, schedule)
                 for name, optimizer in optimizers.items():
-                    if len(optimizers) > 1: freeze(params, name)
-                    for group, peak in zip(optimizer.param_groups, peaks[name]): group["lr"] = peak*factor
+                    if len(optimizers) > 1:
+                        freeze(params, name)
+                    for group, peak in zip(optimizer.param_groups, peaks[name]):
+                        group["lr"] = peak * factor
                     loss, values = forward(batch, step, name)
-                    if loss is None: continue
+                    if loss is None:
+                        continue
                     accelerator.backward(loss)
                     accelerator.unscale_gradients(optimizer)
                     norm = nn.utils.clip_grad_norm_(params[name], grad_clip or math.inf)
@@ -247,40 +298,48 @@ def train(
                     optimizer.zero_grad()
                 update_ema(task.ema, task.ema_modules(), step, ema_decay)
                 step += 1
-                if not any(map(due, (read_every, log_every, sample_every, checkpoint_every))): continue
+                if not any(map(due, (read_every, log_every, sample_every, checkpoint_every))):
+                    continue
 
-                bad = watch.read() # the processes agree on what follows
+                bad = watch.read()  # the processes agree on what follows
                 if bad:
-                    ids = task.batch_ids(data.batch(bad[0]*world + ahead + bad[1]))
+                    ids = task.batch_ids(data.batch(bad[0] * world + ahead + bad[1]))
                     raise TrainingDiverged(bad[0], ids, saved, bad[2])
                 clock = torch.tensor([[before + time.monotonic() - start, float(stop.asked)]], device=device)
                 clock = accelerator.gather(clock).cpu() if world > 1 else clock
                 seconds, stopped = clock[0, 0].item(), bool(clock[:, 1].any())
 
                 if main and due(log_every):
-                    speed = (step - logged[0])/max(seconds - logged[1], 1e-9)
+                    speed = (step - logged[0]) / max(seconds - logged[1], 1e-9)
                     logged = step, seconds
-                    values = {**watch.means(), "lr": lr*factor, "images_per_second": speed*batch_size*world}
+                    values = {**watch.means(), "lr": lr * factor, "images_per_second": speed * batch_size * world}
                     run.log(step, **values)
                     if bar:
                         bar.set_postfix({"step": step, **{k: f"{v:.4g}" for k, v in values.items()}}, refresh=False)
                         bar.update(min(done(), 1) - bar.n)
-                    else: print(progress_line(step, steps, values, seconds, done()), flush=True)
+                    else:
+                        print(progress_line(step, steps, values, seconds, done()), flush=True)
                     if writer:
-                        for k, v in values.items(): writer.add_scalar(k, v, step)
+                        for k, v in values.items():
+                            writer.add_scalar(k, v, step)
                 if main and due(sample_every):
                     state = rng_state()
                     task.model.eval()
-                    with torch.no_grad(): images = task.sample(step)
+                    with torch.no_grad():
+                        images = task.sample(step)
                     task.model.train()
                     set_rng_state(state)
-                    if images is not None: run.figure(f"sample-{step}", image_grid(images))
-                if due(checkpoint_every) or stopped or done() >= 1: saved = save()
+                    if images is not None:
+                        run.figure(f"sample-{step}", image_grid(images))
+                if due(checkpoint_every) or stopped or done() >= 1:
+                    saved = save()
                 if stopped:
                     raise KeyboardInterrupt(f"Stopped after step {step}; checkpoint: {relative_name(saved)}")
     finally:
         batches.close()
         freeze(params, *params)
-        if bar: bar.close()
-        if writer: writer.close()
+        if bar:
+            bar.close()
+        if writer:
+            writer.close()
     return TrainResult(step, seconds, task.ema, saved)

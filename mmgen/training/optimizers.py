@@ -56,7 +56,9 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
         flat = [tuple(p.shape) for group in self.param_groups for p in group["params"] if p.ndim < 2]
         if flat:
-            raise ValueError(f"Muon takes matrices and convolutions; {len(flat)} parameters are neither, e.g. shape {flat[0]}.")
+            raise ValueError(
+                f"Muon takes matrices and convolutions; {len(flat)} parameters are neither, e.g. shape {flat[0]}."
+            )
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -86,8 +88,10 @@ def build(
     "The optimiser of a model's trainable parameters; muon brings an AdamW along for what is no matrix."
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if name == "adamw":
-        groups = [{"params": [p for _, p in named if p.ndim >= 2], "weight_decay": weight_decay},
-                  {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0}]  # biases, gains, temperatures
+        groups = [
+            {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": weight_decay},
+            {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+        ]  # biases, gains, temperatures
         return {"main": torch.optim.AdamW(groups, lr, betas=betas, fused=True)}
     if name != "muon":
         raise ValueError(f"There is no optimizer {name!r}; choose adamw or muon.")
@@ -101,7 +105,10 @@ class MuonAdamW(torch.optim.Optimizer):
     "Muon for matrices and convolutions, AdamW for the rest, as one optimiser."
 
     def __init__(self, inner, rest, lr, weight_decay=0.0, betas=(0.9, 0.99)):
-        self.parts = [Muon(inner, lr, weight_decay=weight_decay), torch.optim.AdamW(rest, lr, betas=betas, weight_decay=0.0, fused=True)]
+        self.parts = [
+            Muon(inner, lr, weight_decay=weight_decay),
+            torch.optim.AdamW(rest, lr, betas=betas, weight_decay=0.0, fused=True),
+        ]
         super().__init__([*inner, *rest], {"lr": lr})
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 

@@ -12,36 +12,41 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from ...editing.editor import EditError
+from ...editing.registry import EditError
 from ..diffusion import FlowMatching, Schedule, from_x0_eps
 from .sdedit import LatentEditor
 from ..samplers import ddim_step, predict, together, visits
 
 # %% ../../../nbs/ldm/editors/ddim_inversion.ipynb #c3199048
-def implied(out: Tensor, # what the network said at level t
-            x: Tensor, # x_t'
-            now: tuple, then: tuple, # (a, b) at t and at t'
-            prediction: str # eps, v or flow
-            ) -> tuple[Tensor, Tensor]: # x_0, w
+def implied(
+    out: Tensor,  # what the network said at level t
+    x: Tensor,  # x_t'
+    now: tuple,
+    then: tuple,  # (a, b) at t and at t'
+    prediction: str,  # eps, v or flow
+) -> tuple[Tensor, Tensor]:  # x_0, w
     "The data and the noise of which x_t' is made and whose prediction at level t is `out`"
     of_w, of_x0 = from_x0_eps(0.0, 1.0, *now, prediction), from_x0_eps(1.0, 0.0, *now, prediction)
     a, b = then
     det = a * of_w - b * of_x0
     return (of_w * x - b * out) / det, (a * out - of_x0 * x) / det
 
+
 # DDIM (Song et al. 2021), section 4.3; fixed point: AIDI (Pan et al. 2023)
 @torch.no_grad()
-def ddim_invert(model: Callable, # model(x, t) -> prediction
-                x0: Tensor, # data, (B, ...)
-                steps: int, # of the sampler that shall find its way back
-                process: Schedule | FlowMatching,
-                prediction: str = "eps", # eps, v or flow
-                strength: float = 1., # noise level where the way ends, 0 … 1
-                spacing: str | None = None, # see `Schedule.levels`
-                iterations: int = 1 # evaluations for each step
-                ) -> list[Tensor]: # x at every level, the noisiest first, x0 last
+def ddim_invert(
+    model: Callable,  # model(x, t) -> prediction
+    x0: Tensor,  # data, (B, ...)
+    steps: int,  # of the sampler that shall find its way back
+    process: Schedule | FlowMatching,
+    prediction: str = "eps",  # eps, v or flow
+    strength: float = 1.0,  # noise level where the way ends, 0 … 1
+    spacing: str | None = None,  # see `Schedule.levels`
+    iterations: int = 1,  # evaluations for each step
+) -> list[Tensor]:  # x at every level, the noisiest first, x0 last
     "The way of `ddim` backwards"
-    if prediction == "x0": raise ValueError("ddim_invert: a network that predicts x_0 does not say which noise to add; use eps, v or flow")
+    if prediction == "x0":
+        raise ValueError("ddim_invert: a network that predicts x_0 does not say which noise to add; use eps, v or flow")
     way = [x0]
     for t, now, then in reversed(visits(process, steps, strength, spacing, x0)):
         x = way[0]
@@ -54,44 +59,59 @@ def ddim_invert(model: Callable, # model(x, t) -> prediction
 # %% ../../../nbs/ldm/editors/ddim_inversion.ipynb #99a678b1
 CORRECTIONS = ("none", "source", "both")
 
+
 # PnP-Inversion, also called Direct Inversion (Ju et al. 2024), algorithm 1
 @torch.no_grad()
-def two_branches(models: Sequence, # (source's, target's) network for each step
-                 way: list[Tensor], # of `ddim_invert`
-                 process: Schedule | FlowMatching, prediction: str = "eps", strength: float = 1.,
-                 spacing: str | None = None,
-                 correction: str = "none" # the branches to which the source branch's error is added: none, source, both
-                 ) -> tuple[Tensor, Tensor]: # x_0 of the source branch and of the target's
+def two_branches(
+    models: Sequence,  # (source's, target's) network for each step
+    way: list[Tensor],  # of `ddim_invert`
+    process: Schedule | FlowMatching,
+    prediction: str = "eps",
+    strength: float = 1.0,
+    spacing: str | None = None,
+    correction: str = "none",  # the branches to which the source branch's error is added: none, source, both
+) -> tuple[Tensor, Tensor]:  # x_0 of the source branch and of the target's
     "From the noise back, under two captions"
     source = target = way[0]
     levels, joined = visits(process, len(way) - 1, strength, spacing, source), {}
     for two, (t, now, then), known in zip(models, levels, way[1:]):
-        if two not in joined: joined[two] = together(*two)
+        if two not in joined:
+            joined[two] = together(*two)
         predicted = predict(joined[two], process, prediction, torch.cat([source, target]), t, now)
         source, target = ddim_step(*predicted, now, then).chunk(2)
-        if correction == "both": target = target + (known - source)
-        if correction != "none": source = known
+        if correction == "both":
+            target = target + (known - source)
+        if correction != "none":
+            source = known
     return source, target
 
 # %% ../../../nbs/ldm/editors/ddim_inversion.ipynb #2f4dc2d4
 class DDIMInversion(LatentEditor):
     "Invert the latents up to `strength`, denoise them under the target caption."
+
     name, strength = "ddim-inversion", 0.9
     decodings = ("paired", "residual", "plain")
 
-    def __init__(self, model="ldm-portraits", device=None, decoding: str | None = None, batch_size: int = 32, # see `LatentEditor`
-                 steps: int = 12, # from noise to picture, and as many back
-                 guidance: float = 2.0, # of both branches; 1: off
-                 correction: str = "none", # one of `CORRECTIONS`
-                 iterations: int = 1, # evaluations for each step of the inversion
-                 **opening): # of `LatentEditor`
+    def __init__(
+        self,
+        model="ldm-portraits",
+        device=None,
+        decoding: str | None = None,
+        batch_size: int = 32,  # see `LatentEditor`
+        steps: int = 12,  # from noise to picture, and as many back
+        guidance: float = 2.0,  # of both branches; 1: off
+        correction: str = "none",  # one of `CORRECTIONS`
+        iterations: int = 1,  # evaluations for each step of the inversion
+        **opening,
+    ):  # of `LatentEditor`
         super().__init__(model, device, decoding, batch_size, **opening)
         if correction not in CORRECTIONS:
             raise EditError(f"{self.name}: correction must be one of {', '.join(CORRECTIONS)}, not {correction!r}.")
-        if iterations < 1: raise EditError(f"{self.name}: iterations must be 1 or more, not {iterations}.")
+        if iterations < 1:
+            raise EditError(f"{self.name}: iterations must be 1 or more, not {iterations}.")
         self.steps, self.guidance, self.correction, self.iterations = steps, guidance, correction, iterations
 
-    passes = property(lambda self: self.iterations + 1) # there, and back under both captions at once
+    passes = property(lambda self: self.iterations + 1)  # there, and back under both captions at once
 
     def models(self, source, target, steps):
         "The networks of the two branches, for each step"
@@ -99,9 +119,18 @@ class DDIMInversion(LatentEditor):
 
     def pair(self, z, source, target, strength):
         p = self.pipeline
-        way = ddim_invert(p.denoiser(source, 1.0), z, self.steps, p.process, p.prediction, strength, iterations=self.iterations)
-        before, edited = two_branches(self.models(source, target, len(way) - 1), way, p.process, p.prediction, strength,
-                                      correction=self.correction)
+        way = ddim_invert(
+            p.denoiser(source, 1.0), z, self.steps, p.process, p.prediction, strength, iterations=self.iterations
+        )
+        before, edited = two_branches(
+            self.models(source, target, len(way) - 1),
+            way,
+            p.process,
+            p.prediction,
+            strength,
+            correction=self.correction,
+        )
         return before if self.decoding == "paired" else z, edited
 
-    def change(self, z, source, target, strength): return self.pair(z, source, target, strength)[1]
+    def change(self, z, source, target, strength):
+        return self.pair(z, source, target, strength)[1]

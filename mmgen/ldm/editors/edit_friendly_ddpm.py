@@ -18,27 +18,36 @@ from ..samplers import posterior, predict, visits
 # %% ../../../nbs/ldm/editors/edit_friendly_ddpm.ipynb #e9bc3784
 # Huberman-Spiegelglas et al. 2024, algorithm 1
 @torch.no_grad()
-def ddpm_invert(model: Callable, # model(x, t) -> prediction
-                x0: Tensor, # data, (B, ...)
-                steps: int,
-                process: Schedule | FlowMatching,
-                prediction: str = "eps", # eps, v, flow or x0
-                generator: torch.Generator | None = None, # of the noise at every level
-                strength: float = 1., # noise level where the way ends, 0 … 1
-                spacing: str | None = None # see `Schedule.levels`
-                ) -> tuple[Tensor, list[Tensor]]: # x at the noisiest level, σ_t z_t of each step from there
+def ddpm_invert(
+    model: Callable,  # model(x, t) -> prediction
+    x0: Tensor,  # data, (B, ...)
+    steps: int,
+    process: Schedule | FlowMatching,
+    prediction: str = "eps",  # eps, v, flow or x0
+    generator: torch.Generator | None = None,  # of the noise at every level
+    strength: float = 1.0,  # noise level where the way ends, 0 … 1
+    spacing: str | None = None,  # see `Schedule.levels`
+) -> tuple[Tensor, list[Tensor]]:  # x at the noisiest level, σ_t z_t of each step from there
     "Where `ddpm` starts, and the noises that lead it to x0"
     levels = visits(process, steps, strength, spacing, x0)
     xs = [q_sample(process, x0, t, noise_like(x0[:1], generator)) for t, *_ in levels] + [x0]
-    means = [posterior(x, predict(model, process, prediction, x, t, now)[0], now, then)[0] for x, (t, now, then) in zip(xs, levels)]
+    means = [
+        posterior(x, predict(model, process, prediction, x, t, now)[0], now, then)[0]
+        for x, (t, now, then) in zip(xs, levels)
+    ]
     return xs[0], [x - mean for x, mean in zip(xs[1:], means)]
 
+
 @torch.no_grad()
-def ddpm_replay(model: Callable, # under the source's caption or another one
-                x: Tensor, noises: list[Tensor], # of `ddpm_invert`
-                process: Schedule | FlowMatching, prediction: str = "eps", strength: float = 1.,
-                spacing: str | None = None
-                ) -> Tensor: # x_0
+def ddpm_replay(
+    model: Callable,  # under the source's caption or another one
+    x: Tensor,
+    noises: list[Tensor],  # of `ddpm_invert`
+    process: Schedule | FlowMatching,
+    prediction: str = "eps",
+    strength: float = 1.0,
+    spacing: str | None = None,
+) -> Tensor:  # x_0
     "Ancestral sampling with given noises"
     for (t, now, then), noise in zip(visits(process, len(noises), strength, spacing, x), noises):
         x = posterior(x, predict(model, process, prediction, x, t, now)[0], now, then)[0] + noise
@@ -47,16 +56,23 @@ def ddpm_replay(model: Callable, # under the source's caption or another one
 # %% ../../../nbs/ldm/editors/edit_friendly_ddpm.ipynb #57315d6c
 class EditFriendlyDDPM(LatentEditor):
     "Read off the noises that lead to the source, use them under the target caption."
+
     name, strength = "edit-friendly-ddpm", 0.6
-    passes = 2 # for both captions
+    passes = 2  # for both captions
     decodings = ("residual", "plain")
 
-    def __init__(self, model="ldm-portraits", device=None, decoding: str | None = None, batch_size: int = 32, # see `LatentEditor`
-                 steps: int = 12,
-                 guidance: float = 1.5, # under the target caption; 1: off
-                 source_guidance: float | None = None, # under the source's; None: the same
-                 seed: int = 0,
-                 **opening): # of `LatentEditor`
+    def __init__(
+        self,
+        model="ldm-portraits",
+        device=None,
+        decoding: str | None = None,
+        batch_size: int = 32,  # see `LatentEditor`
+        steps: int = 12,
+        guidance: float = 1.5,  # under the target caption; 1: off
+        source_guidance: float | None = None,  # under the source's; None: the same
+        seed: int = 0,
+        **opening,
+    ):  # of `LatentEditor`
         super().__init__(model, device, decoding, batch_size, **opening)
         self.steps, self.guidance, self.source_guidance, self.seed = steps, guidance, source_guidance, seed
 

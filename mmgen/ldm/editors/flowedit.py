@@ -11,7 +11,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from ...editing.editor import EditError
+from ...editing.registry import EditError
 from ..diffusion import FlowMatching, Schedule, noise_like
 from .sdedit import LatentEditor
 from ..samplers import predict, together, visits
@@ -19,16 +19,18 @@ from ..samplers import predict, together, visits
 # %% ../../../nbs/ldm/editors/flowedit.ipynb #72d2b276
 # FlowEdit (Kulikov et al. 2024), algorithm 1, with n_min = 0
 @torch.no_grad()
-def flow_edit(source: Callable, target: Callable, # model(x, t) -> prediction, under the two captions
-              x0: Tensor, # data, (B, ...)
-              steps: int,
-              process: Schedule | FlowMatching,
-              prediction: str = "flow", # eps, v, flow or x0
-              generator: torch.Generator | None = None, # of the noise
-              strength: float = 1., # level of the first step, 0 … 1; the paper's n_max / T
-              spacing: str | None = None, # see `Schedule.levels`
-              averages: int = 1 # noises for each step; the paper's n_avg
-              ) -> Tensor: # like x0
+def flow_edit(
+    source: Callable,
+    target: Callable,  # model(x, t) -> prediction, under the two captions
+    x0: Tensor,  # data, (B, ...)
+    steps: int,
+    process: Schedule | FlowMatching,
+    prediction: str = "flow",  # eps, v, flow or x0
+    generator: torch.Generator | None = None,  # of the noise
+    strength: float = 1.0,  # level of the first step, 0 … 1; the paper's n_max / T
+    spacing: str | None = None,  # see `Schedule.levels`
+    averages: int = 1,  # noises for each step; the paper's n_avg
+) -> Tensor:  # like x0
     "The edited data"
     z, both = x0, together(source, target)
     for t, (a, b), (a_next, b_next) in visits(process, steps, strength, spacing, x0):
@@ -44,23 +46,40 @@ def flow_edit(source: Callable, target: Callable, # model(x, t) -> prediction, u
 # %% ../../../nbs/ldm/editors/flowedit.ipynb #a1b8b69e
 class FlowEdit(LatentEditor):
     "Move the latents by the difference of the velocities under both captions."
+
     name, strength = "flowedit", 0.6
     decodings = ("residual", "plain")
 
-    def __init__(self, model="ldm-portraits", device=None, decoding: str | None = None, batch_size: int = 32, # see `LatentEditor`
-                 steps: int = 12,
-                 guidance: float = 1.5, # under the target caption; 1: off
-                 source_guidance: float | None = None, # under the source's; None: the same
-                 averages: int = 1, # noises for each step
-                 seed: int = 0,
-                 **opening): # of `LatentEditor`
+    def __init__(
+        self,
+        model="ldm-portraits",
+        device=None,
+        decoding: str | None = None,
+        batch_size: int = 32,  # see `LatentEditor`
+        steps: int = 12,
+        guidance: float = 1.5,  # under the target caption; 1: off
+        source_guidance: float | None = None,  # under the source's; None: the same
+        averages: int = 1,  # noises for each step
+        seed: int = 0,
+        **opening,
+    ):  # of `LatentEditor`
         super().__init__(model, device, decoding, batch_size, **opening)
-        if averages < 1: raise EditError(f"{self.name}: averages must be 1 or more, not {averages}.")
-        self.steps, self.guidance, self.source_guidance, self.averages, self.seed = steps, guidance, source_guidance, averages, seed
+        if averages < 1:
+            raise EditError(f"{self.name}: averages must be 1 or more, not {averages}.")
+        self.steps, self.guidance, self.source_guidance, self.averages, self.seed = (
+            steps,
+            guidance,
+            source_guidance,
+            averages,
+            seed,
+        )
 
     passes = property(lambda self: self.averages)
 
     def change(self, z, source, target, strength):
         p, generator = self.pipeline, torch.Generator().manual_seed(self.seed)
-        models = p.denoiser(source, self.guidance if self.source_guidance is None else self.source_guidance), p.denoiser(target, self.guidance)
+        models = (
+            p.denoiser(source, self.guidance if self.source_guidance is None else self.source_guidance),
+            p.denoiser(target, self.guidance),
+        )
         return flow_edit(*models, z, self.steps, p.process, p.prediction, generator, strength, averages=self.averages)

@@ -19,17 +19,28 @@ from ..unet import UNet2DConditionModel
 # InstructPix2Pix (Brooks et al. 2023), eq. 3
 class InstructGuided:
     "model(x, t) for the samplers, under a source image and a wish."
-    def __init__(self,
-                 unet, # unet(x, t, context): reads x and the source's latents, one after the other in the channels
-                 source: Tensor, # latents of the source, (B, c, h, w)
-                 wishes: tuple[Tensor, Tensor], # states (B, T, D) and mask (B, T)
-                 empty: tuple[Tensor, Tensor], # those of the empty wish, (1, T, D) and (1, T)
-                 guidance: float = 1.0, # s_T
-                 image_guidance: float = 1.0): # s_I
+
+    def __init__(
+        self,
+        unet,  # unet(x, t, context): reads x and the source's latents, one after the other in the channels
+        source: Tensor,  # latents of the source, (B, c, h, w)
+        wishes: tuple[Tensor, Tensor],  # states (B, T, D) and mask (B, T)
+        empty: tuple[Tensor, Tensor],  # those of the empty wish, (1, T, D) and (1, T)
+        guidance: float = 1.0,  # s_T
+        image_guidance: float = 1.0,
+    ):  # s_I
         blank, none = torch.zeros_like(source), tuple(part.expand(len(source), *part.shape[1:]) for part in empty)
-        calls = [(1 - image_guidance, blank, none), (image_guidance - guidance, source, none), (guidance, source, wishes)]
+        calls = [
+            (1 - image_guidance, blank, none),
+            (image_guidance - guidance, source, none),
+            (guidance, source, wishes),
+        ]
         calls = [call for call in calls if abs(call[0]) > 1e-6]
-        self.unet, self.weights, self.images = unet, [weight for weight, _, _ in calls], torch.cat([image for _, image, _ in calls])
+        self.unet, self.weights, self.images = (
+            unet,
+            [weight for weight, _, _ in calls],
+            torch.cat([image for _, image, _ in calls]),
+        )
         self.args = (unet.project_context(*(torch.cat(parts) for parts in zip(*(texts for _, _, texts in calls)))),)
 
     def rows(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +52,8 @@ class InstructGuided:
         "See `Guided.finish`"
         return sum(weight * one for weight, one in zip(self.weights, out.chunk(len(self.weights))))
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor: return self.finish(self.unet(*self.rows(x, t), *self.args))
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.finish(self.unet(*self.rows(x, t), *self.args))
 
 # %% ../../../nbs/ldm/editors/instruct.ipynb #b1459394
 class InstructPix2Pix(LatentDiffusion):
@@ -86,7 +98,8 @@ class InstructPix2Pix(LatentDiffusion):
 
     def save(self, *given, **named):
         "See `LatentDiffusion.save`; ValueError for weights from elsewhere."
-        if self.unscaled: raise ValueError("Published weights are not saved; their own file or folder opens them.")
+        if self.unscaled:
+            raise ValueError("Published weights are not saved; their own file or folder opens them.")
         return super().save(*given, **named)
 
 
@@ -96,7 +109,9 @@ def random_instruct(
 ) -> InstructPix2Pix:
     "A very small model with random weights, for tests and shapes."
     p = random_pipeline(seed, size)
-    unet = UNet2DConditionModel.from_config(dict(p.unet.config) | {"in_channels": 2 * p.unet.config["in_channels"]}).requires_grad_(False)
+    unet = UNet2DConditionModel.from_config(
+        dict(p.unet.config) | {"in_channels": 2 * p.unet.config["in_channels"]}
+    ).requires_grad_(False)
     return InstructPix2Pix(p.autoencoder, p.text_encoder, unet, size=size, device="cpu")
 
 # %% ../../../nbs/ldm/editors/instruct.ipynb #a9ecaafb
@@ -107,12 +122,18 @@ class InstructEditor(LatentEditor):
     decodings = ("paired", "residual", "plain")
     model_class = InstructPix2Pix
 
-    def __init__(self, model="instruct-portraits", device=None, decoding: str | None = None, batch_size: int = 32,  # see `LatentEditor`
-                 steps: int = 12,
-                 guidance: float | None = None,  # s_T at strength 1; None: 2, or 15 of published weights
-                 image_guidance: float | None = None,  # s_I; more: nearer to the source; None: 1, or 1.5 of those
-                 seed: int = 0,
-                 **opening):  # of `LatentEditor`
+    def __init__(
+        self,
+        model="instruct-portraits",
+        device=None,
+        decoding: str | None = None,
+        batch_size: int = 32,  # see `LatentEditor`
+        steps: int = 12,
+        guidance: float | None = None,  # s_T at strength 1; None: 2, or 15 of published weights
+        image_guidance: float | None = None,  # s_I; more: nearer to the source; None: 1, or 1.5 of those
+        seed: int = 0,
+        **opening,
+    ):  # of `LatentEditor`
         super().__init__(model, device, decoding, batch_size, **opening)
         usual = (15.0, 1.5) if self.pipeline.unscaled else (2.0, 1.0)
         self.guidance = usual[0] if guidance is None else guidance
@@ -120,7 +141,8 @@ class InstructEditor(LatentEditor):
         self.steps, self.seed = steps, seed
 
     def change(self, z, source, target, strength):
-        if strength == 0: return self.reference(z, source, strength)
+        if strength == 0:
+            return self.reference(z, source, strength)
         return self._follow(z, [*map(self.wish, source, target)], strength * self.guidance)
 
     def wish(self, source: str, target: str) -> str:

@@ -9,35 +9,43 @@ __all__ = ['InstructTask', 'fit', 'train_instruct', 'show_pairs']
 import numpy as np
 import torch
 
-from ...training.checkpoints import learned
-from ...clip.model import CLIP
+from ...base.files import sha256
 from ...base.images import pick_device, seed_everything, sheet, to_float
+from ...base.runs import Run
+from ...base.weights import model_card, resolve
+from ...clip.model import CLIP
 from ...data import portraits
 from ...data.batches import Batches, cached
 from ...data.captions import known_tags
 from ...data.loading import content_sha256
 from ...data.pairs import load_pairs
-from ...training.feeding import shared_rows
-from ...base.files import sha256
-from ..instruct_config import InstructConfig
 from ..autoencoder import AutoencoderKL
 from ..diffusion import diffusion_loss
 from .instruct import InstructEditor, InstructPix2Pix
+from ..instruct_config import InstructConfig
 from ..pipeline import make_process
 from ..precompute import encode_all, frozen, read_all
 from ..train import LDMTask, build_unet, fixed_fields, held_out_loss, process_config, show_edits
-from ...base.runs import Run
+from ...training.checkpoints import learned
+from ...training.feeding import shared_rows
 from ...training.loop import train
-from ...base.weights import model_card, resolve
 
 # %% ../../../nbs/ldm/editors/instruct_train.ipynb #345197ea
 # InstructPix2Pix (Brooks et al. 2023), eq. 2, with the source as answer to the empty wish
 class InstructTask(LDMTask):
     "Batches hold `source`, `target`, and and `states` with `length`, or `caption`."
 
-    def __init__(self, unet, text_encoder: CLIP, process, prediction: str = "flow", caption_dropout: float = 0.1, optimizer: str = "muon",
-                 image_dropout: float = 0.05, # share of sources that are replaced by zeros, 0..1
-                 masked: bool = True): # False: the UNet sees a wish's padding
+    def __init__(
+        self,
+        unet,
+        text_encoder: CLIP,
+        process,
+        prediction: str = "flow",
+        caption_dropout: float = 0.1,
+        optimizer: str = "muon",
+        image_dropout: float = 0.05,  # share of sources that are replaced by zeros, 0..1
+        masked: bool = True,
+    ):  # False: the UNet sees a wish's padding
         super().__init__(unet, text_encoder, process, prediction, caption_dropout, optimizer, masked=masked)
         self.image_dropout = image_dropout
 
@@ -45,7 +53,9 @@ class InstructTask(LDMTask):
         source, target = batch["source"], batch["target"]
         states, mask, gone = self.context(batch, source.device)
         target = torch.where(gone[:, None, None, None], source, target)
-        source = source * (shared_rows(lambda n: torch.rand(n, 1, 1, 1, device=source.device), len(source)) >= self.image_dropout)
+        source = source * (
+            shared_rows(lambda n: torch.rand(n, 1, 1, 1, device=source.device), len(source)) >= self.image_dropout
+        )
         model = lambda x, t: self.model(torch.cat([x, source], 1), t, states, mask)
         return diffusion_loss(model, target, self.process, self.prediction, **self.draws(target)), {}
 
@@ -59,12 +69,28 @@ def fit(
         portraits.check_tag(tag)
     device = pick_device(config.device)
     pipeline, held_out = train_instruct(config, run, device)
-    save = lambda: pipeline.save(run.path / "model", config.autoencoder, config.text_encoder, model_card(
-        "InstructPix2Pix on portraits" if config.data == "portraits" else "InstructPix2Pix", pipeline.unet.config, run.record,
-        "A UNet that reads a source image's latents and a wish.", f"{config.images} pairs from {config.data}."), run.record)
+    save = lambda: pipeline.save(
+        run.path / "model",
+        config.autoencoder,
+        config.text_encoder,
+        model_card(
+            "InstructPix2Pix on portraits" if config.data == "portraits" else "InstructPix2Pix",
+            pipeline.unet.config,
+            run.record,
+            "A UNet that reads a source image's latents and a wish.",
+            f"{config.images} pairs from {config.data}.",
+        ),
+        run.record,
+    )
     save()
-    editor = InstructEditor(pipeline, decoding=config.decoding, steps=config.sampler_steps, guidance=config.guidance, seed=config.seed)
-    pictures = {"edits": show_edits(config, run, editor)} if config.data == "portraits" else show_pairs(config, run, editor, *held_out)
+    editor = InstructEditor(
+        pipeline, decoding=config.decoding, steps=config.sampler_steps, guidance=config.guidance, seed=config.seed
+    )
+    pictures = (
+        {"edits": show_edits(config, run, editor)}
+        if config.data == "portraits"
+        else show_pairs(config, run, editor, *held_out)
+    )
     run.artifact(save() / "model.safetensors")  # again: now its card has the scores
     return {"pipeline": pipeline, **pictures}
 
@@ -79,8 +105,14 @@ def train_instruct(config, run, device):
     autoencoder = AutoencoderKL.load(config.autoencoder).to(device)
     text_encoder = CLIP.load(config.text_encoder, device)
     weights = sha256(next(resolve(config.autoencoder).glob("*.safetensors")))
-    source, target = (cached("latents", {"images": content_sha256(some), "weights": weights}, lambda: {"z": encode_all(autoencoder, some, device)})["z"]
-                      for some in (images, edited))
+    source, target = (
+        cached(
+            "latents",
+            {"images": content_sha256(some), "weights": weights},
+            lambda: {"z": encode_all(autoencoder, some, device)},
+        )["z"]
+        for some in (images, edited)
+    )
     known = learned(config.resume_from)
     mean, std = source.mean((0, 2, 3), keepdim=True), source.std((0, 2, 3), keepdim=True)
     if known:
@@ -90,17 +122,31 @@ def train_instruct(config, run, device):
         source, target, wishes = torch.cat([source, target]), torch.cat([target, source]), [*wishes, *back]
     states, lengths = read_all(text_encoder, wishes, masked=config.masked)
     columns = {"source": source.numpy(), "target": target.numpy(), "states": states.numpy(), "length": lengths.numpy()}
-    print(f"{len(images)} pairs, {len(wishes)} wishes of at most {int(lengths.max())} tokens, latents {tuple(source.shape[1:])}", flush=True)
+    print(
+        f"{len(images)} pairs, {len(wishes)} wishes of at most {int(lengths.max())} tokens, latents {tuple(source.shape[1:])}",
+        flush=True,
+    )
 
     seed_everything(config.seed)
     unet = build_unet(config, source.shape[1], text_encoder.width, source.shape[-1], InstructPix2Pix.reads)
     if device.type == "cuda":  # on a CPU the plain layout is faster (ldm.unet)
         unet.to(memory_format=torch.channels_last)
     process, mean, std = process_config(config), mean.flatten().tolist(), std.flatten().tolist()
-    task = InstructTask(unet, text_encoder, make_process(**process), config.prediction, config.caption_dropout, config.optimizer, config.image_dropout, config.masked)
+    task = InstructTask(
+        unet,
+        text_encoder,
+        make_process(**process),
+        config.prediction,
+        config.caption_dropout,
+        config.optimizer,
+        config.image_dropout,
+        config.masked,
+    )
     content = [content_sha256(images, wishes), content_sha256(edited)]
-    run.note(parameters={"unet": sum(p.numel() for p in unet.parameters())},
-             data={"rows": len(images), "wishes": len(wishes), "sha256": content, "latents": list(source.shape[1:])})
+    run.note(
+        parameters={"unet": sum(p.numel() for p in unet.parameters())},
+        data={"rows": len(images), "wishes": len(wishes), "sha256": content, "latents": list(source.shape[1:])},
+    )
     tags = [tag for tag in known_tags([text.split(", ") for text in wishes]) if not tag.startswith("no ")]
     task.learned = {"mean": mean, "std": std, "tags": list(dict.fromkeys([*known.get("tags", []), *tags]))}
     task.facts = {"data": [digest[:12] for digest in content]}
@@ -110,10 +156,17 @@ def train_instruct(config, run, device):
     run.checkpoint(done.checkpoint)
     if held_out[2]:
         encoded = [(encode_all(autoencoder, some, device) - source_mean) / source_std for some in held_out[:2]]
-        columns = dict(zip(("source", "target", "states", "length"), (*encoded, *read_all(text_encoder, held_out[2], masked=config.masked))))
+        columns = dict(
+            zip(
+                ("source", "target", "states", "length"),
+                (*encoded, *read_all(text_encoder, held_out[2], masked=config.masked)),
+            )
+        )
         run.metric("held-out loss", held_out_loss(task, done.ema, columns), n=len(held_out[2]))
     tags = task.learned["tags"]
-    model = InstructPix2Pix(autoencoder, text_encoder, done.ema, mean, std, config.size, process, device, tags, config.masked)
+    model = InstructPix2Pix(
+        autoencoder, text_encoder, done.ema, mean, std, config.size, process, device, tags, config.masked
+    )
     return model, held_out
 
 # %% ../../../nbs/ldm/editors/instruct_train.ipynb #1bb5788a
@@ -126,14 +179,24 @@ def show_pairs(
     wishes: list[str],
 ) -> dict:  # edits (3 n, 3, H, W): sources, results and answers of the first pairs; {} where no pair was held out
     "Puts edits of held-out pairs into the run, and how much of the error of leaving the source as it is they remove."
-    if not wishes: return {}
+    if not wishes:
+        return {}
     source, exact = to_float(images), to_float(edited)
     made = editor.edit(source, [""] * len(wishes), wishes, config.edit_strength).cpu()
     error = lambda x: (x.clamp(-1, 1) - exact).square().flatten(1).mean(1)
     changed = error(source) > 0
-    if changed.any(): run.metric("skill", (1 - error(made) / error(source))[changed].mean().item(), n=int(changed.sum()), strength=config.edit_strength)
+    if changed.any():
+        run.metric(
+            "skill",
+            (1 - error(made) / error(source))[changed].mean().item(),
+            n=int(changed.sum()),
+            strength=config.edit_strength,
+        )
     n = min(len(wishes), config.edit_images)
     rows = {"source": source[:n], "result": made[:n], "exact answer": exact[:n]}
-    run.figure("edits", sheet(rows, [str(i + 1) for i in range(n)], max(64, min(config.size, 128))), "held-out pairs; "
-               + "; ".join(f"{i + 1}: {wish}" for i, wish in enumerate(wishes[:n])))
+    run.figure(
+        "edits",
+        sheet(rows, [str(i + 1) for i in range(n)], max(64, min(config.size, 128))),
+        "held-out pairs; " + "; ".join(f"{i + 1}: {wish}" for i, wish in enumerate(wishes[:n])),
+    )
     return {"edits": torch.cat(list(rows.values()))}

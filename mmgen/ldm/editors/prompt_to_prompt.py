@@ -11,36 +11,39 @@ import re
 from typing import Callable
 
 import torch
-from torch import Tensor
 import torch.nn.functional as F
+from torch import Tensor
 
 from ...clip.model import CLIP
-from ...editing.editor import EditError
+from ...editing.registry import EditError
 from ..attention import attend
 from .ddim_inversion import DDIMInversion
 from ..samplers import Guided
 
 # %% ../../../nbs/ldm/editors/prompt_to_prompt.ipynb #0b27acf1
-def token_names(text: str, # a caption
-                tokenizer, # of transformers
-                limit: int = 77 # tokens that the text encoder reads
-                ) -> list[tuple[str, int]]: # one for each token, start and end included
+def token_names(
+    text: str,  # a caption
+    tokenizer,  # of transformers
+    limit: int = 77,  # tokens that the text encoder reads
+) -> list[tuple[str, int]]:  # one for each token, start and end included
     "The tag that each token belongs to, and its place in the tag"
     spans = tokenizer(text, truncation=True, max_length=limit, return_offsets_mapping=True)["offset_mapping"][1:-1]
     tags, which = [tag.strip().lower() for tag in text.split(",")], [text.count(",", 0, begin) for begin, _ in spans]
     return [("start", -1), *((tags[i], which[:n].count(i)) for n, i in enumerate(which)), ("end", -1)]
 
-def token_words(text: str, tokenizer, limit: int = 77) -> list[tuple[str, int] | None]: # one for each token
+
+def token_words(text: str, tokenizer, limit: int = 77) -> list[tuple[str, int] | None]:  # one for each token
     "The word that each token belongs to, and where in it the token begins; None for start, end and punctuation"
     spans = tokenizer(text, truncation=True, max_length=limit, return_offsets_mapping=True)["offset_mapping"][1:-1]
     at = {i: (word[0].lower(), i - word.start()) for word in re.finditer(r"\w+", text) for i in range(*word.span())}
     return [None, *(at.get(begin) for begin, _ in spans), None]
 
+
 # Needleman & Wunsch 1970
-def align(source: list, target: list) -> list[tuple[int, int]]: # (place in source, place in target)
+def align(source: list, target: list) -> list[tuple[int, int]]:  # (place in source, place in target)
     "The longest pairing of equal items that keeps their order"
     n, m = len(source), len(target)
-    best = [[0] * (m + 1) for _ in range(n + 1)] # equal items in source[i:] and target[j:]
+    best = [[0] * (m + 1) for _ in range(n + 1)]  # equal items in source[i:] and target[j:]
     for i in reversed(range(n)):
         for j in reversed(range(m)):
             best[i][j] = best[i + 1][j + 1] + 1 if source[i] == target[j] else max(best[i + 1][j], best[i][j + 1])
@@ -49,12 +52,18 @@ def align(source: list, target: list) -> list[tuple[int, int]]: # (place in sour
         if source[i] == target[j]:
             pairs.append((i, j))
             i, j = i + 1, j + 1
-        elif best[i + 1][j] >= best[i][j + 1]: i += 1
-        else: j += 1
+        elif best[i + 1][j] >= best[i][j + 1]:
+            i += 1
+        else:
+            j += 1
     return pairs
 
-def aligned(source: list[str], target: list[str], # B captions each
-            clip: CLIP) -> Tensor: # (B, T) integers
+
+def aligned(
+    source: list[str],
+    target: list[str],  # B captions each
+    clip: CLIP,
+) -> Tensor:  # (B, T) integers
     "For each token of the target its place in the source's caption; -1 where that has no such token"
     rows = []
     for texts in zip(source, target):
@@ -62,23 +71,30 @@ def aligned(source: list[str], target: list[str], # B captions each
         words = [token_words(text, clip.tokenizer, clip.length) for text in texts]
         place = {name: i for i, name in enumerate(before)}
         row = [place.get(name, -1) for name in after]
-        left = [[i for i, name in enumerate(names) if name not in others and found[i]]
-                for names, others, found in ((before, after, words[0]), (after, before, words[1]))]
+        left = [
+            [i for i, name in enumerate(names) if name not in others and found[i]]
+            for names, others, found in ((before, after, words[0]), (after, before, words[1]))
+        ]
         pairs = align(*([found[k] for k in places] for found, places in zip(words, left)))
-        for i, j in pairs: row[left[1][j]] = left[0][i]
+        for i, j in pairs:
+            row[left[1][j]] = left[0][i]
         rows.append(row)
     longest = max(map(len, rows))
     return torch.tensor([row + [-1] * (longest - len(row)) for row in rows])
 
 # %% ../../../nbs/ldm/editors/prompt_to_prompt.ipynb #0ea88cde
-def attention_map(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor: # arguments of `attend`; (B, heads, N, T)
+def attention_map(
+    q: Tensor, k: Tensor, bias: Tensor | None = None
+) -> Tensor:  # arguments of `attend`; (B, heads, N, T)
     "How much each query attends to each token; sums to 1 over the tokens"
-    scores = q @ k.transpose(-1, -2) / q.shape[-1]**0.5
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
     return (scores if bias is None else scores + bias).softmax(-1)
+
 
 class SharedMaps:
     "Keeps the cross-attention maps of one pass of a network, and puts them into the next pass"
-    def __init__(self, partners: Tensor): # (B, T), of `aligned`
+
+    def __init__(self, partners: Tensor):  # (B, T), of `aligned`
         self.partners, self.maps = partners, []
 
     def keep(self, q, k, v, bias=None):
@@ -95,9 +111,11 @@ class SharedMaps:
         mixed = torch.where(partners >= 0, source.gather(-1, partners.clamp(min=0).expand_as(own)), own)
         return torch.cat([attend(q, k, v, bias)[:-n], mixed @ v[-n:]])
 
-def attending(model: Guided,
-              how: Callable # in place of `attend`
-              ) -> Guided:
+
+def attending(
+    model: Guided,
+    how: Callable,  # in place of `attend`
+) -> Guided:
     "A copy of the model whose cross-attention is another function"
     (text,), changed = model.args, copy.copy(model)
     changed.args = (text._replace(pairs=[(k, v, how) for k, v in text.pairs]),)
@@ -107,21 +125,30 @@ def attending(model: Guided,
 # Hertz et al. 2023, algorithm 1, on the inversion of Ju et al. 2024
 class PromptToPrompt(DDIMInversion):
     "DDIM inversion whose target branch takes the source branch's cross-attention maps for the tokens that the captions share."
+
     name, strength = "prompt-to-prompt", 0.9
 
-    def __init__(self, model="ldm-portraits", device=None,
-                 share: float = 0.4, # of the steps, 0 … 1
-                 **options # of `DDIMInversion`
-                 ):
+    def __init__(
+        self,
+        model="ldm-portraits",
+        device=None,
+        share: float = 0.4,  # of the steps, 0 … 1
+        **options,  # of `DDIMInversion`
+    ):
         super().__init__(model, device, **options)
-        if not 0 <= share <= 1: raise EditError(f"{self.name}: share is a share of the steps, from 0 to 1, not {share}.")
+        if not 0 <= share <= 1:
+            raise EditError(f"{self.name}: share is a share of the steps, from 0 to 1, not {share}.")
         self.share = share
 
     @property
-    def passes(self): return self.iterations + 1 + round(self.share * self.steps) / self.steps # while maps are shared, one caption after the other
+    def passes(self):
+        return (
+            self.iterations + 1 + round(self.share * self.steps) / self.steps
+        )  # while maps are shared, one caption after the other
 
     def models(self, source, target, steps):
         plain, first = super().models(source, target, steps), round(self.share * steps)
-        if not first: return plain
+        if not first:
+            return plain
         maps = SharedMaps(aligned(source, target, self.clip).to(self.device))
         return [tuple(map(attending, plain[0], (maps.keep, maps.use)))] * first + plain[first:]

@@ -6,7 +6,8 @@
 __all__ = ['LatentEditor', 'Reconstruction', 'SDEdit']
 
 # %% ../../../nbs/ldm/editors/sdedit.ipynb #c3f6bce2
-from ...editing.editor import CodeEditor, EditError
+from ...editing.editor import CodeEditor
+from ...editing.registry import EditError
 from ..pipeline import LatentDiffusion
 
 # %% ../../../nbs/ldm/editors/sdedit.ipynb #09c9ba46
@@ -32,14 +33,17 @@ class LatentEditor(CodeEditor):
         if isinstance(model, LatentDiffusion):
             if model.reads != self.model_class.reads:
                 raise EditError(f"{self.name} needs a {self.model_class.__name__}, not a {type(model).__name__}.")
-            if given: raise EditError(f"{self.name}: an open model takes no {' and no '.join(given)}.")
+            if given:
+                raise EditError(f"{self.name}: an open model takes no {' and no '.join(given)}.")
         self.pipeline = model if isinstance(model, LatentDiffusion) else self.model_class.load(model, device, **given)
 
     size = property(lambda self: self.pipeline.size)
     device = property(lambda self: self.pipeline.device)
     clip = property(lambda self: self.pipeline.text_encoder)
     tags = property(lambda self: self.pipeline.tags)
-    passes = property(lambda self: 2 if self.decoding == "paired" else 1)  # the edit and, where it is paired, the reference
+    passes = property(
+        lambda self: 2 if self.decoding == "paired" else 1
+    )  # the edit and, where it is paired, the reference
 
     def to_precision(self, precision):
         "See `LatentDiffusion.to_precision`."
@@ -84,11 +88,15 @@ class SDEdit(LatentEditor):
         self.steps, self.guidance, self.method, self.seed = steps, guidance, method, seed
 
     @property
-    def passes(self): return 2 if self.decoding == "paired" and self.method == "ddpm" else 1
+    def passes(self):
+        return 2 if self.decoding == "paired" and self.method == "ddpm" else 1
 
     def change(self, z, source, target, strength):
         return self.pipeline.renoise(z, target, strength, self.steps, self.guidance, self.method, self.seed)
 
     def pair(self, z, source, target, strength):
-        if self.decoding != "paired": return z, self.change(z, source, target, strength)
-        return self.pipeline.renoise(z, target, strength, self.steps, self.guidance, self.method, self.seed, beside=source)
+        if self.decoding != "paired":
+            return z, self.change(z, source, target, strength)
+        return self.pipeline.renoise(
+            z, target, strength, self.steps, self.guidance, self.method, self.seed, beside=source
+        )

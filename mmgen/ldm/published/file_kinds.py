@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'kind_of', 'check_channels', 'check_kind']
 import re
 from collections.abc import Mapping
 
-from ...base.weights import WeightsError
+from ...base.schema import WeightsError
 
 # %% ../../../nbs/ldm/published/file_kinds.ipynb #0b32a007
 _WORD = "a textual inversion, a new word for a text encoder and no model", "diffusers' load_textual_inversion reads it"

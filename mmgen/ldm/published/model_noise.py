@@ -11,19 +11,32 @@ from pathlib import Path
 
 import torch
 
+from ...base.schema import WeightsError
 from ..diffusion import make_schedule
-from ...base.weights import WeightsError
 
 # %% ../../../nbs/ldm/published/model_noise.ipynb #0b32c007
 # the words of diffusers, of notes in files and of mmgen → ours
 PREDICTION_TYPES = {"epsilon": "eps", "eps": "eps", "v_prediction": "v", "v": "v"}
 _SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}  # diffusers' → ours
-_FIELDS = {"noise_schedule": "beta_schedule", "timesteps": "num_train_timesteps", "beta_start": "beta_start",
-           "beta_end": "beta_end"}  # ours → diffusers'
-_WARPS = ("use_dynamic_shifting", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
-          "invert_sigmas", "stochastic_sampling")
-_NO_DATA = ("no data is left at its last noise level (zero SNR), so a prediction of ε says nothing there; "
-            "prediction_type v_prediction was expected")
+_FIELDS = {
+    "noise_schedule": "beta_schedule",
+    "timesteps": "num_train_timesteps",
+    "beta_start": "beta_start",
+    "beta_end": "beta_end",
+}  # ours → diffusers'
+_WARPS = (
+    "use_dynamic_shifting",
+    "shift_terminal",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "stochastic_sampling",
+)
+_NO_DATA = (
+    "no data is left at its last noise level (zero SNR), so a prediction of ε says nothing there; "
+    "prediction_type v_prediction was expected"
+)
 
 
 def _prediction(word, where):
@@ -39,6 +52,7 @@ def process_of(
     prediction_type: str | None = None,  # None: what the fields say
 ) -> dict:  # arguments of `make_process`
     "The noising process of a folder of diffusers; WeightsError for a field that cannot be honoured."
+
     def wrong(field):
         named = f"{field}={fields[field]!r} in scheduler/scheduler_config.json"
         return WeightsError(f"{where} has {named}, which is not supported.")
@@ -46,22 +60,26 @@ def process_of(
     kind = str(fields.get("_class_name", ""))
     shift = "shift" if kind.startswith("FlowMatch") else "flow_shift" if fields.get("use_flow_sigmas") else None
     if shift:  # a flow-matching scheduler, or a solver that takes its noise levels
-        if warps := [field for field in _WARPS if fields.get(field)]: raise wrong(warps[0])
+        if warps := [field for field in _WARPS if fields.get(field)]:
+            raise wrong(warps[0])
         times = fields.get("num_train_timesteps", 1000)
         return {"prediction": "flow", "timesteps": times, "shift": fields.get(shift, 1.0)}
     if missing := [field for field in _FIELDS.values() if field not in fields]:
         raise WeightsError(f"scheduler/scheduler_config.json of {where} lacks {', '.join(missing)}.")
     for field in ("trained_betas", "thresholding"):
-        if fields.get(field): raise wrong(field)
+        if fields.get(field):
+            raise wrong(field)
     spacing = "leading" if kind.startswith(("DDPM", "DDIM", "PNDM")) else "linspace"  # where the field is absent
     spacing = fields.get("timestep_spacing", spacing)
     for field, known in (("beta_schedule", _SCHEDULES), ("timestep_spacing", ("leading", "trailing", "linspace"))):
-        if fields.get(field, spacing) not in known: raise wrong(field)
+        if fields.get(field, spacing) not in known:
+            raise wrong(field)
     said = prediction_type or fields.get("prediction_type", "epsilon")
     process = {"prediction": _prediction(said, f"The UNet of {where}")}
     process |= {ours: fields[name] for ours, name in _FIELDS.items()}
     process["noise_schedule"] = _SCHEDULES[fields["beta_schedule"]]
-    if spacing != "trailing": process |= {"spacing": spacing, "offset": fields.get("steps_offset", 0)}
+    if spacing != "trailing":
+        process |= {"spacing": spacing, "offset": fields.get("steps_offset", 0)}
     if fields.get("clip_sample", kind.startswith(("DDPM", "DDIM"))):
         process["clip"] = fields.get("clip_sample_range", 1.0)
     if fields.get("rescale_betas_zero_snr"):
@@ -99,17 +117,21 @@ def process_in_file(
     "The noising process of a single file; WeightsError where it is unknown."
     said = prediction_type or notes.get("modelspec.prediction_type")
     said = said or _of_architecture(notes.get("modelspec.architecture", "")) or _beside(path)
-    if said is None and {"ztsnr", "v_pred"} & state.keys(): said = "v"
+    if said is None and {"ztsnr", "v_pred"} & state.keys():
+        said = "v"
     if said is None and second:
         raise WeightsError(
             f"{path.name} holds Stable Diffusion 2.x and does not say what its UNet predicts: give "
-            'prediction_type="epsilon" (2.0 and 2.1 base, 512 pixels) or "v_prediction" (2.0 and 2.1 of 768 pixels).')
+            'prediction_type="epsilon" (2.0 and 2.1 base, 512 pixels) or "v_prediction" (2.0 and 2.1 of 768 pixels).'
+        )
     prediction = {"prediction": _prediction(said or "eps", f"The UNet of {path.name}")}
     process = {"noise_schedule": "scaled_linear", "timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012}
     if "ztsnr" in state:
-        if prediction["prediction"] == "eps": raise WeightsError(f"{path.name} has the marker ztsnr: {_NO_DATA}.")
+        if prediction["prediction"] == "eps":
+            raise WeightsError(f"{path.name} has the marker ztsnr: {_NO_DATA}.")
         return prediction | process | {"zero_snr": True, "spacing": "trailing"}
-    if "betas" in state and not _has(state["betas"], process): process = betas_of(state["betas"], path.name)
+    if "betas" in state and not _has(state["betas"], process):
+        process = betas_of(state["betas"], path.name)
     return prediction | process | {"spacing": "leading", "offset": 1}  # as the original code samples
 
 

@@ -11,9 +11,14 @@ import re
 import torch
 
 # %% ../../../nbs/ldm/published/names.ipynb #b2efcae6
-PARTS = {"unet": ("model.diffusion_model.", r"input_blocks\.\d"), "autoencoder": ("first_stage_model.", r"(encoder\.down\.\d|decoder\.up\.\d)"),
-         "text_encoder": ("cond_stage_model.",
-                      r"(transformer\.(text_model|embeddings|encoder|attn_layers)|model\.transformer\.resblocks)\.")}
+PARTS = {
+    "unet": ("model.diffusion_model.", r"input_blocks\.\d"),
+    "autoencoder": ("first_stage_model.", r"(encoder\.down\.\d|decoder\.up\.\d)"),
+    "text_encoder": (
+        "cond_stage_model.",
+        r"(transformer\.(text_model|embeddings|encoder|attn_layers)|model\.transformer\.resblocks)\.",
+    ),
+}
 
 
 def part_of(
@@ -28,15 +33,29 @@ def part_of(
 
 def _rename(key, rules):
     "The key after each rule whose pattern it has."
-    for pattern, new in rules: key = re.sub(pattern, new, key)
+    for pattern, new in rules:
+        key = re.sub(pattern, new, key)
     return key
 
 # %% ../../../nbs/ldm/published/names.ipynb #fa2e47fa
-_RESNET = [(r"\bin_layers\.0\.", "norm1."), (r"\bin_layers\.2\.", "conv1."), (r"\bemb_layers\.1\.", "time_emb_proj."), (r"\bout_layers\.0\.", "norm2."),
-           (r"\bout_layers\.3\.", "conv2."), (r"\bskip_connection\.", "conv_shortcut.")]
-_AROUND = [(r"^time_embed\.0\.", "time_embedding.linear_1."), (r"^time_embed\.2\.", "time_embedding.linear_2."), (r"^input_blocks\.0\.0\.", "conv_in."),
-           (r"^out\.0\.", "conv_norm_out."), (r"^out\.2\.", "conv_out."), (r"^middle_block\.0\.", "mid_block.resnets.0."), (r"^middle_block\.1\.", "mid_block.attentions.0."),
-           (r"^middle_block\.2\.", "mid_block.resnets.1.")]
+_RESNET = [
+    (r"\bin_layers\.0\.", "norm1."),
+    (r"\bin_layers\.2\.", "conv1."),
+    (r"\bemb_layers\.1\.", "time_emb_proj."),
+    (r"\bout_layers\.0\.", "norm2."),
+    (r"\bout_layers\.3\.", "conv2."),
+    (r"\bskip_connection\.", "conv_shortcut."),
+]
+_AROUND = [
+    (r"^time_embed\.0\.", "time_embedding.linear_1."),
+    (r"^time_embed\.2\.", "time_embedding.linear_2."),
+    (r"^input_blocks\.0\.0\.", "conv_in."),
+    (r"^out\.0\.", "conv_norm_out."),
+    (r"^out\.2\.", "conv_out."),
+    (r"^middle_block\.0\.", "mid_block.resnets.0."),
+    (r"^middle_block\.1\.", "mid_block.attentions.0."),
+    (r"^middle_block\.2\.", "mid_block.resnets.1."),
+]
 
 
 def rename_unet(
@@ -51,12 +70,17 @@ def rename_unet(
         way, number, part, rest = re.fullmatch(r"(input|output)_blocks\.(\d+)\.(\d)\.(.+)", key).groups()
         i, j = divmod(int(number) - (way == "input"), layers + 1)
         where = f"{'down' if way == 'input' else 'up'}_blocks.{i}"
-        if way == "input" and j == layers: return f"{where}.downsamplers.0.{re.sub('^op', 'conv', rest)}"
-        if part != "0" and re.match("conv|(in|emb|out)_layers", rest): return f"{where}.upsamplers.0.{rest}"
+        if way == "input" and j == layers:
+            return f"{where}.downsamplers.0.{re.sub('^op', 'conv', rest)}"
+        if part != "0" and re.match("conv|(in|emb|out)_layers", rest):
+            return f"{where}.upsamplers.0.{rest}"
         return f"{where}.{'resnets' if part == '0' else 'attentions'}.{j}.{rest}"
 
     around = {key: _rename(key, _AROUND) for key in state}
-    return {_rename(level(key) if new == key and "put_blocks." in key else new, _RESNET): state[key] for key, new in around.items()}
+    return {
+        _rename(level(key) if new == key and "put_blocks." in key else new, _RESNET): state[key]
+        for key, new in around.items()
+    }
 
 # %% ../../../nbs/ldm/published/names.ipynb #48a0a124
 def averaged(
@@ -75,18 +99,36 @@ def split_attention(
     "Query, key and value of its attention apart; they come as one matrix, head by head."
     names, found = {"norm": "group_norm", "proj_out": "to_out.0"}, {}
     for key, value in state.items():
-        where, part, kind = key.rsplit(".", 2) if re.search(r"attentions\.\d+\.(norm|qkv|proj_out)\.", key) else (key, "", "")
+        where, part, kind = (
+            key.rsplit(".", 2) if re.search(r"attentions\.\d+\.(norm|qkv|proj_out)\.", key) else (key, "", "")
+        )
         value = value[..., 0] if part and value.ndim == 3 else value
-        if part != "qkv": found[f"{where}.{names[part]}.{kind}" if part else key] = value
-        elif len(value) % (3 * (number := heads or len(value) // 96)): raise ValueError(f"{where}: {len(value) // 3} channels cannot be split in {number} heads.")
-        else: found |= {f"{where}.to_{q}.{kind}": each.flatten(0, 1) for q, each in zip("qkv", value.unflatten(0, (number, 3, -1)).unbind(1))}
+        if part != "qkv":
+            found[f"{where}.{names[part]}.{kind}" if part else key] = value
+        elif len(value) % (3 * (number := heads or len(value) // 96)):
+            raise ValueError(f"{where}: {len(value) // 3} channels cannot be split in {number} heads.")
+        else:
+            found |= {
+                f"{where}.to_{q}.{kind}": each.flatten(0, 1)
+                for q, each in zip("qkv", value.unflatten(0, (number, 3, -1)).unbind(1))
+            }
     return found
 
 # %% ../../../nbs/ldm/published/names.ipynb #bc9d6406
-_LEVELS = [(r"\.block\.", ".resnets."), (r"\.attn\.", ".attentions."), (r"\bdownsample\.", "downsamplers.0."), (r"\bupsample\.", "upsamplers.0."), (r"\bnin_shortcut\.", "conv_shortcut."),
-           (r"\bmid\.block_1\.", "mid_block.resnets.0."), (r"\bmid\.block_2\.", "mid_block.resnets.1."), (r"\bmid\.attn_1\.", "mid_block.attentions.0."),
-           (r"^(encoder|decoder)\.norm_out\.", r"\1.conv_norm_out."), (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."), (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
-           (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0.")]
+_LEVELS = [
+    (r"\.block\.", ".resnets."),
+    (r"\.attn\.", ".attentions."),
+    (r"\bdownsample\.", "downsamplers.0."),
+    (r"\bupsample\.", "upsamplers.0."),
+    (r"\bnin_shortcut\.", "conv_shortcut."),
+    (r"\bmid\.block_1\.", "mid_block.resnets.0."),
+    (r"\bmid\.block_2\.", "mid_block.resnets.1."),
+    (r"\bmid\.attn_1\.", "mid_block.attentions.0."),
+    (r"^(encoder|decoder)\.norm_out\.", r"\1.conv_norm_out."),
+    (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
+    (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
+    (r"(attentions\.\d+)\.proj_out\.", r"\1.to_out.0."),
+]
 
 
 def rename_autoencoder(
@@ -96,7 +138,8 @@ def rename_autoencoder(
     levels = 1 + max(int(key.split(".")[2]) for key in state if key.startswith(("encoder.down.", "decoder.up.")))
     found = {}
     for key, value in state.items():
-        if not key.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")): continue
+        if not key.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")):
+            continue
         key = re.sub(r"^encoder\.down\.", "encoder.down_blocks.", key)
         key = re.sub(r"^decoder\.up\.(\d+)", lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}", key)
         key = _rename(key, _LEVELS)
@@ -105,12 +148,30 @@ def rename_autoencoder(
     return found
 
 # %% ../../../nbs/ldm/published/names.ipynb #011fa9a9
-_OPENCLIP = [(r"^token_embedding\.", "embeddings.token_embedding."), (r"^positional_embedding$", "embeddings.position_embedding.weight"),
-             (r"^transformer\.resblocks\.", "encoder.layers."), (r"\.ln_(\d)\.", r".layer_norm\1."), (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
-             (r"\.mlp\.c_fc\.", ".mlp.fc1."), (r"\.mlp\.c_proj\.", ".mlp.fc2."), (r"^ln_final\.", "final_layer_norm.")]
-_BERT = [(r"^transformer\.token_emb\.", "model.embed_tokens."), (r"^transformer\.pos_emb\.emb\.", "model.embed_positions."), (r"^transformer\.norm\.", "model.layer_norm."),
-         (r"^transformer\.attn_layers\.layers\.(\d+)", lambda m: f"model.layers.{int(m[1]) // 2}.{('self_attn', 'ff')[int(m[1]) % 2]}"),
-         (r"self_attn\.0", "self_attn_layer_norm"), (r"self_attn\.1\.to_(\w+)", r"self_attn.\1_proj"), (r"ff\.0", "final_layer_norm"), (r"ff\.1\.net\.0\.0", "fc1"), (r"ff\.1\.net\.2", "fc2")]
+_OPENCLIP = [
+    (r"^token_embedding\.", "embeddings.token_embedding."),
+    (r"^positional_embedding$", "embeddings.position_embedding.weight"),
+    (r"^transformer\.resblocks\.", "encoder.layers."),
+    (r"\.ln_(\d)\.", r".layer_norm\1."),
+    (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"^ln_final\.", "final_layer_norm."),
+]
+_BERT = [
+    (r"^transformer\.token_emb\.", "model.embed_tokens."),
+    (r"^transformer\.pos_emb\.emb\.", "model.embed_positions."),
+    (r"^transformer\.norm\.", "model.layer_norm."),
+    (
+        r"^transformer\.attn_layers\.layers\.(\d+)",
+        lambda m: f"model.layers.{int(m[1]) // 2}.{('self_attn', 'ff')[int(m[1]) % 2]}",
+    ),
+    (r"self_attn\.0", "self_attn_layer_norm"),
+    (r"self_attn\.1\.to_(\w+)", r"self_attn.\1_proj"),
+    (r"ff\.0", "final_layer_norm"),
+    (r"ff\.1\.net\.0\.0", "fc1"),
+    (r"ff\.1\.net\.2", "fc2"),
+]
 
 
 def rename_text_encoder(
@@ -119,18 +180,31 @@ def rename_text_encoder(
 ) -> dict[str, torch.Tensor]:
     "A text encoder's weights with the names of transformers' CLIPTextModel, or diffusers' LDMBertModel."
     if any(key.startswith("transformer.attn_layers.") for key in state):
-        return {_rename(key, _BERT): value for key, value in state.items() if not key.startswith("transformer.to_logits.")}
+        return {
+            _rename(key, _BERT): value for key, value in state.items() if not key.startswith("transformer.to_logits.")
+        }
     if not any(key.startswith("model.transformer.resblocks.") for key in state):
         new = any(key.startswith("transformer.text_model.") for key in state)
         prefix = "transformer.text_model." if new else "transformer."  # the latter in merges of 2022
-        return {key.removeprefix(prefix): value for key, value in state.items()
-                if key.startswith(prefix) and not key.endswith("position_ids")}
+        return {
+            key.removeprefix(prefix): value
+            for key, value in state.items()
+            if key.startswith(prefix) and not key.endswith("position_ids")
+        }
     state = {key.removeprefix("model."): value for key, value in state.items() if key.startswith("model.")}
     last = max(int(key.split(".")[2]) for key in state if key.startswith("transformer.resblocks."))
     found = {}
     for key, value in state.items():
-        if key in ("text_projection", "logit_scale", "attn_mask") or (penultimate and key.startswith(f"transformer.resblocks.{last}.")): continue
+        if key in ("text_projection", "logit_scale", "attn_mask") or (
+            penultimate and key.startswith(f"transformer.resblocks.{last}.")
+        ):
+            continue
         joined = re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", key)
-        if joined: found |= {f"encoder.layers.{joined[1]}.self_attn.{name}_proj.{joined[2]}": part for name, part in zip("qkv", value.chunk(3))}
-        else: found[_rename(key, _OPENCLIP)] = value
+        if joined:
+            found |= {
+                f"encoder.layers.{joined[1]}.self_attn.{name}_proj.{joined[2]}": part
+                for name, part in zip("qkv", value.chunk(3))
+            }
+        else:
+            found[_rename(key, _OPENCLIP)] = value
     return found

@@ -17,25 +17,29 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ...base.schema import WeightsError, checked, read_tokenizer
+from ...base.weights import build_model, header, load_into, load_state, read_config, read_fields, resolve
 from ...clip.model import VOCABULARY, TextEncoder, clip_tokenizer
 from ..attention import attend
 from ..autoencoder import AutoencoderKL
-from .names import averaged, part_of, rename_autoencoder, rename_text_encoder, rename_unet
+from ..pipeline import LatentDiffusion
 from .file_kinds import check_channels, check_kind
 from .model_noise import PREDICTION_TYPES, process_in_file, process_of
-from ..pipeline import LatentDiffusion
+from .names import averaged, part_of, rename_autoencoder, rename_text_encoder, rename_unet
 from ..unet import UNet2DConditionModel
-from ...base.schema import checked, read_tokenizer
-from ...base.weights import WeightsError, build_model, header, load_into, load_state, read_config, read_fields, resolve
 
 # %% ../../../nbs/ldm/published/stable_diffusion.ipynb #7778ed9f
 # Vaswani et al. 2017, with the norm before each part; Rombach et al. 2022, appendix E.2.1
 class LDMBertLayer(nn.Module):
     "(B, T, width) -> same"
+
     def __init__(self, width, heads, head, inside):
         super().__init__()
         self.heads = heads
-        self.self_attn = nn.ModuleDict({f"{name}_proj": nn.Linear(width, heads*head, bias=False) for name in "qkv"} | {"out_proj": nn.Linear(heads*head, width)})
+        self.self_attn = nn.ModuleDict(
+            {f"{name}_proj": nn.Linear(width, heads * head, bias=False) for name in "qkv"}
+            | {"out_proj": nn.Linear(heads * head, width)}
+        )
         self.self_attn_layer_norm, self.final_layer_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.fc1, self.fc2 = nn.Linear(width, inside), nn.Linear(inside, width)
 
@@ -48,19 +52,37 @@ class LDMBertLayer(nn.Module):
 
 class LDMBertModel(nn.Module):
     "Token ids (B, T) -> `last_hidden_state`, (B, T, d_model)"
-    def __init__(self, vocab_size: int = 30522,
-                 max_position_embeddings: int = 77,  # tokens of a caption, T at most
-                 d_model: int = 1280, encoder_layers: int = 32, encoder_attention_heads: int = 8, head_dim: int = 64, encoder_ffn_dim: int = 5120):
+
+    def __init__(
+        self,
+        vocab_size: int = 30522,
+        max_position_embeddings: int = 77,  # tokens of a caption, T at most
+        d_model: int = 1280,
+        encoder_layers: int = 32,
+        encoder_attention_heads: int = 8,
+        head_dim: int = 64,
+        encoder_ffn_dim: int = 5120,
+    ):
         super().__init__()
-        self.config = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=max_position_embeddings, hidden_size=d_model)
-        self.model = nn.ModuleDict({
-            "embed_tokens": nn.Embedding(vocab_size, d_model), "embed_positions": nn.Embedding(max_position_embeddings, d_model),
-            "layers": nn.ModuleList(LDMBertLayer(d_model, encoder_attention_heads, head_dim, encoder_ffn_dim) for _ in range(encoder_layers)),
-            "layer_norm": nn.LayerNorm(d_model)})
+        self.config = SimpleNamespace(
+            vocab_size=vocab_size, max_position_embeddings=max_position_embeddings, hidden_size=d_model
+        )
+        self.model = nn.ModuleDict(
+            {
+                "embed_tokens": nn.Embedding(vocab_size, d_model),
+                "embed_positions": nn.Embedding(max_position_embeddings, d_model),
+                "layers": nn.ModuleList(
+                    LDMBertLayer(d_model, encoder_attention_heads, head_dim, encoder_ffn_dim)
+                    for _ in range(encoder_layers)
+                ),
+                "layer_norm": nn.LayerNorm(d_model),
+            }
+        )
 
     def forward(self, input_ids):
-        x = self.model["embed_tokens"](input_ids) + self.model["embed_positions"].weight[:input_ids.shape[1]]
-        for layer in self.model["layers"]: x = layer(x)
+        x = self.model["embed_tokens"](input_ids) + self.model["embed_positions"].weight[: input_ids.shape[1]]
+        for layer in self.model["layers"]:
+            x = layer(x)
         return SimpleNamespace(last_hidden_state=self.model["layer_norm"](x))
 
 # %% ../../../nbs/ldm/published/stable_diffusion.ipynb #7fd56f72
@@ -69,14 +91,22 @@ def _count(state, pattern):
     return 1 + max((int(m[1]) for key in state if (m := re.match(pattern, key))), default=-1)
 
 
-def _groups(width): return 32 if width % 32 == 0 else next(n for n in (16, 8, 4, 2, 1) if width % n == 0)
+def _groups(width):
+    return 32 if width % 32 == 0 else next(n for n in (16, 8, 4, 2, 1) if width % n == 0)
 
 
 def common_config(state):
     "What the configurations of UNets with and without text share, from weights with diffusers' names."
-    widths = [len(state[f"down_blocks.{i}.resnets.0.conv1.weight"]) for i in range(_count(state, r"down_blocks\.(\d+)\."))]
-    return {"in_channels": state["conv_in.weight"].shape[1], "out_channels": len(state["conv_out.weight"]), "block_out_channels": widths,
-            "layers_per_block": _count(state, r"down_blocks\.0\.resnets\.(\d+)\."), "norm_num_groups": _groups(min(widths))}
+    widths = [
+        len(state[f"down_blocks.{i}.resnets.0.conv1.weight"]) for i in range(_count(state, r"down_blocks\.(\d+)\."))
+    ]
+    return {
+        "in_channels": state["conv_in.weight"].shape[1],
+        "out_channels": len(state["conv_out.weight"]),
+        "block_out_channels": widths,
+        "layers_per_block": _count(state, r"down_blocks\.0\.resnets\.(\d+)\."),
+        "norm_num_groups": _groups(min(widths)),
+    }
 
 
 def unet_config(
@@ -89,10 +119,18 @@ def unet_config(
     attends = [f"down_blocks.{i}.attentions.0.proj_in.weight" in state for i in range(len(widths))]
     text = next((value.shape[1] for key, value in state.items() if key.endswith("attn2.to_k.weight")), None)
     linear = state["mid_block.attentions.0.proj_in.weight"].ndim == 2
-    kinds = {way: [f"{'CrossAttn' if yes else ''}{way}Block2D" for yes in (attends if way == "Down" else attends[::-1])] for way in ("Down", "Up")}
-    return common | {"down_block_types": kinds["Down"], "up_block_types": kinds["Up"],
-            "transformer_layers_per_block": _count(state, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\."), "cross_attention_dim": text,
-            "attention_head_dim": heads or ([max(1, width // 64) for width in widths] if linear else 8), "use_linear_projection": linear}
+    kinds = {
+        way: [f"{'CrossAttn' if yes else ''}{way}Block2D" for yes in (attends if way == "Down" else attends[::-1])]
+        for way in ("Down", "Up")
+    }
+    return common | {
+        "down_block_types": kinds["Down"],
+        "up_block_types": kinds["Up"],
+        "transformer_layers_per_block": _count(state, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\."),
+        "cross_attention_dim": text,
+        "attention_head_dim": heads or ([max(1, width // 64) for width in widths] if linear else 8),
+        "use_linear_projection": linear,
+    }
 
 
 def autoencoder_config(
@@ -101,13 +139,23 @@ def autoencoder_config(
     "The configuration that belongs to an autoencoder's weights."
     levels = range(_count(state, r"encoder\.down_blocks\.(\d+)\."))
     widths = [len(state[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"]) for i in levels]
-    attends = {way: [f"{part}.{i}.attentions.0.to_q.weight" in state for i in levels] for way, part in (("Down", "encoder.down_blocks"), ("Up", "decoder.up_blocks"))}
-    return {"in_channels": state["encoder.conv_in.weight"].shape[1], "out_channels": len(state["decoder.conv_out.weight"]), "block_out_channels": widths,
-            "latent_channels": state["decoder.conv_in.weight"].shape[1], "layers_per_block": _count(state, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
-            "down_block_types": [f"{'Attn' if yes else ''}DownEncoderBlock2D" for yes in attends["Down"]],
-            "up_block_types": [f"{'Attn' if yes else ''}UpDecoderBlock2D" for yes in attends["Up"]], "norm_num_groups": _groups(min(widths)),
-            "use_quant_conv": "quant_conv.weight" in state, "use_post_quant_conv": "post_quant_conv.weight" in state,
-            "mid_block_add_attention": "encoder.mid_block.attentions.0.to_q.weight" in state}
+    attends = {
+        way: [f"{part}.{i}.attentions.0.to_q.weight" in state for i in levels]
+        for way, part in (("Down", "encoder.down_blocks"), ("Up", "decoder.up_blocks"))
+    }
+    return {
+        "in_channels": state["encoder.conv_in.weight"].shape[1],
+        "out_channels": len(state["decoder.conv_out.weight"]),
+        "block_out_channels": widths,
+        "latent_channels": state["decoder.conv_in.weight"].shape[1],
+        "layers_per_block": _count(state, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
+        "down_block_types": [f"{'Attn' if yes else ''}DownEncoderBlock2D" for yes in attends["Down"]],
+        "up_block_types": [f"{'Attn' if yes else ''}UpDecoderBlock2D" for yes in attends["Up"]],
+        "norm_num_groups": _groups(min(widths)),
+        "use_quant_conv": "quant_conv.weight" in state,
+        "use_post_quant_conv": "post_quant_conv.weight" in state,
+        "mid_block_add_attention": "encoder.mid_block.attentions.0.to_q.weight" in state,
+    }
 
 
 def text_config(
@@ -116,10 +164,15 @@ def text_config(
 ) -> dict:  # for transformers' CLIPTextConfig
     "The configuration that belongs to a text tower's weights; heads of 64 channels."
     words, width = state["embeddings.token_embedding.weight"].shape
-    return {"vocab_size": words, "hidden_size": width, "intermediate_size": len(state["encoder.layers.0.mlp.fc1.weight"]),
-            "num_hidden_layers": _count(state, r"encoder\.layers\.(\d+)\."), "num_attention_heads": max(1, width // 64),
-            "max_position_embeddings": len(state["embeddings.position_embedding.weight"]),
-            "hidden_act": "gelu" if openclip else "quick_gelu"}
+    return {
+        "vocab_size": words,
+        "hidden_size": width,
+        "intermediate_size": len(state["encoder.layers.0.mlp.fc1.weight"]),
+        "num_hidden_layers": _count(state, r"encoder\.layers\.(\d+)\."),
+        "num_attention_heads": max(1, width // 64),
+        "max_position_embeddings": len(state["embeddings.position_embedding.weight"]),
+        "hidden_act": "gelu" if openclip else "quick_gelu",
+    }
 
 
 def bert_config(
@@ -127,17 +180,27 @@ def bert_config(
 ) -> dict:  # for `LDMBertModel`
     "The configuration that belongs to its weights; heads of 64 channels."
     words, width = state["model.embed_tokens.weight"].shape
-    return {"vocab_size": words, "d_model": width, "max_position_embeddings": len(state["model.embed_positions.weight"]), "encoder_layers": _count(state, r"model\.layers\.(\d+)\."),
-            "encoder_attention_heads": len(state["model.layers.0.self_attn.q_proj.weight"]) // 64, "encoder_ffn_dim": len(state["model.layers.0.fc1.weight"])}
+    return {
+        "vocab_size": words,
+        "d_model": width,
+        "max_position_embeddings": len(state["model.embed_positions.weight"]),
+        "encoder_layers": _count(state, r"model\.layers\.(\d+)\."),
+        "encoder_attention_heads": len(state["model.layers.0.self_attn.q_proj.weight"]) // 64,
+        "encoder_ffn_dim": len(state["model.layers.0.fc1.weight"]),
+    }
 
 # %% ../../../nbs/ldm/published/stable_diffusion.ipynb #233f01cd
 @contextmanager
 def described(where: str):  # for the message
     "WeightsError where weights do not tell the configuration of a module."
-    try: yield
-    except WeightsError: raise
+    try:
+        yield
+    except WeightsError:
+        raise
     except (ArithmeticError, LookupError, StopIteration, TypeError, ValueError, RuntimeError) as e:
-        raise WeightsError(f"{where} lacks weights, or some have another shape, so its configuration is unknown ({type(e).__name__}: {e}).") from e
+        raise WeightsError(
+            f"{where} lacks weights, or some have another shape, so its configuration is unknown ({type(e).__name__}: {e})."
+        ) from e
 
 
 def unet_of(
@@ -147,14 +210,25 @@ def unet_of(
 ) -> UNet2DConditionModel:
     "The UNet of a checkpoint, frozen; WeightsError where it has none, or one of another architecture."
     check_kind({name: tuple(value.shape) for name, value in state.items()}, where)
-    found = rename_unet(part) if (part := part_of(state, "unet")) else {k: v for k, v in state.items() if not k.startswith("model_ema.")}
+    found = (
+        rename_unet(part)
+        if (part := part_of(state, "unet"))
+        else {k: v for k, v in state.items() if not k.startswith("model_ema.")}
+    )
     if {"mid_block.attentions.0.qkv.weight", "mid_block.attentions.0.to_q.weight"} & found.keys():
-        raise WeightsError(f"{where} holds a UNet that reads no text, so no caption can edit with it; mmgen.ldm.published.unconditional.unconditional opens it for sampling.")
+        raise WeightsError(
+            f"{where} holds a UNet that reads no text, so no caption can edit with it; mmgen.ldm.published.unconditional.unconditional opens it for sampling."
+        )
     if any("label_emb." in key for key in state):
-        raise WeightsError(f"{where} holds the UNet of Stable Diffusion XL or another one that reads more than a text; 1.x and 2.x are opened.")
+        raise WeightsError(
+            f"{where} holds the UNet of Stable Diffusion XL or another one that reads more than a text; 1.x and 2.x are opened."
+        )
     if "down_blocks.0.resnets.0.conv1.weight" not in found or "mid_block.attentions.0.proj_in.weight" not in found:
-        raise WeightsError(f"{where} holds no UNet of latent diffusion: names like model.diffusion_model.input_blocks or down_blocks were expected, not {_some(state)}.")
-    with described(where), torch.device("meta"): unet = UNet2DConditionModel.from_config(unet_config(found, heads))
+        raise WeightsError(
+            f"{where} holds no UNet of latent diffusion: names like model.diffusion_model.input_blocks or down_blocks were expected, not {_some(state)}."
+        )
+    with described(where), torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(unet_config(found, heads))
     return load_into(unet, found, where).eval().requires_grad_(False)
 
 
@@ -165,10 +239,15 @@ def autoencoder_of(
     "The autoencoder of a checkpoint, frozen; kl-f4 to kl-f32, and Stable Diffusion's."
     found = rename_autoencoder(part) if (part := part_of(state, "autoencoder")) else state
     if any("quantize" in key for key in state if not key.startswith("model_ema.")):
-        raise WeightsError(f"{where} holds a VQ autoencoder; only those with a KL term are opened (kl-f4, kl-f8, kl-f16, kl-f32).")
+        raise WeightsError(
+            f"{where} holds a VQ autoencoder; only those with a KL term are opened (kl-f4, kl-f8, kl-f16, kl-f32)."
+        )
     if "encoder.down_blocks.0.resnets.0.conv1.weight" not in found or "decoder.conv_in.weight" not in found:
-        raise WeightsError(f"{where} holds no autoencoder: names like first_stage_model.encoder.down or encoder.down_blocks were expected, not {_some(state)}.")
-    with described(where), torch.device("meta"): autoencoder = AutoencoderKL.from_config(autoencoder_config(found))
+        raise WeightsError(
+            f"{where} holds no autoencoder: names like first_stage_model.encoder.down or encoder.down_blocks were expected, not {_some(state)}."
+        )
+    with described(where), torch.device("meta"):
+        autoencoder = AutoencoderKL.from_config(autoencoder_config(found))
     return load_into(autoencoder, found, where).eval().requires_grad_(False)
 
 
@@ -182,22 +261,35 @@ def text_encoder_of(
 ) -> TextEncoder:
     "The text encoder of a checkpoint: a text tower of CLIP, or txt2img's own."
     from transformers import CLIPTextConfig, CLIPTextModel
+
     part = part_of(state, "text_encoder")
-    found = rename_text_encoder(part) if part else {k.removeprefix("text_model."): v for k, v in state.items() if not k.endswith("position_ids")}
+    found = (
+        rename_text_encoder(part)
+        if part
+        else {k.removeprefix("text_model."): v for k, v in state.items() if not k.endswith("position_ids")}
+    )
     if "model.layers.0.self_attn.q_proj.weight" in found:
         found = {k: v for k, v in found.items() if not k.startswith("to_logits.")}
-        with described(where): config = bert_config(found)
+        with described(where):
+            config = bert_config(found)
         model = build_model(lambda: LDMBertModel(**config), found, where)
     elif "embeddings.token_embedding.weight" in found:
         with described(where):
             openclip = "model.ln_final.weight" in part or found["embeddings.token_embedding.weight"].shape[1] > 768
-            if config: config = checked("CLIPTextModel", config, f"{where}/config.json", known=True)
+            if config:
+                config = checked("CLIPTextModel", config, f"{where}/config.json", known=True)
             config = CLIPTextConfig(**(config or text_config(found, openclip)))
         model = build_model(lambda: CLIPTextModel(config), found, where)
-        if not paired: tokenizer = _padding(tokenizer, openclip)
-    else: raise WeightsError(f"{where} holds no text encoder: names like cond_stage_model.transformer.text_model or transformer.attn_layers were expected, not {_some(state)}.")
+        if not paired:
+            tokenizer = _padding(tokenizer, openclip)
+    else:
+        raise WeightsError(
+            f"{where} holds no text encoder: names like cond_stage_model.transformer.text_model or transformer.attn_layers were expected, not {_some(state)}."
+        )
     if len(tokenizer) > model.config.vocab_size:
-        raise WeightsError(f"The tokenizer has {len(tokenizer)} words and the text encoder of {where} {model.config.vocab_size}: they do not belong together.")
+        raise WeightsError(
+            f"The tokenizer has {len(tokenizer)} words and the text encoder of {where} {model.config.vocab_size}: they do not belong together."
+        )
     return TextEncoder(model, tokenizer, device)
 
 
@@ -210,7 +302,8 @@ def _padding(tokenizer, openclip):
     return tokenizer
 
 
-def _some(state): return ", ".join(sorted(state)[:3]) + (f" and {len(state) - 3} more" if len(state) > 3 else "")
+def _some(state):
+    return ", ".join(sorted(state)[:3]) + (f" and {len(state) - 3} more" if len(state) > 3 else "")
 
 # %% ../../../nbs/ldm/published/stable_diffusion.ipynb #2d565abd
 # of diffusers' pipelines: autoencoder, text encoder
@@ -220,40 +313,49 @@ _FOLDERS = {"StableDiffusion": ("vae", "text_encoder"), "LDMTextToImage": ("vqva
 def _tokenizer(given, bert, where):
     "The one that belongs to a single file."
     from transformers import BertTokenizer
+
     name = given or ("google-bert/bert-base-uncased" if bert else "openai/clip-vit-large-patch14")
     try:
-        if not (given or bert) and (found := clip_tokenizer()): return found
+        if not (given or bert) and (found := clip_tokenizer()):
+            return found
         place = resolve(name, weights=False)
-        place = next((folder for folder in (place/"tokenizer", place) if folder.is_dir()), place)
-        if not bert: return clip_tokenizer(place)
+        place = next((folder for folder in (place / "tokenizer", place) if folder.is_dir()), place)
+        if not bert:
+            return clip_tokenizer(place)
         folder = place if place.is_dir() else place.parent
-        if not any((folder/file).is_file() for file in ("vocab.txt", "tokenizer.json")):
+        if not any((folder / file).is_file() for file in ("vocab.txt", "tokenizer.json")):
             raise WeightsError(f"{folder.name} holds no vocab.txt.")
         return BertTokenizer.from_pretrained(folder)
     except (WeightsError, OSError, ValueError) as e:
         kind, like = "BERT's tokenizer (vocab.txt, 0.2 MB)", "the folder of bert-base-uncased"
         if not bert:
             kind = "CLIP's tokenizer (vocab.json and merges.txt, 1.5 MB)"
-            like = (f"the folder of a CLIP model or of Stable Diffusion 1.x, or the file {VOCABULARY} of the package "
-                    "open_clip_torch, which is found by itself where it is installed")
+            like = (
+                f"the folder of a CLIP model or of Stable Diffusion 1.x, or the file {VOCABULARY} of the package "
+                "open_clip_torch, which is found by itself where it is installed"
+            )
         raise WeightsError(f"{where} needs {kind}, and {name} was not found: give tokenizer=, {like}. ({e})") from e
 
 
 def _given_autoencoder(place):
     "An autoencoder from a file or a folder of diffusers, and the scale of its latents, where that is known."
-    if place is None: return None, None
+    if place is None:
+        return None, None
     path = resolve(place)
-    if path.is_file(): return autoencoder_of(load_state(path), path.name), None
-    folder = path/"vae" if (path/"vae").is_dir() else path
-    return AutoencoderKL.load(folder), read_fields(folder/"config.json").get("scaling_factor")
+    if path.is_file():
+        return autoencoder_of(load_state(path), path.name), None
+    folder = path / "vae" if (path / "vae").is_dir() else path
+    return AutoencoderKL.load(folder), read_fields(folder / "config.json").get("scaling_factor")
 
 
 def _given_text(place):
     "A text tower's weights, and its configuration where it is in a folder of transformers or diffusers."
-    if place is None: return None, None
+    if place is None:
+        return None, None
     path = resolve(place)
-    if path.is_file(): return load_state(path), None
-    folder = path/"text_encoder" if (path/"text_encoder").is_dir() else path
+    if path.is_file():
+        return load_state(path), None
+    folder = path / "text_encoder" if (path / "text_encoder").is_dir() else path
     state, config = load_state(folder), read_config(folder)
     return {k: v for k, v in state.items() if k.startswith("text_model.")} or state, config.get("text_config", config)
 
@@ -304,28 +406,37 @@ def _from_file(path, prediction_type, tokenizer, device, autoencoder, texts, rea
 def _from_folder(path, prediction_type, tokenizer, device, autoencoder, texts, reads):
     "Autoencoder and its scale, text encoder, UNet, size and process of a folder of diffusers."
     index, where = {}, f"{path.name}/model_index.json"
-    if (path/"model_index.json").is_file(): index = checked("model_index.json", read_fields(path/"model_index.json"), where)
+    if (path / "model_index.json").is_file():
+        index = checked("model_index.json", read_fields(path / "model_index.json"), where)
     kind = index.get("_class_name", "")
     at = (places for name, places in _FOLDERS.items() if kind.startswith(name) and "XL" not in kind)
     vae_at, text_at = next(at, ("", ""))
     if not {"unet", vae_at, text_at, "tokenizer", "scheduler"} <= index.keys():
         what = f"{kind}, which diffusers opens" if kind else "folder without model_index.json"
-        raise WeightsError(f"{path.name} is a {what}; Stable Diffusion 1.x and 2.x are opened "
-                           "(StableDiffusionPipeline and its kin), InstructPix2Pix and LDMTextToImagePipeline.")
+        raise WeightsError(
+            f"{path.name} is a {what}; Stable Diffusion 1.x and 2.x are opened "
+            "(StableDiffusionPipeline and its kin), InstructPix2Pix and LDMTextToImagePipeline."
+        )
     (vae, scale), (tower, fields) = autoencoder, texts
     if vae is None and "VQ" in str(index[vae_at]):
         raise WeightsError(f"{path.name} has a VQ autoencoder; only those with a KL term are opened (AutoencoderKL).")
-    channels = [read_fields(path/"unet"/"config.json").get(key, 4) for key in ("in_channels", "out_channels")]
-    if all(isinstance(n, int) for n in channels): check_channels(*channels, path.name, reads)
-    if vae is None: vae, scale = _given_autoencoder(path/vae_at)
+    channels = [read_fields(path / "unet" / "config.json").get(key, 4) for key in ("in_channels", "out_channels")]
+    if all(isinstance(n, int) for n in channels):
+        check_channels(*channels, path.name, reads)
+    if vae is None:
+        vae, scale = _given_autoencoder(path / vae_at)
     where = f"{path.name}/scheduler/scheduler_config.json"
-    schedule = checked("scheduler_config.json", read_fields(path/"scheduler"/"scheduler_config.json"), where)
+    schedule = checked("scheduler_config.json", read_fields(path / "scheduler" / "scheduler_config.json"), where)
     process = process_of(schedule, path.name, prediction_type)
-    unet = UNet2DConditionModel.load(path/"unet").requires_grad_(False)
-    if tokenizer: words = _tokenizer(tokenizer, text_at == "bert", path.name)
-    elif not (path/"tokenizer").is_dir(): raise WeightsError(f"{path.name} lacks the folder tokenizer.")
-    else: words = read_tokenizer(path/"tokenizer")
+    unet = UNet2DConditionModel.load(path / "unet").requires_grad_(False)
+    if tokenizer:
+        words = _tokenizer(tokenizer, text_at == "bert", path.name)
+    elif not (path / "tokenizer").is_dir():
+        raise WeightsError(f"{path.name} lacks the folder tokenizer.")
+    else:
+        words = read_tokenizer(path / "tokenizer")
     own = tower is None
-    if own: tower, fields = load_state(path/text_at, half=True), read_config(path/text_at)
+    if own:
+        tower, fields = load_state(path / text_at, half=True), read_config(path / text_at)
     text = text_encoder_of(tower, words, device, f"{path.name}/{text_at}", fields, paired=own and not tokenizer)
     return vae, scale, text, unet, (unet.config["sample_size"] or 64) * vae.factor, process

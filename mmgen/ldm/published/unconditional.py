@@ -11,68 +11,112 @@ from pathlib import Path
 
 import torch
 
+from ...base.schema import WeightsError
+from ...base.weights import load_into, load_state, resolve
 from ..autoencoder_blocks import Attention, rename_attention
-from .names import averaged, part_of, rename_unet, split_attention
 from ..pipeline import LatentDiffusion
 from .model_noise import betas_of
+from .names import averaged, part_of, rename_unet, split_attention
 from .stable_diffusion import autoencoder_of, common_config, described
 from ..unet import UNet2D
-from ...base.weights import WeightsError, load_into, load_state, resolve
 
 # %% ../../../nbs/ldm/published/unconditional.ipynb #de42057d
 # LDM, table 12
 class UNet2DModel(UNet2D):
     "(noisy latents (B, in_channels, h, w), noise levels (B,)) -> (B, out_channels, h, w)"
+
     blocks = {way: [f"Attn{way}Block2D", f"{way}Block2D", f"Resnet{way}sampleBlock2D"] for way in ("Down", "Up")}
     neutral = UNet2D.neutral | dict(mid_block_type="UNetMidBlock2D", add_attention=True)
 
-    def __init__(self,
+    def __init__(
+        self,
         sample_size: int | None = None,  # not used
-        in_channels: int = 3, out_channels: int = 3,
+        in_channels: int = 3,
+        out_channels: int = 3,
         down_block_types: tuple = ("DownBlock2D",) + ("AttnDownBlock2D",) * 3,  # from the finest level on
         up_block_types: tuple = ("AttnUpBlock2D",) * 3 + ("UpBlock2D",),  # from the coarsest level on
         block_out_channels: tuple = (224, 448, 672, 896),  # width of each level
         layers_per_block: int = 2,  # residual blocks per level (one more on the way up)
         attention_head_dim: int | tuple | None = 8,  # channels of one head, also per level; None: one head
-        norm_num_groups: int = 32, norm_eps: float = 1e-5, dropout: float = 0.,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-5,
+        dropout: float = 0.0,
         attn_norm_num_groups: int | None = None,  # of the coarsest attention; scale_shift needs it
         resnet_time_scale_shift: str = "default",  # or scale_shift
-        downsample_type: str = "conv", upsample_type: str = "conv",  # or both resnet
-        flip_sin_to_cos: bool = True, freq_shift: float = 0):  # of `timestep_embedding`
+        downsample_type: str = "conv",
+        upsample_type: str = "conv",  # or both resnet
+        flip_sin_to_cos: bool = True,
+        freq_shift: float = 0,
+    ):  # of `timestep_embedding`
         super().__init__(locals())
         resampling, shift = downsample_type == "resnet", resnet_time_scale_shift == "scale_shift"
         plain = {"DownBlock2D", "UpBlock2D"} if resampling else {"ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"}
-        if upsample_type != downsample_type or downsample_type not in ("conv", "resnet") or plain & {*down_block_types, *up_block_types}:
-            raise ValueError(f"UNet config: downsample_type={downsample_type!r}, upsample_type={upsample_type!r} and the block types do not agree")
-        if resnet_time_scale_shift not in ("default", "scale_shift") or (attn_norm_num_groups or (None if shift else norm_num_groups)) != norm_num_groups:
-            raise ValueError(f"UNet config: resnet_time_scale_shift={resnet_time_scale_shift!r} with attn_norm_num_groups={attn_norm_num_groups} is not supported")
-        heads = [max(1, width // each) for width, each in zip(block_out_channels, self._per_level("attention_head_dim") if attention_head_dim else block_out_channels)]
+        if (
+            upsample_type != downsample_type
+            or downsample_type not in ("conv", "resnet")
+            or plain & {*down_block_types, *up_block_types}
+        ):
+            raise ValueError(
+                f"UNet config: downsample_type={downsample_type!r}, upsample_type={upsample_type!r} and the block types do not agree"
+            )
+        if (
+            resnet_time_scale_shift not in ("default", "scale_shift")
+            or (attn_norm_num_groups or (None if shift else norm_num_groups)) != norm_num_groups
+        ):
+            raise ValueError(
+                f"UNet config: resnet_time_scale_shift={resnet_time_scale_shift!r} with attn_norm_num_groups={attn_norm_num_groups} is not supported"
+            )
+        heads = [
+            max(1, width // each)
+            for width, each in zip(
+                block_out_channels, self._per_level("attention_head_dim") if attention_head_dim else block_out_channels
+            )
+        ]
         self._split(heads)
-        self._levels(lambda i, kind: partial(Attention, groups=norm_num_groups, eps=norm_eps, heads=heads[i]) if "Attn" in kind else None, resampling, scale_shift=shift)
+        self._levels(
+            lambda i, kind: (
+                partial(Attention, groups=norm_num_groups, eps=norm_eps, heads=heads[i]) if "Attn" in kind else None
+            ),
+            resampling,
+            scale_shift=shift,
+        )
 
-    def forward(self, x, t): return self._walk(x, t)
+    def forward(self, x, t):
+        return self._walk(x, t)
 
 # %% ../../../nbs/ldm/published/unconditional.ipynb #ca3fd312
-def _resamples(state): return "down_blocks.0.downsamplers.0.conv1.weight" in state  # by residual blocks
+def _resamples(state):
+    return "down_blocks.0.downsamplers.0.conv1.weight" in state  # by residual blocks
 
 
-def _heads(state): return 8 if _resamples(state) else None
+def _heads(state):
+    return 8 if _resamples(state) else None
 
 
 def unconditional_config(
     state: dict[str, torch.Tensor],  # of a UNet, with diffusers' names
-    heads: int | None = None,  # of each attention; None: 8 where residual blocks halve the size, else one for 32 channels
+    heads: int
+    | None = None,  # of each attention; None: 8 where residual blocks halve the size, else one for 32 channels
 ) -> dict:  # for `UNet2DModel`
     "The configuration that belongs to a UNet's weights."
     common = common_config(state)
     widths = common["block_out_channels"]
     how, plain = ("resnet", "Resnet{}sampleBlock2D") if _resamples(state) else ("conv", "{}Block2D")
-    kinds = ["Attn{}Block2D" if f"down_blocks.{i}.attentions.0.to_q.weight" in state else plain for i in range(len(widths))]
+    kinds = [
+        "Attn{}Block2D" if f"down_blocks.{i}.attentions.0.to_q.weight" in state else plain for i in range(len(widths))
+    ]
     heads = heads or _heads(state)
-    return common | {"down_block_types": [kind.format("Down") for kind in kinds], "up_block_types": [kind.format("Up") for kind in kinds[::-1]],
-                     "attention_head_dim": [width // heads for width in widths] if heads else 32, "attn_norm_num_groups": common["norm_num_groups"],
-                     "resnet_time_scale_shift": "default" if len(state["down_blocks.0.resnets.0.time_emb_proj.weight"]) == widths[0] else "scale_shift",
-                     "downsample_type": how, "upsample_type": how}
+    return common | {
+        "down_block_types": [kind.format("Down") for kind in kinds],
+        "up_block_types": [kind.format("Up") for kind in kinds[::-1]],
+        "attention_head_dim": [width // heads for width in widths] if heads else 32,
+        "attn_norm_num_groups": common["norm_num_groups"],
+        "resnet_time_scale_shift": "default"
+        if len(state["down_blocks.0.resnets.0.time_emb_proj.weight"]) == widths[0]
+        else "scale_shift",
+        "downsample_type": how,
+        "upsample_type": how,
+    }
 
 
 def unconditional_unet_of(
@@ -83,12 +127,19 @@ def unconditional_unet_of(
     "The UNet of a checkpoint, frozen; WeightsError where it has none, or one that reads more."
     state = averaged(state)
     found = rename_unet(part) if (part := part_of(state, "unet")) else rename_attention(state)
-    if not {"mid_block.attentions.0.qkv.weight", "mid_block.attentions.0.to_q.weight"} & found.keys() or not {"conv_in.weight", "conv_out.weight"} <= found.keys():
-        raise WeightsError(f"{where} holds no UNet without text: model.diffusion_model.middle_block.1.qkv.weight, for example, was expected.")
+    if (
+        not {"mid_block.attentions.0.qkv.weight", "mid_block.attentions.0.to_q.weight"} & found.keys()
+        or not {"conv_in.weight", "conv_out.weight"} <= found.keys()
+    ):
+        raise WeightsError(
+            f"{where} holds no UNet without text: model.diffusion_model.middle_block.1.qkv.weight, for example, was expected."
+        )
     with described(where):
         given, made = found["conv_in.weight"].shape[1], len(found["conv_out.weight"])
         if given != made:
-            raise WeightsError(f"The UNet of {where} reads {given} channels and predicts {made}, so it also reads a picture (inpainting, super-resolution); that is not supported.")
+            raise WeightsError(
+                f"The UNet of {where} reads {given} channels and predicts {made}, so it also reads a picture (inpainting, super-resolution); that is not supported."
+            )
         found = split_attention(found, heads or _heads(found))
         unet = UNet2DModel.from_config(unconditional_config(found, heads))
     return load_into(unet, found, where).eval().requires_grad_(False)
@@ -96,11 +147,20 @@ def unconditional_unet_of(
 # %% ../../../nbs/ldm/published/unconditional.ipynb #6a2497ee
 class Unconditional(LatentDiffusion):
     "Autoencoder and a UNet that reads no text."
-    def __init__(self, autoencoder, unet: UNet2DModel, *args, **options): super().__init__(autoencoder, None, unet, *args, **options)
 
-    def context(self, captions): raise ValueError("This model was trained without captions: it samples pictures of one kind and cannot edit by text.")
-    def denoiser(self, captions, guidance=1.): return self.context(captions) if any(captions) else self.unet
-    def save(self, *args, **options): raise ValueError("A model without text is not saved; its checkpoint opens it.")
+    def __init__(self, autoencoder, unet: UNet2DModel, *args, **options):
+        super().__init__(autoencoder, None, unet, *args, **options)
+
+    def context(self, captions):
+        raise ValueError(
+            "This model was trained without captions: it samples pictures of one kind and cannot edit by text."
+        )
+
+    def denoiser(self, captions, guidance=1.0):
+        return self.context(captions) if any(captions) else self.unet
+
+    def save(self, *args, **options):
+        raise ValueError("A model without text is not saved; its checkpoint opens it.")
 
     def sample(
         self,
@@ -121,6 +181,7 @@ def unconditional(
     "Latent diffusion without text, such as lsun_churches; beside a VQ autoencoder, `unconditional_unet_of` opens the UNet."
     state = load_state(path := resolve(path))
     unet, autoencoder = unconditional_unet_of(state, path.name), autoencoder_of(state, path.name)
-    if "betas" not in state: raise WeightsError(f"{path.name} lacks its noise schedule, betas.")
+    if "betas" not in state:
+        raise WeightsError(f"{path.name} lacks its noise schedule, betas.")
     process = {"prediction": "eps"} | betas_of(state["betas"], path.name)
     return Unconditional(autoencoder, unet, 0.0, 1 / float(state.get("scale_factor", 1)), size, process, device)
