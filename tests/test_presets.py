@@ -128,8 +128,8 @@ def test_a_limit_can_be_lifted():
 
 def test_the_loop_gets_every_field_that_it_knows():
     arguments = set(inspect.signature(train).parameters) - {"task", "data", "run", "explode"}
-    for presets in PRESETS.values():
-        for config in presets.values():
+    for choices in PRESETS.values():
+        for config in choices.values():
             assert set(config.loop) == arguments
     assert PRESETS["ldm"]["paper"].loop["lr_batch"] == 28 and PRESETS["ldm"]["paper"].loop["schedule"] == "constant"
 

@@ -87,7 +87,6 @@ def audit(planted, folder):
                     seen["repeated tags"] += count - len(named)
     if not planted["files"]["512px"]:
         return seen, posts
-    good = 0
     for id, post in posts.items():
         kept = RATINGS[planted["form"]][post["rating"]] == "general" and post["file_ext"] in ("jpg", "png", "gif")
         if not kept or post["is_deleted"] or post["is_banned"] or post["is_flagged"]:

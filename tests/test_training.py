@@ -601,7 +601,7 @@ def test_two_processes_share_gradients(tmp_path):
             return {k: torch.cat([a[k], b[k]]) for k in a}
 
     settings = {**SETTINGS, "steps": 12, "checkpoint_every": 6}
-    one = train(Plain(), Joined(), FakeRun(tmp_path / "one"), **settings)
+    train(Plain(), Joined(), FakeRun(tmp_path / "one"), **settings)
     code = f"""
 import sys, torch; sys.path.insert(0, {str(ROOT / "tests")!r}); torch.set_num_threads(1)
 import test_training as t

@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from ..data.captions import caption
 from ..data.images import open_image, read_image
 from ..editing.editor import Editor
 from ..editing.registry import editor, editor_class, editors, options_of
+
+if TYPE_CHECKING:
+    import gradio
 
 # %% ../../nbs/app/demo.ipynb #a83e8135
 MAX_BYTES, MAX_PIXELS, WAITING = 8 * 2**20, 32e6, 16  # of an upload; edits in the queue

@@ -14,6 +14,7 @@ import math
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from transformers import CLIPConfig, CLIPTokenizer
 from ..base.images import pick_device, to_float
 from .towers import CLIPTowers
 from ..data.captions import fit
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel
 
 # %% ../../nbs/clip/model.ipynb #1b52db8e
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from PIL import Image
 
 from .near_duplicates import signature
 from ..data.images import ImageError, read_image
+
+if TYPE_CHECKING:
+    import pyarrow
 
 # %% ../../nbs/danbooru/images.ipynb #764946d4
 _TOLERANCE = 12  # how far JPEG moves a value of a plain colour

@@ -9,6 +9,7 @@ __all__ = ['CATEGORIES', 'RATINGS', 'LONGEST', 'ENTITIES', 'COLUMNS', 'raw_schem
 # %% ../../nbs/danbooru/metadata_table.ipynb #9100f8ac
 import glob
 import re
+from pathlib import Path
 
 _NUMBERS = {
     "id": ("id", "int64"),

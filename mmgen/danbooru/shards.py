@@ -15,6 +15,7 @@ from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL
@@ -30,6 +31,9 @@ from .plan import SIGNATURES, Record, plan_shards, read_records, settle, write_r
 from ..data.images import FITS, ImageError
 from ..data.shards import ShardError, ShardWriter, shard_schema, write_manifest
 from ..training.guards import wants_bar
+
+if TYPE_CHECKING:
+    from mmgen.danbooru.images import Inventory
 
 # %% ../../nbs/danbooru/shards.ipynb #3a8ac950
 DAMAGE = ("no file", "damaged image", "not an image")

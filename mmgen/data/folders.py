@@ -10,6 +10,7 @@ import math
 import re
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image as PILImage
 
@@ -30,6 +31,9 @@ from mmgen.data.caption_text import (
     tags_at_spaces,
 )
 from .images import image_formats, printable
+
+if TYPE_CHECKING:
+    import datasets
 
 # %% ../../nbs/data/folders.ipynb #56f49c02
 IMAGE_SUFFIXES = (

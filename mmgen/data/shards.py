@@ -9,12 +9,16 @@ __all__ = ['KIND', 'ShardError', 'ShardBusy', 'shard_schema', 'ShardWriter', 'wr
 import json
 import os
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..base.files import atomic_write, fsync, lock, sha256
+
+if TYPE_CHECKING:
+    from mmgen.data.shard_columns import ShardImages
 
 # %% ../../nbs/data/shards.ipynb #b921c163
 class ShardError(ValueError):
