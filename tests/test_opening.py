@@ -24,7 +24,7 @@ from mmgen.ldm.pipeline import LatentDiffusion, make_process, random_pipeline
 from mmgen.ldm.published.model_noise import process_of
 from mmgen.ldm.published.stable_diffusion import stable_diffusion, text_encoder_of, unet_of
 from mmgen.ldm.samplers import ddim
-from mmgen.training.config import EditConfig
+from mmgen.editing.config import EditConfig
 
 DDIM = {
     "_class_name": "DDIMScheduler",

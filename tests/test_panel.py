@@ -11,7 +11,7 @@ from mmgen.editing.editor import CopyInput
 from mmgen.editing.registry import EditError
 from mmgen.ldm.editors.sdedit import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import LatentDiffusion, random_pipeline
-from mmgen.training.config import EditConfig
+from mmgen.editing.config import EditConfig
 
 
 def test_an_image_without_tags_is_described(tmp_path):

@@ -24,7 +24,7 @@ from ..data.edited_captions import edited_caption
 from ..data.images import open_image
 from ..editing.editor import Editor
 from ..editing.registry import EditError, editor, options_of
-from ..training.config import EditConfig
+from ..editing.config import EditConfig
 
 # %% ../../nbs/app/panel.ipynb #4b7360af
 def tags_of(

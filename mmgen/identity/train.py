@@ -16,7 +16,7 @@ from ..data.batches import Batches
 from ..data.edits import disguise, impostor, neighbours
 from ..data.loading import content_sha256, load_source, to_arrays
 from .model import PortraitIdentity
-from ..stylegan.config import IdentityConfig
+from .config import IdentityConfig
 from ..training.loop import Task, train
 from ..training.optimizers import build
 

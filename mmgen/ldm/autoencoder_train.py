@@ -25,7 +25,7 @@ from mmgen.ldm.autoencoder_loss import (
     perceptual_distance,
     reconstruction_nll,
 )
-from ..training.config import AutoencoderConfig
+from .config import AutoencoderConfig
 from ..training.loop import Task, train
 from ..training.optimizers import build
 

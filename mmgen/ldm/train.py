@@ -33,7 +33,7 @@ from .unet import UNet2DConditionModel
 from ..metrics.held_out import edits_to_try, record_edits, record_samples
 from ..metrics.oracle import Oracle, score_editor
 from ..training.checkpoints import learned
-from ..training.config import LDMConfig, UNetJob
+from .config import LDMConfig, UNetJob
 from ..training.feeding import shared_rows
 from ..training.loop import Task, train
 from ..training.optimizers import build

@@ -29,7 +29,7 @@ from ..metrics.held_out import edits_to_try, record_edits
 from ..metrics.oracle import Oracle, score_editor
 from .clip_loss import CLIPLoss
 from .mapper import LatentMapper, Mapper
-from ..stylegan.config import MapperConfig
+from .config import MapperConfig
 from ..stylegan.encoder import Encoder
 from ..stylegan.generator import Generator
 from ..stylegan.train import encode

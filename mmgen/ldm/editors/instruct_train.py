@@ -22,7 +22,7 @@ from ...data.pairs import load_pairs
 from ..autoencoder import AutoencoderKL
 from ..diffusion import diffusion_loss
 from .instruct import InstructEditor, InstructPix2Pix
-from ..instruct_config import InstructConfig
+from ..config import InstructConfig
 from ..pipeline import make_process
 from ..precompute import encode_all, frozen, read_all
 from ..train import LDMTask, build_unet, fixed_fields, held_out_loss, process_config, show_edits
