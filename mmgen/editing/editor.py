@@ -44,7 +44,7 @@ def check_edit(
     if size is not None and tuple(images.shape[2:]) != (size, size):
         raise EditError(
             f"This editor works on {size}×{size} images; got {images.shape[3]}×{images.shape[2]} "
-            "(mmgen.data.loading.open_image resizes)."
+            "(mmgen.data.images.open_image resizes)."
         )
     if not torch.isfinite(images).all() or images.abs().max() > 1.01:
         raise EditError("images must lie in [-1, 1] and be finite; mmgen.base.images.to_float converts uint8 images.")
