@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MUCH', 'printable', 'ImageError', 'ImageNotice', 'image_formats', 'read_image', 'square_box', 'padded_size',
-           'cut_share', 'decode_image', 'open_image', 'tell_of_many']
+           'cut_share', 'decode_image', 'open_image', 'tell_of_many', 'Threads']
 
 # %% ../../nbs/data/images.ipynb #48a52918
 import functools
@@ -14,7 +14,8 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -485,3 +486,25 @@ def tell_of_many(
             ImageNotice,
             stacklevel=3,
         )
+
+# %% ../../nbs/data/images.ipynb #63ddaae1
+class Threads:
+    "A pool of threads, created anew in each process: one per core, or one in each worker of a `DataLoader`."
+
+    def __init__(self):
+        self.own = 0, None
+
+    def __getstate__(self):
+        return {"own": (0, None)}
+
+    def map(
+        self,
+        function: Callable,
+        jobs: Iterable,
+    ) -> list:
+        "The results of `function`, in the order of the jobs."
+        from torch.utils.data import get_worker_info
+
+        if self.own[0] != os.getpid():
+            self.own = os.getpid(), ThreadPoolExecutor(1 if get_worker_info() else os.cpu_count())
+        return list(self.own[1].map(function, jobs))
