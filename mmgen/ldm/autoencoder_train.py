@@ -17,14 +17,8 @@ from ..data.batches import Batches
 from ..data.edits import neighbours
 from ..data.loading import content_sha256, load_source, to_arrays
 from .autoencoder import AutoencoderKL
-from mmgen.ldm.autoencoder_loss import (
-    PatchDiscriminator,
-    adaptive_weight,
-    edit_gain,
-    hinge_loss,
-    perceptual_distance,
-    reconstruction_nll,
-)
+from ..backbones.perceptual import perceptual_distance
+from .autoencoder_loss import PatchDiscriminator, adaptive_weight, edit_gain, hinge_loss, reconstruction_nll
 from ..training.config import AutoencoderConfig
 from ..training.loop import Task, train
 from ..training.optimizers import build

@@ -17,7 +17,7 @@ from ..data.edits import edits
 from ..data.loading import content_sha256, load_source
 from ..data.portraits import sample
 from ..identity.model import identity_loss, load_identity
-from ..ldm.autoencoder_loss import EfficientNetDistance
+from ..backbones.perceptual import EfficientNetDistance
 from ..ldm.autoencoder_train import load_columns
 from ..metrics.oracle import Oracle, accuracy, labels, score_editor
 from .config import EncoderConfig

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..base.images import pick_device
-from ..ldm.autoencoder_loss import EfficientNetDistance
+from ..backbones.perceptual import EfficientNetDistance
 from .encoder import Encoder
 from .generator import Generator
 
