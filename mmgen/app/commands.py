@@ -205,15 +205,14 @@ def weights(a) -> dict:
 def show(a) -> dict:
     "What a data set holds, as training would see it."
     from mmgen.data.captions import as_tags
-    from mmgen.data.loading import load_source
+    from mmgen.data.sources import load_source
 
     rows = load_source(a.data, a.split, images=a.images)
-    column = "tags" if "tags" in rows.column_names else "text"
-    shown = rows[column]
-    first = [as_tags(shown[i]) if column == "tags" else shown[i] for i in range(min(3, len(rows)))]
+    tagged, captions = "tags" in rows.column_names, rows.captions
+    first = [as_tags(captions[i]) if tagged else captions[i] for i in range(min(3, len(rows)))]
     say(f"{a.data}, {a.split}: {len(rows)} rows, columns {', '.join(rows.column_names)}")
     for row in first:
-        say("  " + (", ".join(row) if column == "tags" else row))
+        say("  " + (", ".join(row) if tagged else row))
     return {"data": a.data, "split": a.split, "rows": len(rows), "columns": list(rows.column_names), "first": first}
 
 

@@ -15,7 +15,7 @@ from ..base.runs import Run
 from ..base.weights import load_into, model_card, save_weights
 from ..data.batches import Batches
 from ..data.edits import neighbours
-from ..data.loading import content_sha256, load_source, to_arrays
+from ..data.sources import content_sha256, load_source, to_arrays
 from .autoencoder import AutoencoderKL
 from ..backbones.perceptual import perceptual_distance
 from .autoencoder_loss import PatchDiscriminator, adaptive_weight, edit_gain, hinge_loss, reconstruction_nll

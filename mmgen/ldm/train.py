@@ -22,8 +22,8 @@ from ..data.batches import Batches
 from ..data.captions import as_tags, caption
 from ..data.edited_captions import edited_caption
 from ..data.edits import KINDS, edits
-from ..data.loading import load_source, to_arrays
-from ..editing.editor import Editor
+from ..data.sources import load_source, to_arrays
+from ..editing.protocol import Editor
 from .autoencoder import AutoencoderKL
 from .diffusion import diffusion_loss, noise_like
 from .editors.sdedit import SDEdit

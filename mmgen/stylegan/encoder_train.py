@@ -14,8 +14,8 @@ from ..base.runs import Run
 from ..base.weights import fingerprint, packaged
 from ..data.batches import Batches
 from ..data.edits import edits
-from ..data.loading import content_sha256, load_source
 from ..data.portraits import sample
+from ..data.sources import content_sha256, load_source
 from ..identity.model import identity_loss, load_identity
 from ..backbones.perceptual import EfficientNetDistance
 from ..ldm.autoencoder_train import load_columns

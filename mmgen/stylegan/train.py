@@ -16,8 +16,8 @@ from ..base.images import image_grid, pick_device, psnr, seed_everything, sheet,
 from ..base.runs import Run
 from ..base.weights import model_card, packaged, save_weights
 from ..data.batches import Batches
-from ..data.loading import content_sha256
 from ..backbones.perceptual import perceptual_distance
+from ..data.sources import content_sha256
 from ..ldm.autoencoder_loss import edit_gain, reconstruction_nll
 from ..ldm.autoencoder_train import load_columns
 from ..metrics.features import features
