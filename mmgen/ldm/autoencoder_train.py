@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from ..backbones.perceptual import perceptual_distance
 from ..base.images import pick_device, psnr, seed_everything, sheet, to_float
 from ..base.runs import Run
 from ..base.weights import load_into, model_card, save_weights
@@ -17,7 +18,6 @@ from ..data.batches import Batches
 from ..data.edits import neighbours
 from ..data.sources import content_sha256, load_source, to_arrays
 from .autoencoder import AutoencoderKL
-from ..backbones.perceptual import perceptual_distance
 from .autoencoder_loss import PatchDiscriminator, adaptive_weight, edit_gain, hinge_loss, reconstruction_nll
 from ..training.config import AutoencoderConfig
 from ..training.loop import Task, train
