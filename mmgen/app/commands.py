@@ -131,7 +131,8 @@ def edit(a) -> dict:
 def sample(a) -> dict:
     "Pictures of a caption, by a diffusion model."
     from mmgen.base.images import image_grid
-    from mmgen.ldm.pipeline import LatentDiffusion, sampler
+    from mmgen.ldm.open import open_pipeline
+    from mmgen.ldm.pipeline import sampler
 
     for option, value, least, most in (
         ("-n", a.n, 1, 1000),
@@ -143,7 +144,7 @@ def sample(a) -> dict:
             raise ValueError(f"{option} is {value}; it must be at least {least}, and {most} at most.")
     sampler(a.sampler)
     out, kind = image_file(a.out or Path("sample.png"))
-    pipeline = LatentDiffusion.load(a.model, device=a.device, **opening_of(a)).to_precision(a.precision)
+    pipeline = open_pipeline(a.model, device=a.device, **opening_of(a)).to_precision(a.precision)
     with bar(pipeline, a.steps):
         images = pipeline.sample([a.caption] * a.n, a.steps, a.guidance, a.sampler, a.seed)
     if not images.isfinite().all():
