@@ -16,8 +16,8 @@ from mmgen.data import images as pictures
 from mmgen.data.images import ImageError, ImageNotice, open_image, read_image
 from mmgen.data.pairs import load_pairs
 from mmgen.data.sources import to_arrays
-from mmgen.jobs.registry import PRESETS
 from mmgen.editing.config import EditConfig
+from mmgen.jobs.registry import PRESETS
 
 
 def fixed(*values):
