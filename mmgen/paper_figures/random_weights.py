@@ -14,6 +14,7 @@ import torch
 from ..app.export import save_diffusers
 from ..clip.model import CLIP, build_clip, train_tokenizer
 from ..ldm.autoencoder import AutoencoderKL
+from ..ldm.open import open_pipeline
 from ..ldm.pipeline import LatentDiffusion
 from ..ldm.unet import UNet2DConditionModel
 from ..stylegan.generator import Generator
