@@ -24,7 +24,7 @@ from mmgen.data.folders import read_folder
 from mmgen.data.images import ImageError, open_image
 from mmgen.data.loading import load_source
 from mmgen.data.portraits import PortraitError
-from mmgen.editing.registry import EditError
+from mmgen.editing.protocol import EditError
 
 SECONDS = 5  # for one input
 GOOD = (ImageError, SourceError, EditError, PortraitError)

@@ -18,7 +18,8 @@ from mmgen.base.weights import package, save_weights
 from mmgen.clip.model import CLIP
 from mmgen.data import portraits
 from mmgen.data.captions import CutWarning, caption
-from mmgen.editing.registry import EditError, editor
+from mmgen.editing.protocol import EditError
+from mmgen.editing.registry import editor
 from mmgen.jobs.registry import config_for
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.pipeline import PRECISIONS, LatentDiffusion, make_process, random_pipeline, sampler

@@ -17,7 +17,7 @@ from mmgen.app.panel import build_editor
 from mmgen.base.schema import WeightsError
 from mmgen.base.weights import load_state
 from mmgen.clip.model import VOCABULARY, clip_tokenizer, train_tokenizer
-from mmgen.editing.registry import EditError
+from mmgen.editing.protocol import EditError
 from mmgen.ldm.diffusion import start
 from mmgen.ldm.editors.instruct import InstructPix2Pix
 from mmgen.ldm.pipeline import LatentDiffusion, make_process, random_pipeline

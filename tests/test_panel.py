@@ -8,7 +8,7 @@ from mmgen.clip.model import CLIP
 from mmgen.clip.zero_shot import choose_tags
 from mmgen.data import portraits
 from mmgen.editing.editor import CopyInput
-from mmgen.editing.registry import EditError
+from mmgen.editing.protocol import EditError
 from mmgen.ldm.editors.sdedit import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import LatentDiffusion, random_pipeline
 from mmgen.training.config import EditConfig

@@ -23,7 +23,7 @@ from ..data.captions import as_tags, caption
 from ..data.edited_captions import edited_caption
 from ..data.edits import KINDS, edits
 from ..data.loading import load_source, to_arrays
-from ..editing.editor import Editor
+from ..editing.protocol import Editor
 from .autoencoder import AutoencoderKL
 from .diffusion import diffusion_loss, noise_like
 from .editors.sdedit import SDEdit

@@ -18,7 +18,7 @@ from ..base.images import pick_device, sheet
 from ..base.runs import Run
 from ..base.weights import load_model, model_card, save_weights
 from ..clip.model import CLIP
-from ..editing.registry import EditError
+from ..editing.protocol import EditError
 from ..stylegan.config import DirectionsConfig
 from ..stylegan.editor import StyleEditor
 from ..stylegan.encoder import Encoder
@@ -149,6 +149,7 @@ class GlobalDirections(StyleEditor):
     "Moves the channels of S that CLIP connects with the text"
 
     name, strength = "styleclip-directions", 0.5
+    dials = ("alpha", "beta")
 
     def __init__(
         self,

@@ -6,8 +6,9 @@
 __all__ = ['LatentEditor', 'Reconstruction', 'SDEdit']
 
 # %% ../../../nbs/ldm/editors/sdedit.ipynb #c3f6bce2
+from ...clip.model import CLIP
 from ...editing.editor import CodeEditor
-from ...editing.registry import EditError
+from ...editing.protocol import EditError
 from ..pipeline import LatentDiffusion
 
 # %% ../../../nbs/ldm/editors/sdedit.ipynb #09c9ba46
@@ -41,9 +42,15 @@ class LatentEditor(CodeEditor):
     device = property(lambda self: self.pipeline.device)
     clip = property(lambda self: self.pipeline.text_encoder)
     tags = property(lambda self: self.pipeline.tags)
+    network = property(lambda self: self.pipeline.unet)
     passes = property(
         lambda self: 2 if self.decoding == "paired" else 1
     )  # the edit and, where it is paired, the reference
+
+    @property
+    def captioner(self):
+        "The text encoder, if it is a whole CLIP: a text tower alone cannot describe images."
+        return self.clip if isinstance(self.clip, CLIP) else None
 
     def to_precision(self, precision):
         "See `LatentDiffusion.to_precision`."
@@ -71,6 +78,7 @@ class SDEdit(LatentEditor):
 
     name, strength = "sdedit", 0.75
     decodings = ("paired", "residual", "plain")
+    dials = ("guidance",)
 
     def __init__(
         self,
