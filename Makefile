@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(shell date -u +%Y%m%d-%H%M%S)
 
-.PHONY: run test test-slow reports lab setup format notebooks export clean
+.PHONY: run test test-slow reports book lab setup format notebooks export clean
 
 $(VENV)/.installed: settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,7 +23,7 @@ test: $(VENV)/.installed format notebooks
 
 # the quickest check comes first
 format: $(VENV)/.installed
-	$(BIN)/ruff format --check nbs tests benchmarks
+	$(BIN)/ruff format --check nbs tests benchmarks docs
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
@@ -33,10 +33,15 @@ reports: $(VENV)/.installed
 	test ! -f reports/runs/preliminary/run.json || $(BIN)/papermill nbs/report_paper_figures.ipynb reports/runs/41_preliminary.ipynb --no-progress-bar
 	$(BIN)/papermill nbs/report.ipynb reports/runs/44_results.ipynb --no-progress-bar
 
-# mmgen/ is what the notebooks export, the notebooks are clean, and their own asserts hold
+# the notebooks and the API of every module as a site; nothing is executed
+book: $(VENV)/.installed
+	$(BIN)/python docs/build.py
+	@echo "Open book/index.html"
+
+# mmgen/ is what the notebooks export, the notebooks are clean, their asserts hold (as nbdev_test checks), and their outputs are current
 notebooks: $(VENV)/.installed
 	$(BIN)/python tests/check_notebooks.py
-	$(BIN)/nbdev_test --n_workers 2
+	$(BIN)/python tests/check_outputs.py
 
 export: $(VENV)/.installed
 	$(BIN)/nbdev_export

@@ -1,4 +1,4 @@
-"""Relative links in the front pages, the rooms, the reports and the notebooks lead to a file, and to a heading of it."""
+"""Relative links of the front pages, rooms, reports and notebooks lead to a file, and to a heading of it."""
 
 import json
 import re
