@@ -20,6 +20,7 @@ MOVED = {
     "mmgen.data.dump_images": "mmgen.danbooru.images",
     "mmgen.data.image_shards": "mmgen.danbooru.shards",
     "mmgen.data.near_duplicates": "mmgen.danbooru.near_duplicates",
+    "mmgen.data.loading": "mmgen.data.sources (open_image: mmgen.data.images)",
     "mmgen.data.pictures": "mmgen.data.images",
     "mmgen.data.prepare": "mmgen.danbooru.prepare",
     "mmgen.data.shard_jobs": "mmgen.danbooru.plan",

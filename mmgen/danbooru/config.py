@@ -9,8 +9,7 @@ __all__ = ['DanbooruConfig']
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..base.settings import Settings, closest, split_list
-from ..data.images import FITS
+from ..base.settings import FITS, Settings, closest, split_list
 
 # %% ../../nbs/danbooru/config.ipynb #0d4db22a
 @dataclass(frozen=True)

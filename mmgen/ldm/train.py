@@ -22,7 +22,7 @@ from ..data.batches import Batches
 from ..data.captions import as_tags, caption
 from ..data.edited_captions import edited_caption
 from ..data.edits import KINDS, edits
-from ..data.loading import load_source, to_arrays
+from ..data.sources import load_source, to_arrays
 from ..editing.protocol import Editor
 from .autoencoder import AutoencoderKL
 from .diffusion import diffusion_loss, noise_like

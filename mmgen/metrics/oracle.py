@@ -22,7 +22,7 @@ from ..base.weights import build_model, load_state, model_card, read_config, res
 from ..data import portraits
 from ..data.batches import Batches
 from ..data.edits import Edit, as_batch
-from ..data.loading import content_sha256, load_source, to_arrays
+from ..data.sources import content_sha256, load_source, to_arrays
 from ..training.config import OracleConfig
 from ..training.loop import Task, train
 from ..training.optimizers import build

@@ -9,8 +9,7 @@ __all__ = ['PretrainedConfig']
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..base.settings import Settings, split_list
-from ..data.images import FITS
+from ..base.settings import FITS, Settings, split_list
 
 # %% ../../nbs/paper_figures/published_config.ipynb #7fccc1d6
 @dataclass(frozen=True)

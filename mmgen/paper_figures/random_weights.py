@@ -13,6 +13,7 @@ import torch
 
 from ..clip.model import CLIP, build_clip, train_tokenizer
 from ..ldm.autoencoder import AutoencoderKL
+from ..ldm.open import open_pipeline
 from ..ldm.pipeline import LatentDiffusion
 from ..ldm.published.diffusers_folder import save_diffusers
 from ..ldm.unet import UNet2DConditionModel

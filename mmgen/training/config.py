@@ -9,8 +9,7 @@ __all__ = ['Job', 'EditConfig', 'UNetJob', 'LDMConfig', 'AutoencoderConfig', 'CL
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..base.settings import Settings, split_list
-from ..data.images import FITS
+from ..base.settings import FITS, Settings, split_list
 
 # %% ../../nbs/training/config.ipynb #624eca63
 @dataclass(frozen=True)

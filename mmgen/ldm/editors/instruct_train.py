@@ -17,8 +17,8 @@ from ...clip.model import CLIP
 from ...data import portraits
 from ...data.batches import Batches, cached
 from ...data.captions import known_tags
-from ...data.loading import content_sha256
 from ...data.pairs import load_pairs
+from ...data.sources import content_sha256
 from ..autoencoder import AutoencoderKL
 from ..diffusion import diffusion_loss
 from .instruct import InstructEditor, InstructPix2Pix
