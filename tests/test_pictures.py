@@ -16,8 +16,8 @@ from mmgen.data import images as pictures
 from mmgen.data.images import ImageError, ImageNotice, open_image, read_image
 from mmgen.data.pairs import load_pairs
 from mmgen.data.sources import to_arrays
+from mmgen.editing.config import EditConfig
 from mmgen.jobs.registry import PRESETS
-from mmgen.training.config import EditConfig
 
 
 def fixed(*values):
@@ -340,7 +340,7 @@ def test_every_job_and_edit_have_fit():
     from mmgen.jobs.registry import JOBS
 
     for job in (*PRESETS, "edit", "pretrained", "prepare_danbooru"):
-        config = next(iter(JOBS[job].values()))
+        config = JOBS[job].presets["small"]
         assert config.fit == "crop" and type(config).choices["fit"] == FITS, job
     with pytest.raises(ValueError, match="edit: fit must be one of crop, pad, top, not 'padd'; did you mean 'pad'"):
         EditConfig(fit="padd")

@@ -19,7 +19,7 @@ from ..data.edits import neighbours
 from ..data.sources import content_sha256, load_source, to_arrays
 from .autoencoder import AutoencoderKL
 from .autoencoder_loss import PatchDiscriminator, adaptive_weight, edit_gain, hinge_loss, reconstruction_nll
-from ..training.config import AutoencoderConfig
+from .config import AutoencoderConfig
 from ..training.loop import Task, train
 from ..training.optimizers import build
 

@@ -30,7 +30,7 @@ from ..editing.registry import editor
 from ..identity.model import load_identity
 from ..ldm.open import open_pipeline
 from ..metrics.clip_score import direction_cosines
-from .published_config import PretrainedConfig
+from .config import PretrainedConfig
 from .random_weights import random_weights
 from ..stylegan.encoder import Encoder
 from ..stylegan.generator import Generator

@@ -19,7 +19,7 @@ from ..base.runs import Run
 from ..base.weights import load_model, model_card, save_weights
 from ..clip.model import CLIP
 from ..editing.protocol import EditError
-from ..stylegan.config import DirectionsConfig
+from .config import DirectionsConfig
 from ..stylegan.editor import StyleEditor
 from ..stylegan.encoder import Encoder
 from ..stylegan.generator import Generator

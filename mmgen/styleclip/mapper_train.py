@@ -28,8 +28,8 @@ from ..identity.model import identity_loss, load_identity
 from ..metrics.held_out import edits_to_try, record_edits
 from ..metrics.oracle import Oracle, score_editor
 from .clip_loss import CLIPLoss
+from .config import MapperConfig
 from .mapper import LatentMapper, Mapper
-from ..stylegan.config import MapperConfig
 from ..stylegan.encoder import Encoder
 from ..stylegan.generator import Generator
 from ..stylegan.train import encode
