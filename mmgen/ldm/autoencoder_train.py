@@ -15,6 +15,7 @@ from ..base.images import pick_device, psnr, seed_everything, sheet, to_float
 from ..base.runs import Run
 from ..base.weights import load_into, model_card, save_weights
 from ..data.batches import Batches
+from ..data.columns import load_columns
 from ..data.edits import neighbours
 from ..data.sources import content_sha256
 from .autoencoder import AutoencoderKL
