@@ -10,22 +10,16 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from ..backbones.perceptual import perceptual_distance
 from ..base.images import pick_device, psnr, seed_everything, sheet, to_float
 from ..base.runs import Run
 from ..base.weights import load_into, model_card, save_weights
 from ..data.batches import Batches
 from ..data.edits import neighbours
-from ..data.loading import content_sha256, load_source, to_arrays
+from ..data.sources import content_sha256, load_source, to_arrays
 from .autoencoder import AutoencoderKL
-from mmgen.ldm.autoencoder_loss import (
-    PatchDiscriminator,
-    adaptive_weight,
-    edit_gain,
-    hinge_loss,
-    perceptual_distance,
-    reconstruction_nll,
-)
-from ..training.config import AutoencoderConfig
+from .autoencoder_loss import PatchDiscriminator, adaptive_weight, edit_gain, hinge_loss, reconstruction_nll
+from .config import AutoencoderConfig
 from ..training.loop import Task, train
 from ..training.optimizers import build
 

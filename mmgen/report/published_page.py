@@ -30,8 +30,7 @@ def section(
     ):
         return ""
     record = verify_run(run, ("scores.json", *(f"{name}.jpg" for name in FIGURES)))
-    config, data, where = (
-        record["config"],
+    data, where = (
         record["data"],
         Path(os.path.relpath(run, Path(folder).resolve())).as_posix(),
     )

@@ -348,9 +348,8 @@ def decoding_of(
     spec: str,  # of an Editor
 ) -> str:
     "How an Editor decodes: as its text says, else its class's first way."
-    first = (
-        getattr(editor_class(name_of(spec)), "decodings", ("default",))[0] if name_of(spec) in EDITORS else "default"
-    )
+    decodings = editor_class(name_of(spec)).decodings if name_of(spec) in EDITORS else ()
+    first = decodings[0] if decodings else "default"
     return options_in(spec).get("decoding", first)
 
 

@@ -18,8 +18,8 @@ from ..base.images import pick_device, sheet
 from ..base.runs import Run
 from ..base.weights import load_model, model_card, save_weights
 from ..clip.model import CLIP
-from ..editing.registry import EditError
-from ..stylegan.config import DirectionsConfig
+from ..editing.protocol import EditError
+from .config import DirectionsConfig
 from ..stylegan.editor import StyleEditor
 from ..stylegan.encoder import Encoder
 from ..stylegan.generator import Generator
@@ -150,6 +150,7 @@ class GlobalDirections(StyleEditor):
     "Moves the channels of S that CLIP connects with the text"
 
     name, strength = "styleclip-directions", 0.5
+    dials = ("alpha", "beta")
 
     def __init__(
         self,

@@ -9,15 +9,15 @@ __all__ = ['EncoderTask', 'reconstruction_scores', 'editability', 'fit']
 import torch
 from torch import Tensor, nn
 
+from ..backbones.perceptual import EfficientNetDistance
 from ..base.images import pick_device, psnr, seed_everything, sheet, to_float
 from ..base.runs import Run
 from ..base.weights import fingerprint, packaged
 from ..data.batches import Batches
 from ..data.edits import edits
-from ..data.loading import content_sha256, load_source
 from ..data.portraits import sample
+from ..data.sources import content_sha256, load_source
 from ..identity.model import identity_loss, load_identity
-from ..ldm.autoencoder_loss import EfficientNetDistance
 from ..ldm.autoencoder_train import load_columns
 from ..metrics.oracle import Oracle, accuracy, labels, score_editor
 from .config import EncoderConfig

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backbones.perceptual import EfficientNetDistance
 from ..base.images import pick_device
-from ..ldm.autoencoder_loss import EfficientNetDistance
 from .encoder import Encoder
 from .generator import Generator
 from .open import open_encoder, open_generator

@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones.efficientnet import EfficientNetLite0
+from ..backbones.perceptual import perceptual_distance
 from ..base.images import image_grid, pick_device, psnr, seed_everything, sheet, to_float
 from ..base.runs import Run
 from ..base.weights import model_card, packaged, save_weights
 from ..data.batches import Batches
-from ..data.loading import content_sha256
-from ..ldm.autoencoder_loss import edit_gain, perceptual_distance, reconstruction_nll
+from ..data.sources import content_sha256
+from ..ldm.autoencoder_loss import edit_gain, reconstruction_nll
 from ..ldm.autoencoder_train import load_columns
 from ..metrics.features import features
 from ..metrics.frechet import frechet_distance, statistics
