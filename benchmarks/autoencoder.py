@@ -17,7 +17,7 @@ from mmgen.base.images import psnr, to_float
 from mmgen.base.runs import Run
 from mmgen.data import portraits
 from mmgen.data.batches import Batches
-from mmgen.data.loading import load_source, to_arrays
+from mmgen.data.sources import load_source, to_arrays
 from mmgen.jobs.registry import config_for
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.autoencoder_train import AutoencoderTask, reconstruct

@@ -28,8 +28,8 @@ from mmgen.data import portraits
 from mmgen.data.batches import Batches
 from mmgen.data.images import open_image
 from mmgen.data.latents import LatentColumn, write_latents
-from mmgen.data.loading import load_source
 from mmgen.data.shards import ShardWriter, shard_schema, write_manifest
+from mmgen.data.sources import load_source
 from mmgen.training.feeding import feed
 
 

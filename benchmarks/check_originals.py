@@ -28,12 +28,12 @@ import torch.nn.functional as F
 from record import record
 from torch import nn
 
+from mmgen.backbones.arcface import ArcFace
 from mmgen.base.pickle_arrays import Plain
 from mmgen.clip.model import train_tokenizer
-from mmgen.identity.model import ArcFace
 from mmgen.ldm.published.stable_diffusion import autoencoder_of, text_encoder_of, unet_of
 from mmgen.ldm.published.unconditional import unconditional_unet_of
-from mmgen.stylegan.generator import Generator
+from mmgen.stylegan.open import open_generator
 from mmgen.stylegan.published import e4e_of, generator_of
 
 
@@ -76,7 +76,7 @@ def check_ada():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.pkl"
         path.write_bytes(pickle.dumps({"G": original, "D": None, "G_ema": original, "training_set_kwargs": {}}))
-        ours = Generator.load(path)
+        ours = open_generator(path)
     z = torch.randn(2, 32)
     check(
         "StyleGAN2",

@@ -23,7 +23,7 @@ from mmgen.data.portraits import render
 from mmgen.editing.editor import CopyInput
 from mmgen.editing.registry import editor, editor_class, options_of
 from mmgen.ldm.editors.sdedit import Reconstruction
-from mmgen.ldm.pipeline import LatentDiffusion
+from mmgen.ldm.open import open_pipeline
 from mmgen.metrics.oracle import Oracle, score_editor
 
 
@@ -74,7 +74,7 @@ def main():
     own = {name: {k: v for k, v in extra.items() if k in options_of(name)} for name in given.editors}
     for strange in extra.keys() - set().union(*own.values()):
         ask.error(f"none of these editors has an option {strange}")
-    oracle, pipeline = Oracle.load(device="cpu"), LatentDiffusion.load(given.model)
+    oracle, pipeline = Oracle.load(device="cpu"), open_pipeline(given.model)
     about = {
         "model": Path(given.model).name,
         "sha256": sha256(resolve(given.model) / "model.safetensors")[:12],

@@ -22,10 +22,9 @@ from mmgen.data.edits import edits
 from mmgen.data.portraits import render, sample, seeds
 from mmgen.metrics.oracle import Oracle, score_editor
 from mmgen.styleclip.mapper import LatentMapper
-from mmgen.stylegan.encoder import Encoder
 from mmgen.stylegan.encoder_train import reconstruction_scores
-from mmgen.stylegan.generator import Generator
 from mmgen.stylegan.inversion import Inverter, project
+from mmgen.stylegan.open import open_encoder, open_generator
 
 
 def main():
@@ -39,7 +38,8 @@ def main():
     )
     ask.add_argument("--ways", nargs="*", help="some of them; all unless given")
     given = ask.parse_args()
-    generator, encoder, oracle = Generator.load(given.generator), Encoder.load(given.encoder), Oracle.load(device="cpu")
+    generator, encoder = open_generator(given.generator), open_encoder(given.encoder)
+    oracle = Oracle.load(device="cpu")
     ways = {"encoder, W": lambda x: encoder(x, 0), "encoder": encoder}
     for steps in (10, 50):
         ways[f"encoder, then {steps} steps"] = Inverter(generator, encoder, steps)

@@ -18,9 +18,9 @@ from mmgen.base.weights import resolve
 from mmgen.data import portraits
 from mmgen.data.edits import neighbour
 from mmgen.ldm.autoencoder import AutoencoderKL
-from mmgen.ldm.autoencoder_loss import edit_gain
 from mmgen.ldm.autoencoder_train import reconstruct
 from mmgen.metrics.oracle import Oracle, accuracy, classes, labels
+from mmgen.training.losses import edit_gain
 
 
 def main():

@@ -23,7 +23,7 @@ from mmgen.base.images import to_float
 from mmgen.base.weights import resolve
 from mmgen.data import portraits
 from mmgen.data.captions import caption
-from mmgen.ldm.pipeline import LatentDiffusion
+from mmgen.ldm.open import open_pipeline
 from mmgen.metrics.features import features
 from mmgen.metrics.frechet import frechet_distance, statistics
 
@@ -71,7 +71,7 @@ def main():
     ask.add_argument("--most", type=int, default=1000, help="plans with more evaluations are left out")
     ask.add_argument("--out", type=Path, default=Path("reports/sampling.jsonl"))
     given = ask.parse_args()
-    pipeline, net = LatentDiffusion.load(given.model), EfficientNetLite0()
+    pipeline, net = open_pipeline(given.model), EfficientNetLite0()
     setting = {
         "n": given.n,
         "guidance": given.guidance,

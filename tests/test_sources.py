@@ -15,7 +15,7 @@ from mmgen.data import portraits
 from mmgen.data.batches import Batches, cached
 from mmgen.data.caption_text import SourceError, SourceNotice
 from mmgen.data.images import ImageError, ImageNotice, open_image
-from mmgen.data.loading import ImageColumn, load_source, to_arrays
+from mmgen.data.sources import ImageColumn, Source, load_source, to_arrays
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -168,7 +168,7 @@ def test_folder(folder):
     assert images.shape == (36, 8, 8, 3) and all(
         (i[..., 0] == 6 * int(t[0].split()[1])).all() for i, t in zip(images, tags)
     )
-    assert np.array_equal(ImageColumn(parts["train"], 8)[[3, 1]], images[[3, 1]])
+    assert np.array_equal(parts["train"].images(8)[[3, 1]], images[[3, 1]])
 
 
 def test_folder_with_splits(folder):
@@ -367,3 +367,27 @@ def test_postscript_which_another_program_would_run_is_no_picture():
 def test_all_16_bit_greys_become_the_nearest_of_8_bits():
     grey = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     assert np.array_equal(open_image(stored(grey))[..., 0], (grey / 257).round())
+
+
+def test_a_source_of_ones_own_is_trained_on(folder):
+    "Whatever implements the protocol is read, without `datasets` or shards"
+
+    class Flags(Source):
+        column_names, streamed = ["image", "text"], False
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, name):
+            return ["red", "green", "blue"]
+
+        def images(self, size, fit="crop"):
+            return load_source(str(folder)).images(size, fit)
+
+    images, texts = to_arrays(Flags(), 8)
+    assert images.shape == (36, 8, 8, 3) and texts == ["red", "green", "blue"]
+
+
+def test_the_old_module_is_named_with_its_successor():
+    with pytest.raises(ModuleNotFoundError, match=r"import mmgen\.data\.sources \(open_image: mmgen\.data\.images\)"):
+        import mmgen.data.loading  # noqa: F401
