@@ -1,6 +1,9 @@
-"""Latent channels, widths, patch size, batch and optimiser of the autoencoder at equal wall time on one thread:
-`python benchmarks/autoencoder.py --seconds 240`. A row per variant, in reports/autoencoder.jsonl: PSNR of 500 held-out portraits, and how many attributes
-the oracle reads rightly on the reconstructions.
+"""Latent channels, widths, patch size, batch and optimiser of the autoencoder at equal wall time on one thread.
+
+    python benchmarks/autoencoder.py --seconds 240
+
+A row per variant, in reports/autoencoder.jsonl: PSNR of 500 held-out portraits, and the share of attributes that the
+oracle reads correctly on the reconstructions.
 """
 
 import argparse
@@ -14,7 +17,7 @@ from mmgen.base.images import psnr, to_float
 from mmgen.base.runs import Run
 from mmgen.data import portraits
 from mmgen.data.batches import Batches
-from mmgen.data.loading import load_source, to_arrays
+from mmgen.data.sources import load_source, to_arrays
 from mmgen.jobs.registry import config_for
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.autoencoder_train import AutoencoderTask, reconstruct

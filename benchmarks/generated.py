@@ -1,8 +1,13 @@
-"""Fréchet distance, density and coverage of generated images: `python benchmarks/generated.py`, rows in reports/generated.jsonl.
+"""Fréchet distance, density and coverage of samples of both families.
 
-Compares n images of each kind with n held-out portraits, in features of EfficientNet-Lite0 and of the oracle: other real portraits (the floor), their
-reconstructions by the diffusion model's autoencoder and by StyleGAN2's encoder and generator, samples of the generator, and samples of the diffusion
-model for those portraits' captions (12 Euler steps, no guidance). Density is the fidelity of the images, coverage their diversity (Naeem et al. 2020).
+    python benchmarks/generated.py
+
+Rows in reports/generated.jsonl.
+
+n images of each kind against n held-out portraits, in features of EfficientNet-Lite0 and of the oracle: other real
+portraits (the lower bound), reconstructions of them by the diffusion model's autoencoder and by StyleGAN's encoder
+and generator, samples of the generator, and samples of the diffusion model for those portraits' captions (12 Euler
+steps, no guidance). Density is the fidelity of the images, coverage their diversity (Naeem et al. 2020).
 An uncurated grid of the generator's samples is reports/figures/samples.jpg.
 """
 

@@ -24,7 +24,8 @@ from mmgen.benchmark.workers import ask, run_parts
 from mmgen.data import portraits
 from mmgen.data.edits import as_batch
 from mmgen.editing.editor import CopyInput, check_edit
-from mmgen.editing.registry import EditError, editor, editors
+from mmgen.editing.protocol import EditError
+from mmgen.editing.registry import editor, editors
 from mmgen.jobs.registry import config_for
 from mmgen.metrics.clip_score import clip_score, directional_similarity
 from mmgen.metrics.features import extractor

@@ -7,7 +7,8 @@ import torch
 from diffusers import DDIMInverseScheduler
 
 from mmgen.clip.model import train_tokenizer
-from mmgen.editing.registry import EditError, editor
+from mmgen.editing.protocol import EditError
+from mmgen.editing.registry import editor
 from mmgen.ldm.attention import attend
 from mmgen.ldm.diffusion import FlowMatching, from_x0_eps, make_schedule
 from mmgen.ldm.editors.ddim_inversion import DDIMInversion, ddim_invert, two_branches

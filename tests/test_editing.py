@@ -6,8 +6,9 @@ import torch
 
 import mmgen
 from mmgen.app.panel import edit_image
-from mmgen.editing.editor import CopyInput, Editor, check_edit, residual_decode
-from mmgen.editing.registry import EditError, options_of
+from mmgen.editing.editor import CopyInput, check_edit, residual_decode
+from mmgen.editing.protocol import EditError, Editor
+from mmgen.editing.registry import options_of
 from mmgen.ldm.editors.sdedit import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import random_pipeline
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mmgen.data.caption_text import SourceError, SourceNotice, spaced
 from mmgen.data.folders import read_folder, with_captions
-from mmgen.data.loading import load_source, to_arrays
+from mmgen.data.sources import load_source, to_arrays
 
 
 def stored(n):

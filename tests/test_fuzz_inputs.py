@@ -22,9 +22,9 @@ from mmgen.data.caption_text import SourceError, spaced
 from mmgen.data.captions import as_tags, caption, known_tags
 from mmgen.data.folders import read_folder
 from mmgen.data.images import ImageError, open_image
-from mmgen.data.loading import load_source
 from mmgen.data.portraits import PortraitError
-from mmgen.editing.registry import EditError
+from mmgen.data.sources import load_source
+from mmgen.editing.protocol import EditError
 
 SECONDS = 5  # for one input
 GOOD = (ImageError, SourceError, EditError, PortraitError)

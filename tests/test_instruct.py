@@ -13,7 +13,7 @@ from mmgen.data.edited_captions import wish_between
 from mmgen.data.edits import edits
 from mmgen.data.pairs import load_pairs, wished
 from mmgen.data.portraits import is_held_out, render, sample, tags
-from mmgen.editing.registry import EditError
+from mmgen.editing.protocol import EditError
 from mmgen.jobs.registry import config_for
 from mmgen.ldm.editors.instruct import InstructEditor, InstructPix2Pix, random_instruct
 from mmgen.ldm.editors.instruct_train import InstructTask, fit

@@ -13,8 +13,8 @@ from test_shards import folder_of, names
 
 from mmgen.data.batches import Batches
 from mmgen.data.latents import LatentColumn, write_latents
-from mmgen.data.loading import load_source
 from mmgen.data.shards import ShardError, Shards
+from mmgen.data.sources import load_source
 
 CALLS = []
 
@@ -100,7 +100,7 @@ import sys, time
 sys.path[:0] = [{tests!r}]
 import test_latents
 from mmgen.data.latents import write_latents
-from mmgen.data.loading import load_source
+from mmgen.data.sources import load_source
 def slow(x):
     time.sleep({delay})
     return test_latents.encode(x)

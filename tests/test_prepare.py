@@ -16,8 +16,8 @@ from mmgen.danbooru.config import DanbooruConfig
 from mmgen.danbooru.prepare import WHY, facts, overview, prepare, record_of, samples
 from mmgen.danbooru.synthetic_dump import FILE_DAMAGE, LINE_DAMAGE, write_dump
 from mmgen.data.images import ImageError
-from mmgen.data.loading import load_source
 from mmgen.data.shards import ShardError, Shards
+from mmgen.data.sources import load_source
 from mmgen.jobs.launch import main
 
 

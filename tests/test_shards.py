@@ -19,9 +19,9 @@ from mmgen.data import portraits
 from mmgen.data.batches import Batches, local_order
 from mmgen.data.caption_text import SourceError
 from mmgen.data.images import ImageError
-from mmgen.data.loading import content_sha256, load_source, to_arrays
-from mmgen.data.shard_columns import ShardRows, TagColumn
+from mmgen.data.shard_columns import ShardImages, TagColumn
 from mmgen.data.shards import ShardBusy, ShardError, Shards, ShardWriter, read_manifest, shard_schema, write_manifest
+from mmgen.data.sources import ShardRows, content_sha256, load_source, to_arrays
 from mmgen.training.feeding import feed
 
 
@@ -163,7 +163,10 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path):
 def test_reading(folder):
     shards = Shards(folder)
     shards.verify()
-    images, everything = shards.images(16), np.stack([np.full((16, 16, 3), (n, 0, 7), np.uint8) for n in range(200)])
+    images, everything = (
+        ShardImages(shards, 16),
+        np.stack([np.full((16, 16, 3), (n, 0, 7), np.uint8) for n in range(200)]),
+    )
     rng = np.random.default_rng(0)
     for rows in (rng.permutation(200), [3], [5, 5, 199], range(40, 60), slice(190, None)):
         assert np.array_equal(images[rows], everything[rows])
@@ -174,14 +177,14 @@ def test_reading(folder):
     )
     assert len(images.cache._own()[1]) <= 8  # open groups
     some = np.array([0, 15, 16, 100, 199])
-    assert np.array_equal(shards.images(16, some)[[4, 1]], everything[[199, 15]]) and shards.images(
-        16, some
+    assert np.array_equal(ShardImages(shards, 16, some)[[4, 1]], everything[[199, 15]]) and ShardImages(
+        shards, 16, some
     ).groups.tolist() == [2, 1, 1, 1]
     again = pickle.loads(pickle.dumps(images))
     assert np.array_equal(again[[7]], everything[[7]])
     for bad in ([3, 2], [-1], [200]):
         with pytest.raises(ShardError, match="must ascend"):
-            shards.images(16, np.array(bad))
+            ShardImages(shards, 16, np.array(bad))
 
 
 def test_datasets_opens_them(folder, tmp_path):
@@ -250,7 +253,7 @@ def test_damage(folder):
     ]:
         path.write_bytes(bad)
         with pytest.raises(ShardError, match=said):
-            Shards(folder).images(16)[:]
+            ShardImages(Shards(folder), 16)[:]
     with pytest.raises(ShardError, match="is not what was written"):
         Shards(folder).verify()
     shutil.copy(folder / shards.entries[0]["file"], path)
@@ -274,9 +277,9 @@ def test_a_damaged_image_is_named(tmp_path):
     rows["image"][34] = {"bytes": None, "path": "elsewhere.png"}
     write_manifest(tmp_path, {"train": write(tmp_path, rows=rows)}, shard_schema().names)
     with pytest.raises(ImageError, match="^Row 33 of the split train, in train-0000.*damaged or truncated"):
-        Shards(tmp_path).images(16)[[33]]
+        ShardImages(Shards(tmp_path), 16)[[33]]
     with pytest.raises(ImageError, match="Row 34 .*There is no image"):
-        Shards(tmp_path).images(16)[[34]]
+        ShardImages(Shards(tmp_path), 16)[[34]]
 
 
 def test_tags_are_numbers_into_a_vocabulary():

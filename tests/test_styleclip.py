@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from mmgen.base.images import seed_everything
 from mmgen.clip.model import CLIP
 from mmgen.data.batches import Batches
-from mmgen.editing.editor import Editor
-from mmgen.editing.registry import EditError
+from mmgen.editing.protocol import EditError, Editor
 from mmgen.jobs.registry import config_for
 from mmgen.styleclip.clip_loss import CLIPLoss
 from mmgen.styleclip.directions import Directions, GlobalDirections, flat_styles, movable, relevance, render_styles

@@ -82,7 +82,7 @@ def config_of(
     job: str,
 ):
     "The configuration that parsed options describe."
-    names = {f.name for f in fields(next(iter(JOBS[job].values())))}
+    names = {f.name for f in fields(JOBS[job].config)}
     given = {k: v for k, v in vars(arguments).items() if k in names and v is not None}
     return config_for(job, given.pop("preset", None), **given)
 
@@ -131,7 +131,8 @@ def edit(a) -> dict:
 def sample(a) -> dict:
     "Pictures of a caption, by a diffusion model."
     from mmgen.base.images import image_grid
-    from mmgen.ldm.pipeline import LatentDiffusion, sampler
+    from mmgen.ldm.open import open_pipeline
+    from mmgen.ldm.pipeline import sampler
 
     for option, value, least, most in (
         ("-n", a.n, 1, 1000),
@@ -143,7 +144,7 @@ def sample(a) -> dict:
             raise ValueError(f"{option} is {value}; it must be at least {least}, and {most} at most.")
     sampler(a.sampler)
     out, kind = image_file(a.out or Path("sample.png"))
-    pipeline = LatentDiffusion.load(a.model, device=a.device, **opening_of(a)).to_precision(a.precision)
+    pipeline = open_pipeline(a.model, device=a.device, **opening_of(a)).to_precision(a.precision)
     with bar(pipeline, a.steps):
         images = pipeline.sample([a.caption] * a.n, a.steps, a.guidance, a.sampler, a.seed)
     if not images.isfinite().all():
@@ -204,15 +205,14 @@ def weights(a) -> dict:
 def show(a) -> dict:
     "What a data set holds, as training would see it."
     from mmgen.data.captions import as_tags
-    from mmgen.data.loading import load_source
+    from mmgen.data.sources import load_source
 
     rows = load_source(a.data, a.split, images=a.images)
-    column = "tags" if "tags" in rows.column_names else "text"
-    shown = rows[column]
-    first = [as_tags(shown[i]) if column == "tags" else shown[i] for i in range(min(3, len(rows)))]
+    tagged, captions = "tags" in rows.column_names, rows.captions
+    first = [as_tags(captions[i]) if tagged else captions[i] for i in range(min(3, len(rows)))]
     say(f"{a.data}, {a.split}: {len(rows)} rows, columns {', '.join(rows.column_names)}")
     for row in first:
-        say("  " + (", ".join(row) if column == "tags" else row))
+        say("  " + (", ".join(row) if tagged else row))
     return {"data": a.data, "split": a.split, "rows": len(rows), "columns": list(rows.column_names), "first": first}
 
 

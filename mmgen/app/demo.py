@@ -22,7 +22,7 @@ from ..benchmark.counterfactuals import counterfactuals
 from ..data import portraits
 from ..data.captions import caption
 from ..data.images import open_image, read_image
-from ..editing.editor import Editor
+from ..editing.protocol import Editor
 from ..editing.registry import editor, editor_class, editors, options_of
 
 if TYPE_CHECKING:

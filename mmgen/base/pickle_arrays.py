@@ -117,7 +117,7 @@ def make_buffer(parts, data, dtype, shape, order="C", axes=None):
     if math.prod(shape) * dtype.itemsize != len(data):
         raise PickleError(f"an array of shape {shape} and type {dtype} has {len(data)} bytes")
     parts.spend(math.prod(max(n, 1) for n in shape) * dtype.itemsize)
-    if dtype == bool:
+    if dtype.kind == "b":
         array = np.frombuffer(data, np.uint8) != 0
     else:
         array = np.frombuffer(bytearray(data), dtype).astype(dtype.newbyteorder("="), copy=False)

@@ -20,7 +20,7 @@ from .pictures import save_pictures
 from .scores import Judges
 from .tables import outcomes, table
 from .workers import run_parts
-from ..editing.registry import EditError
+from ..editing.protocol import EditError
 from ..metrics.intervals import MetricWarning
 
 # %% ../../nbs/benchmark/run.ipynb #1881c745

@@ -27,7 +27,9 @@ from .scores import Judges
 from ..data.captions import caption
 from ..data.edits import as_batch
 from ..data.portraits import tags
-from ..editing.registry import EditError, editor
+from ..editing.editor import BaseEditor
+from ..editing.protocol import EditError
+from ..editing.registry import editor
 
 # %% ../../nbs/benchmark/workers.ipynb #1564d415
 class Peak:
@@ -62,7 +64,7 @@ def size_of(
     which,  # an Editor
 ) -> int:  # pixels
     "The size that the benchmark is drawn at for an Editor: its own, 64 where it takes any."
-    return getattr(which, "size", None) or 64
+    return which.size or 64
 
 
 def faults(
@@ -143,10 +145,10 @@ def alone(
     return {"seconds, one": np.array(seconds[1:] or seconds)}, {}
 
 # %% ../../nbs/benchmark/workers.ipynb #c9240d65
-class Broken:
+class Broken(BaseEditor):
     "Stands for an Editor that could not be built."
 
-    strength = 0.0
+    name, strength = "broken", 0.0
 
     def __init__(self, error):
         self.error = error

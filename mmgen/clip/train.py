@@ -209,7 +209,7 @@ def fit(
 ) -> tuple[CLIP, dict[str, float]]:  # the averaged model, its results
     "Trains a small CLIP as `config` says and writes it to the run's folder `clip-portraits`."
     from mmgen.base.weights import load_into, model_card
-    from mmgen.data.loading import content_sha256, load_source, to_arrays
+    from mmgen.data.sources import content_sha256, load_source, to_arrays
     from mmgen.training.loop import train
 
     source = load_source(config.data, "train", config.size, config.images, config.seed)

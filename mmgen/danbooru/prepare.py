@@ -26,6 +26,7 @@ from .shards import write_image_shards
 from .subset import as_rated, select
 from .synthetic_dump import write_dump
 from ..data.caption_text import spaced
+from ..data.shard_columns import ShardImages
 from ..data.shards import Shards, read_manifest
 
 # %% ../../nbs/danbooru/prepare.ipynb #6c6c8eba
@@ -319,4 +320,4 @@ def samples(
     shards = Shards(folder, split)
     size = shards.manifest["parameters"]["size"]
     rows = np.unique(np.linspace(0, len(shards) - 1, min(n, len(shards))).round().astype(int))
-    return shards.images(size)[rows], shards.column("tags").take(rows).to_pylist()
+    return ShardImages(shards, size)[rows], shards.column("tags").take(rows).to_pylist()

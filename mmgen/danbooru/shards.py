@@ -25,10 +25,11 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from ..base.files import DISK_FULL, atomic_write, locked
+from ..base.settings import FITS
 from .images import DumpImage, dump_image
 from .near_duplicates import duplicate_counts, near_duplicates
 from .plan import SIGNATURES, Record, plan_shards, read_records, settle, write_record
-from ..data.images import FITS, ImageError
+from ..data.images import ImageError
 from ..data.shards import ShardError, ShardWriter, shard_schema, write_manifest
 from ..training.guards import wants_bar
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..base.files import atomic_write, repo_root
+from .shard_columns import ShardColumn
 
 # %% ../../nbs/data/batches.ipynb #75c5c56f
 def local_order(
@@ -61,7 +62,7 @@ class Batches:
             window,
         )
         self.rows, self._orders, self._told = next(iter(lengths.values())), {}, None
-        self.shards = [column for column in columns.values() if hasattr(column, "groups")]
+        self.shards = [column for column in columns.values() if isinstance(column, ShardColumn)]
         for column in self.shards:
             column.keep(2 * window + 8)
 

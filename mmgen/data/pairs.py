@@ -17,8 +17,8 @@ from .captions import caption
 from .edited_captions import wish_between
 from .edits import KINDS, neighbours
 from .images import decode_image, tell_of_many
-from .loading import load_source, to_arrays
 from .portraits import Options, PortraitError, change, is_held_out, sample, tags, vocabulary
+from .sources import load_source, to_arrays
 
 # %% ../../nbs/data/pairs.ipynb #3d56ebce
 def wished(

@@ -9,16 +9,12 @@ __all__ = ['KIND', 'ShardError', 'ShardBusy', 'shard_schema', 'ShardWriter', 'wr
 import json
 import os
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..base.files import atomic_write, fsync, lock, sha256
-
-if TYPE_CHECKING:
-    from mmgen.data.shard_columns import ShardImages
 
 # %% ../../nbs/data/shards.ipynb #b921c163
 class ShardError(ValueError):
@@ -355,17 +351,6 @@ class Shards:
             {k.decode(): v.decode() for k, v in (file.metadata or {}).items() if k != b"ARROW:schema"}
             for file in self.files
         ]
-
-    def images(
-        self,
-        size: int,
-        rows: np.ndarray | None = None,  # ascending row numbers; None: all
-        fit: str = "crop",  # how an image becomes a square, see `open_image`
-    ) -> "ShardImages":
-        "The images as an array that is read and decoded when indexed."
-        from mmgen.data.shard_columns import ShardImages
-
-        return ShardImages(self, size, rows, fit)
 
     def verify(self):
         "Read everything and compare the hashes; ShardError names the first file that is not what was written."

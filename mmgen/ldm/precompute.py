@@ -23,9 +23,9 @@ from ..base.weights import fingerprint, resolve
 from ..clip.model import CLIP
 from ..data.batches import cached
 from ..data.captions import CutWarning, as_tags, caption, known_tags, overflow
-from ..data.loading import content_sha256, load_source, to_arrays
+from ..data.sources import content_sha256, load_source, to_arrays
 from .autoencoder import AutoencoderKL
-from ..training.config import LDMConfig
+from .config import LDMConfig
 
 # %% ../../nbs/ldm/precompute.ipynb #12b3df91
 @torch.no_grad()
@@ -114,7 +114,7 @@ def prepare(
     known = known or {}
     dataset = load_source(config.data, "train", config.size, config.images, config.seed)
     weights = sha256(next(resolve(config.autoencoder).glob("*.safetensors")))
-    if hasattr(dataset, "shards"):
+    if dataset.streamed:
         encode = lambda images: encode_all(autoencoder, images, device)
         columns, mean, std, tags, facts = _from_shards(config, dataset, weights, encode, known)
     else:
@@ -132,11 +132,11 @@ def prepare(
         as_tags(row), rng, split_list(config.caption_fixed, str), config.caption_shuffle, config.tag_dropout
     )
     rng, some = random.Random(config.seed), tags
-    if hasattr(dataset, "shards"):  # enough to know how many captions are too long
+    if dataset.streamed:  # enough to know how many captions are too long
         some = [tags[i] for i in sorted(rng.sample(range(len(tags)), min(len(tags), 10_000)))]
     captions = [write(row, rng) for row in some]
     beyond = overflow(captions, text_encoder.tokenizer, text_encoder.length)
-    if not hasattr(dataset, "shards") and len(captions) * text_encoder.length * text_encoder.width * 2 < 2e9:
+    if not dataset.streamed and len(captions) * text_encoder.length * text_encoder.width * 2 < 2e9:
         states, lengths = read_all(text_encoder, captions, masked=config.masked)
         columns, transform = columns | {"states": states.numpy(), "length": lengths.numpy()}, None
     else:
@@ -164,7 +164,7 @@ def _from_shards(config, dataset, weights, encode, known):
         {"latents": latents},
         scale["mean"],
         scale["std"],
-        dataset["tags" if "tags" in dataset.column_names else "text"],
+        dataset.captions,
         found,
     )
 

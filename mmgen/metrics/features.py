@@ -23,7 +23,7 @@ from ..base.schema import WeightsError
 from ..base.weights import fingerprint, load_state
 from ..data.batches import cached
 from ..data.images import open_image
-from ..data.loading import content_sha256
+from ..data.sources import content_sha256
 
 # %% ../../nbs/metrics/features.ipynb #fe4d570a
 def image_set(
@@ -55,7 +55,7 @@ def image_set(
             (h, w), (first_h, first_w) = found[-1].shape[1:], found[0].shape[1:]
             raise ValueError(
                 f"{what} wants images of one size: image {name} has {w} × {h} pixels, image {names[0]} has {first_w} × {first_h}; "
-                "mmgen.data.loading.open_image(file, size) resizes."
+                "mmgen.data.images.open_image(file, size) resizes."
             )
     return torch.stack(found) if found else torch.empty(0, 3, 1, 1)
 

@@ -22,8 +22,8 @@ from ..base.weights import build_model, load_state, model_card, read_config, res
 from ..data import portraits
 from ..data.batches import Batches
 from ..data.edits import Edit, as_batch
-from ..data.loading import content_sha256, load_source, to_arrays
-from ..training.config import OracleConfig
+from ..data.sources import content_sha256, load_source, to_arrays
+from .config import OracleConfig
 from ..training.loop import Task, train
 from ..training.optimizers import build
 

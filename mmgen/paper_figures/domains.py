@@ -19,7 +19,6 @@ from ..clip.model import CLIP
 from ..clip.zero_shot import retrieval, zero_shot
 from ..data.captions import CutWarning, as_tags, caption
 from ..data.edits import Edit
-from ..data.loading import to_arrays
 from ..data.portrait_sets import dataset
 from mmgen.data.portraits import (
     LENGTHS,
@@ -33,6 +32,7 @@ from mmgen.data.portraits import (
     tags,
     vocabulary,
 )
+from ..data.sources import to_arrays
 from ..ldm.autoencoder import AutoencoderKL
 from ..ldm.autoencoder_train import reconstruct
 from ..metrics.features import Extractor, extract

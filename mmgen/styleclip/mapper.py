@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..base.weights import load_model
 from ..clip.model import CLIP
 from ..data.captions import as_tags
-from ..editing.registry import EditError
+from ..editing.protocol import EditError
 from ..stylegan.editor import StyleEditor
 from ..stylegan.encoder import LEVELS, Encoder, level_slices
 from ..stylegan.generator import Generator

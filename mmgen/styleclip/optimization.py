@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..clip.model import CLIP
-from ..editing.registry import EditError
+from ..editing.protocol import EditError
 from ..identity.model import Identity, identity_loss, load_identity
 from .clip_loss import CLIPLoss
 from ..stylegan.editor import StyleEditor

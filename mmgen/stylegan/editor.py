@@ -14,7 +14,7 @@ from torch import Tensor
 from ..clip.model import CLIP
 from ..data.captions import as_tags
 from ..editing.editor import CodeEditor
-from ..editing.registry import EditError
+from ..editing.protocol import EditError
 from .encoder import Encoder
 from .generator import Generator
 from .inversion import Inverter
@@ -46,6 +46,8 @@ class StyleEditor(CodeEditor):
             )
 
     size = property(lambda self: self.generator.size)
+    captioner = property(lambda self: self.clip)
+    network = property(lambda self: self.generator.synthesis)
     device = property(lambda self: self.generator.mapping.w_avg.device)
 
     def encode(self, images):

@@ -12,7 +12,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from ...editing.registry import EditError
+from ...editing.protocol import EditError
 from ..diffusion import FlowMatching, Schedule, from_x0_eps
 from .sdedit import LatentEditor
 from ..samplers import ddim_step, predict, together, visits
@@ -91,6 +91,7 @@ class DDIMInversion(LatentEditor):
 
     name, strength = "ddim-inversion", 0.9
     decodings = ("paired", "residual", "plain")
+    dials = ("guidance",)
 
     def __init__(
         self,

@@ -60,6 +60,7 @@ class EditFriendlyDDPM(LatentEditor):
     name, strength = "edit-friendly-ddpm", 0.6
     passes = 2  # for both captions
     decodings = ("residual", "plain")
+    dials = ("guidance",)
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 
-from ...editing.registry import EditError
+from ...editing.protocol import EditError
 from ..diffusion import FlowMatching, Schedule, noise_like
 from .sdedit import LatentEditor
 from ..samplers import predict, together, visits
@@ -49,6 +49,7 @@ class FlowEdit(LatentEditor):
 
     name, strength = "flowedit", 0.6
     decodings = ("residual", "plain")
+    dials = ("guidance",)
 
     def __init__(
         self,

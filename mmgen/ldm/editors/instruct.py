@@ -120,6 +120,7 @@ class InstructEditor(LatentEditor):
 
     name, strength = "instruct-pix2pix", 0.5
     decodings = ("paired", "residual", "plain")
+    dials = ("guidance",)
     model_class = InstructPix2Pix
 
     def __init__(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...clip.model import CLIP
-from ...editing.registry import EditError
+from ...editing.protocol import EditError
 from ..attention import attend
 from .ddim_inversion import DDIMInversion
 from ..samplers import Guided

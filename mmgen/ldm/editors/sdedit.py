@@ -6,8 +6,10 @@
 __all__ = ['LatentEditor', 'Reconstruction', 'SDEdit']
 
 # %% ../../../nbs/ldm/editors/sdedit.ipynb #c3f6bce2
+from ...clip.model import CLIP
 from ...editing.editor import CodeEditor
-from ...editing.registry import EditError
+from ...editing.protocol import EditError
+from ..open import open_pipeline
 from ..pipeline import LatentDiffusion
 
 # %% ../../../nbs/ldm/editors/sdedit.ipynb #09c9ba46
@@ -35,15 +37,22 @@ class LatentEditor(CodeEditor):
                 raise EditError(f"{self.name} needs a {self.model_class.__name__}, not a {type(model).__name__}.")
             if given:
                 raise EditError(f"{self.name}: an open model takes no {' and no '.join(given)}.")
-        self.pipeline = model if isinstance(model, LatentDiffusion) else self.model_class.load(model, device, **given)
+        is_open = isinstance(model, LatentDiffusion)
+        self.pipeline = model if is_open else open_pipeline(model, device, cls=self.model_class, **given)
 
     size = property(lambda self: self.pipeline.size)
     device = property(lambda self: self.pipeline.device)
     clip = property(lambda self: self.pipeline.text_encoder)
     tags = property(lambda self: self.pipeline.tags)
+    network = property(lambda self: self.pipeline.unet)
     passes = property(
         lambda self: 2 if self.decoding == "paired" else 1
     )  # the edit and, where it is paired, the reference
+
+    @property
+    def captioner(self):
+        "The text encoder, if it is a whole CLIP: a text tower alone cannot describe images."
+        return self.clip if isinstance(self.clip, CLIP) else None
 
     def to_precision(self, precision):
         "See `LatentDiffusion.to_precision`."
@@ -71,6 +80,7 @@ class SDEdit(LatentEditor):
 
     name, strength = "sdedit", 0.75
     decodings = ("paired", "residual", "plain")
+    dials = ("guidance",)
 
     def __init__(
         self,
