@@ -262,9 +262,7 @@ def test_the_report_says_what_the_numbers_say(run):
     assert "No caption of the foreign model's training" not in text(record, scores, pictures)
     for row in scores["rows"]:
         row.update(known=0.0) if row.get("kind") == "eye color" and row["table"] == "benchmark" else None
-    assert "No caption of the foreign model's training named the edits of: eye color." in text(
-        record, scores, pictures
-    )
+    assert "No caption of the foreign model's training named the edits of: eye color." in text(record, scores, pictures)
     assert (
         cell({"value": 0.5, "low": "nan", "high": "nan"}, 100) == "50.0"
         and order({"low": 1, "high": 2}, {"low": 2, "high": 3}) == 0

@@ -147,9 +147,9 @@ def test_the_conclusion_follows_the_numbers(tmp_path):
         r | {"scores": {"reached": [0.5, 0.4, 0.6], "flips": [0, 0, 0], "skill": [0.5, 0.1, 0.9]}} for r in example()
     ]
     make_run(tmp_path, "level", level)
-    assert which_family(evidence("level", tmp_path)).startswith("**Neither family**") and "undecided here" in paper_claims(
-        evidence("level", tmp_path)
-    )
+    assert which_family(evidence("level", tmp_path)).startswith(
+        "**Neither family**"
+    ) and "undecided here" in paper_claims(evidence("level", tmp_path))
 
 
 def test_exact_pairs_do_not_stand_for_diffusion(tmp_path):

@@ -134,9 +134,8 @@ def decoding_of(
     spec: str,  # of an Editor
 ) -> str:
     "The decoding of an Editor: its option, else the first of its class."
-    first = (
-        getattr(editor_class(name_of(spec)), "decodings", ("default",))[0] if name_of(spec) in EDITORS else "default"
-    )
+    decodings = editor_class(name_of(spec)).decodings if name_of(spec) in EDITORS else ()
+    first = decodings[0] if decodings else "default"
     return options_in(spec).get("decoding", first)
 
 
