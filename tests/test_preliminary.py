@@ -6,12 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from mmgen.benchmark.pictures import wishes
 
 from mmgen.base.files import repo_root
 from mmgen.base.images import sheet
 from mmgen.base.runs import Run, RunError
 from mmgen.base.schema import WeightsError
+from mmgen.benchmark.pictures import wishes
 from mmgen.clip.model import CLIP
 from mmgen.data.edits import as_batch
 from mmgen.data.portraits import PortraitError, render, tags
