@@ -14,11 +14,12 @@ import math
 import re
 import secrets
 import shutil
+import signal
 import sys
 import threading
 import time
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
@@ -87,6 +88,24 @@ class RunError(ValueError):
     "A run that cannot be begun or a record that cannot be read."
 
 
+@contextmanager
+def _terminated_as_interrupted():
+    "SIGTERM raises KeyboardInterrupt, so that the record is closed; a handler that is already set stays."
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number, frame):
+        raise KeyboardInterrupt("terminated")
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Run:
     "A context manager that records a run in `reports/runs`; the record is complete whatever ends the run."
 
@@ -124,6 +143,7 @@ class Run:
                 f"Run {self.run_id!r} is going on in another process; wait until it ends, or choose another run_id."
             ) from e
         try:
+            self._held.enter_context(_terminated_as_interrupted())
             return self._begin()
         except BaseException:
             self._held.close()

@@ -31,8 +31,8 @@ from .runs import to_json, without_folders
 from .schema import SCHEMAS, WeightsError, checked, read_json
 
 # %% ../../nbs/base/weights.ipynb #c9ae96fd
-FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # ours and transformers', diffusers'
-OLD_FILES = ("pytorch_model.bin", "diffusion_pytorch_model.bin")  # theirs until 2023, pickles
+FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # of mmgen and transformers, of diffusers
+OLD_FILES = ("pytorch_model.bin", "diffusion_pytorch_model.bin")  # of transformers and diffusers until 2023, pickles
 SHARDS = tuple(file.replace(".", "-*-of-*.") for file in FILES)  # one network in several files
 VARIANTS = tuple(file.replace(".", ".*.") for file in (*FILES, *OLD_FILES))  # fp16, non_ema (not averaged), ...
 TORCH_FILES = (".pt", ".pth", ".bin", ".ckpt")  # pickles
@@ -50,69 +50,76 @@ def packaged(
 def at_hand(
     name_or_path: str | Path,  # a folder or file, or a packaged name
 ) -> Path | None:
-    "The folder (or file) of weights on this machine, the hub's cache left out; None where there is none."
+    "The folder (or file) of weights on this machine, without the hub's cache; None if there is none."
     path, name = Path(os.path.expanduser(name_or_path)), str(name_or_path)
     for place in (path, repo_root() / path) if name else ():
         if place.exists():
             return place
     return packaged().get(name)
 
-
+# %% ../../nbs/base/weights.ipynb #a0dc5139
 def resolve(
     name_or_path: str | Path,  # a folder or file, a packaged name, or owner/model on the hub
-    download: bool = True,  # False: of the hub, only what its cache has already
-    weights: bool = True,  # False: of the hub, only what lies beside them, such as a tokenizer
+    download: bool = True,  # False: from the hub, only what its cache has already
+    weights: bool = True,  # False: from the hub, only the small files beside them, such as a tokenizer
 ) -> Path:
-    "The folder (or file) of weights; WeightsError names what there is where nothing is found."
+    "The folder (or file) of weights: on this machine, packaged, or from the hub; WeightsError lists what is available."
     if (place := at_hand(name_or_path)) is not None:
         return _within_run(place)
-    name, known = str(name_or_path), packaged()
-    there = f"Packaged weights: {', '.join(known) or 'none'}; a folder or a hub name (owner/model) also do."
-    if (path := Path(os.path.expanduser(name))).is_absolute() and path.parent.is_dir():
-        cached = next(
-            (part.removeprefix("models--").replace("--", "/") for part in path.parts if part.startswith("models--")),
-            None,
-        )
-        raise WeightsError(
-            f"The hub's cache holds {cached} without {path.name}; with a network, what is missing is fetched."
-            if cached
-            else f"There is no {path.name} in the folder {path.parent}."
-        )
+    name = str(name_or_path)
+    available = f"Packaged weights: {', '.join(packaged()) or 'none'}; a folder or a hub name (owner/model) also do."
+    path = Path(os.path.expanduser(name))
+    if path.is_absolute() and path.parent.is_dir():
+        raise WeightsError(_missing_in_folder(path))
     hub_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name)
     if not hub_name or Path(name).suffix in (".safetensors", ".pkl", *TORCH_FILES):
-        raise WeightsError(f"There are no weights {name!r}. {there}")
-    from huggingface_hub import constants, snapshot_download
+        raise WeightsError(f"There are no weights {name!r}. {available}")
+    try:
+        return _from_hub(name, download, weights)
+    except Exception as e:  # the hub raises many kinds: no network, no such name, no permission
+        reason = str(e).strip().splitlines()[0].rstrip(".") if str(e).strip() else type(e).__name__
+        raise WeightsError(
+            f"{name!r} is not a folder here and the hub did not give it ({reason}). "
+            f"The hub's cache holds {', '.join(_cached_names()) or 'nothing'}. {available}"
+        ) from e
 
-    def fetched(files):
-        read = [
-            "*.json",
-            "*.txt",
-            "*.md",
-            *(form for file in files for form in (file, f"*/{file}")),
-        ]  # no second copies in other forms, which are gigabytes
-        return Path(
+
+def _from_hub(name: str, download: bool, weights: bool) -> Path:
+    "A hub model's folder in the cache, with its weights in the first form that it has: safetensors, .bin, a variant."
+    from huggingface_hub import snapshot_download
+
+    forms = ((*FILES, *SHARDS), (*FILES, *OLD_FILES), VARIANTS) if weights else ((),)
+    for files in forms:  # one form alone: copies in others take gigabytes
+        patterns = ["*.json", "*.txt", "*.md", *(where for file in files for where in (file, f"*/{file}"))]
+        folder = Path(
             snapshot_download(
-                name, allow_patterns=read, ignore_patterns=["safety_checker/*"], local_files_only=not download
+                name, allow_patterns=patterns, ignore_patterns=["safety_checker/*"], local_files_only=not download
             )
         )
+        if any(next(folder.rglob(file), None) for file in files):
+            break
+    return folder
 
-    try:
-        for files in ((*FILES, *SHARDS), (*FILES, *OLD_FILES), VARIANTS) if weights else ((),):
-            folder = fetched(files)
-            if any(next(folder.rglob(file), None) for file in files):
-                break
-        return folder
-    except Exception as e:  # the hub raises many kinds: no network, no such name, no permission
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        cached = ", ".join(
-            sorted(each.name[8:].replace("--", "/") for each in Path(constants.HF_HUB_CACHE).glob("models--*"))
-        )
-        text = f"{name!r} is not a folder here and the hub did not give it ({reason.rstrip('.')}). The hub's cache holds {cached or 'nothing'}. {there}"
-        raise WeightsError(text) from e
+
+def _cached_names() -> list[str]:
+    "The names of the models in the hub's cache."
+    from huggingface_hub import constants
+
+    folders = Path(constants.HF_HUB_CACHE).glob("models--*")
+    return sorted(folder.name.removeprefix("models--").replace("--", "/") for folder in folders)
+
+
+def _missing_in_folder(path: Path) -> str:
+    "The message for a path whose folder exists: in the hub's cache, or anywhere else."
+    cached = next((part for part in path.parts if part.startswith("models--")), None)
+    if cached is None:
+        return f"There is no {path.name} in the folder {path.parent}."
+    model = cached.removeprefix("models--").replace("--", "/")
+    return f"The hub's cache holds {model} without {path.name}; with a network, what is missing is fetched."
 
 
 def _within_run(place: Path) -> Path:
-    "A run's only folder of weights in place of the run's folder; WeightsError names them where there are several."
+    "The only folder of weights in a run's folder; other folders as they are; WeightsError if a run has several."
     if not (place / "run.json").is_file() or (place / "config.json").is_file():
         return place
     inside = sorted(file.parent for file in place.glob("*/config.json"))
@@ -195,58 +202,52 @@ def header(
     except (SafetensorError, OSError, ValueError):
         return {}, {}
 
-
+# %% ../../nbs/base/weights.ipynb #64a2ba3b
 def load_state(
     path: str | Path,  # .safetensors, or .pt, .pth, .bin, .ckpt; or a folder of weights
     half: bool = False,  # True: floats of 16 bits stay as they are, for `load_into`, which copies one tensor at a time
 ) -> dict[str, torch.Tensor]:
-    "The state dict in a file, on the CPU, floats as float32; WeightsError where it cannot be read safely."
+    "The state dict in a file or folder, on the CPU, floats as float32; WeightsError if it cannot be read safely."
     path = Path(path)
     if path.is_dir():
-        path, *more = weight_files(path)
-        if more:
-            return load_state(path, half) | {
-                name: value for shard in more for name, value in load_state(shard, half).items()
-            }
+        return {name: value for file in weight_files(path) for name, value in load_state(file, half).items()}
     if not path.is_file():
         raise WeightsError(f"There is no file {path.name} in the folder {path.parent.name or '.'}.")
     name = f"{path.resolve().parent.name}/{path.name}" if path.name in (*FILES, *OLD_FILES) else path.name
     if path.suffix == ".safetensors":
-        try:
-            state = load_file(path)
-        except (SafetensorError, OSError, ValueError) as e:
-            with open(path, "rb") as file:
-                start = file.read(2)
-            what = disguise(path) or (
-                "a zip or a pickle, as torch writes; its name must end in .pt"
-                if start in (b"PK", b"\x80\x02")
-                else None
-            )
-            raise WeightsError(
-                f"{name} was not opened: it is {what}."
-                if what and "safetensors" not in what
-                else f"{name} is damaged, cut short or not a safetensors file ({e})."
-            ) from e
+        state = _load_safetensors(path, name)
     elif path.suffix in TORCH_FILES:
         state = _unpickle(path)
+    elif kind := disguise(path):
+        raise WeightsError(f"{path.name} was not opened: it is {kind}.")
     else:
         endings = ", ".join((".safetensors", *TORCH_FILES))
-        raise WeightsError(
-            f"{path.name} was not opened: it is {what}."
-            if (what := disguise(path))
-            else f"{path.name} is not weights: the name must end in one of {endings}."
-        )
+        raise WeightsError(f"{path.name} is not weights: the name must end in one of {endings}.")
     if isinstance(state, dict) and "string_to_param" in state:
         raise WeightsError(f"{path.name} is a textual inversion, a new word for a text encoder and no model.")
-    if not (
-        isinstance(state, dict)
-        and state
-        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
-    ):
+    named_tensors = isinstance(state, dict) and all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    )
+    if not state or not named_tensors:
         raise WeightsError(f"{path.name} is not a state dict: names and tensors were expected.")
     return as_floats(state, name, half)
 
 
+def _load_safetensors(path: Path, name: str) -> dict[str, torch.Tensor]:
+    "The tensors in a file; WeightsError if it is damaged, or says which other kind of file it is."
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as e:
+        with open(path, "rb") as file:
+            start = file.read(2)
+        kind = disguise(path)
+        if not kind and start in (b"PK", b"\x80\x02"):
+            kind = "a zip or a pickle, as torch writes; its name must end in .pt"
+        if kind and "safetensors" not in kind:
+            raise WeightsError(f"{name} was not opened: it is {kind}.") from e
+        raise WeightsError(f"{name} is damaged, cut short or not a safetensors file ({e}).") from e
+
+# %% ../../nbs/base/weights.ipynb #904e19f2
 def load_into(
     module: nn.Module,  # what the weights go into; untouched where they do not fit
     state: dict[str, torch.Tensor],  # name -> tensor
@@ -293,7 +294,7 @@ def fingerprint(
             digest.update(name.encode() + p.detach().cpu().half().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
-
+# %% ../../nbs/base/weights.ipynb #66464681
 def read_fields(
     file: Path,  # JSON
 ) -> dict:
