@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 
+from mmgen.backbones.perceptual import perceptual_distance
 from mmgen.base.images import psnr, to_float
 from mmgen.base.runs import load_run
 from mmgen.base.schema import WeightsError
@@ -20,7 +21,7 @@ from mmgen.base.weights import save_weights
 from mmgen.jobs.registry import config_for, parameters_cell
 from mmgen.ldm.autoencoder import AutoencoderKL, Posterior
 from mmgen.ldm.autoencoder_blocks import Upsample2D
-from mmgen.ldm.autoencoder_loss import adaptive_weight, perceptual_distance
+from mmgen.ldm.autoencoder_loss import adaptive_weight
 from mmgen.ldm.autoencoder_train import AutoencoderTask, reconstruct, scaling_factor_of
 from mmgen.training.loop import train
 

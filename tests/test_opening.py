@@ -17,14 +17,15 @@ from mmgen.app.panel import build_editor
 from mmgen.base.schema import WeightsError
 from mmgen.base.weights import load_state
 from mmgen.clip.model import VOCABULARY, clip_tokenizer, train_tokenizer
+from mmgen.editing.config import EditConfig
 from mmgen.editing.protocol import EditError
 from mmgen.ldm.diffusion import start
 from mmgen.ldm.editors.instruct import InstructPix2Pix
+from mmgen.ldm.open import open_pipeline
 from mmgen.ldm.pipeline import LatentDiffusion, make_process, random_pipeline
 from mmgen.ldm.published.model_noise import process_of
 from mmgen.ldm.published.stable_diffusion import stable_diffusion, text_encoder_of, unet_of
 from mmgen.ldm.samplers import ddim
-from mmgen.training.config import EditConfig
 
 DDIM = {
     "_class_name": "DDIMScheduler",
@@ -178,7 +179,7 @@ def test_what_a_file_predicts_is_read_or_asked_for(second, tmp_path, notes, mark
     save_file(single | {mark: torch.zeros(0) for mark in marks}, tmp_path / "mine.safetensors", notes)
     if beside is not None:
         (tmp_path / "mine.yaml").write_text(YAML.format(beside))
-    open_it = lambda: LatentDiffusion.load(
+    open_it = lambda: open_pipeline(
         tmp_path / "mine.safetensors", "cpu", tokenizer=root / "tokenizer", prediction_type=given
     )
     if process not in ("v", "eps", "v, zero"):
@@ -198,8 +199,7 @@ def test_a_file_of_1_predicts_noise_unless_it_says_otherwise(first, tmp_path):
         save_file(single | {mark: torch.zeros(0) for mark in marks}, tmp_path / "mine.safetensors")
         pipe.tokenizer.save_pretrained(tmp_path / "words")
         assert (
-            LatentDiffusion.load(tmp_path / "mine.safetensors", "cpu", tokenizer=tmp_path / "words").prediction
-            == prediction
+            open_pipeline(tmp_path / "mine.safetensors", "cpu", tokenizer=tmp_path / "words").prediction == prediction
         )
 
 
@@ -346,12 +346,12 @@ def test_a_tokenizer_comes_from_a_folder_or_a_file(first, tokenizer, tmp_path, m
         tmp_path / VOCABULARY,
     ]
     for place in places:
-        model = LatentDiffusion.load(root / "sd.safetensors", "cpu", tokenizer=place)
+        model = open_pipeline(root / "sd.safetensors", "cpu", tokenizer=place)
         assert torch.equal(model.text_encoder.tokenize(["green hair!"])[0], ids), place
     here = lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")) if name == "clip" else None
     monkeypatch.setattr("importlib.util.find_spec", here)
     assert torch.equal(
-        LatentDiffusion.load(root / "sd.safetensors", "cpu").text_encoder.tokenize(["green hair!"])[0], ids
+        open_pipeline(root / "sd.safetensors", "cpu").text_encoder.tokenize(["green hair!"])[0], ids
     )  # of an installed package
 
 
@@ -371,7 +371,7 @@ def test_a_file_that_is_no_vocabulary_is_one_sentence(first, tmp_path, content):
         WeightsError,
         match="sd.safetensors needs CLIP's tokenizer .*give tokenizer=.* is not bpe_simple_vocab_16e6.txt.gz",
     ):
-        LatentDiffusion.load(first[0] / "sd.safetensors", "cpu", tokenizer=tmp_path / VOCABULARY)
+        open_pipeline(first[0] / "sd.safetensors", "cpu", tokenizer=tmp_path / VOCABULARY)
 
 
 def test_without_a_tokenizer_the_option_is_named(first, monkeypatch):
@@ -394,7 +394,7 @@ def test_given_parts_take_the_place_of_the_models_own(first, tmp_path):
     for without, names in (("autoencoder", "first_stage_model."), ("text_encoder", "cond_stage_model.")):
         save_file({k: v for k, v in single.items() if not k.startswith(names)}, tmp_path / f"no-{without}.safetensors")
         with pytest.raises(WeightsError, match=f"holds no {without.replace('_', ' ')}; give one: {without}="):
-            LatentDiffusion.load(tmp_path / f"no-{without}.safetensors", tokenizer=words)
+            open_pipeline(tmp_path / f"no-{without}.safetensors", tokenizer=words)
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         wanted = other.encode(x).latent_dist.mean
@@ -409,7 +409,7 @@ def test_given_parts_take_the_place_of_the_models_own(first, tmp_path):
             input_ids=padded(pipe.tokenizer(["a face"]).input_ids, pipe.tokenizer.eos_token_id)
         ).last_hidden_state
     for model in (root / "folder", root / "sd.safetensors", tmp_path / "no-text_encoder.safetensors"):
-        found = LatentDiffusion.load(model, "cpu", tokenizer=words, text_encoder=tmp_path / "tower")
+        found = open_pipeline(model, "cpu", tokenizer=words, text_encoder=tmp_path / "tower")
         assert torch.allclose(found.text_encoder.states(["a face"]), wanted, atol=1e-4)
 
 
@@ -447,7 +447,7 @@ def test_folders_in_every_layout_of_their_weights(first, tmp_path, form):
         found = load_state(folder / part)
         assert all(torch.equal(found[k.replace("text_model.", "")], v) for k, v in network.state_dict().items())
     if form == "fp16 shards":
-        assert LatentDiffusion.load(folder, "cpu").prediction == "eps"
+        assert open_pipeline(folder, "cpu").prediction == "eps"
 
 
 @pytest.mark.parametrize(
@@ -479,7 +479,7 @@ def test_text_encoders_without_text_model_in_their_names(first, tmp_path):
     torch.save({"state_dict": old}, tmp_path / "animefull.ckpt")
     words = root / "folder" / "tokenizer"
     found, wanted = (
-        LatentDiffusion.load(file, "cpu", tokenizer=words).text_encoder.states(["a face"])
+        open_pipeline(file, "cpu", tokenizer=words).text_encoder.states(["a face"])
         for file in (tmp_path / "animefull.ckpt", root / "sd.safetensors")
     )
     assert torch.equal(found, wanted)
@@ -582,16 +582,16 @@ def test_other_files_and_folders_say_what_they_are(first, tmp_path):
         with pytest.raises(
             WeightsError, match=f"is a {kind}, which diffusers opens; Stable Diffusion 1.x and 2.x are opened"
         ):
-            LatentDiffusion.load(tmp_path / "inpaint")
+            open_pipeline(tmp_path / "inpaint")
     folder = shutil.copytree(first[0] / "folder", tmp_path / "nine")
     fields = json.loads((folder / "unet" / "config.json").read_text())
     for channels, words in ((9, "of inpainting"), (5, "of depth"), (7, "of upscaling"), (8, "is an InstructPix2Pix")):
         (folder / "unet" / "config.json").write_text(json.dumps(fields | {"in_channels": channels}))
         with pytest.raises(WeightsError, match=f"nine .*{words}"):
-            LatentDiffusion.load(folder)
+            open_pipeline(folder)
     for part in ("unet", "vae", "text_encoder"):
         with pytest.raises(WeightsError, match="but one part of one"):
-            LatentDiffusion.load(first[0] / "folder" / part)
+            open_pipeline(first[0] / "folder" / part)
     assert index["_class_name"] == "StableDiffusionImg2ImgPipeline"
 
 
@@ -647,7 +647,9 @@ def brooks(tmp_path_factory, tokenizer):
 @pytest.mark.parametrize("form", ["folder", "instruct.ckpt"])
 def test_published_instruct_weights_edit_as_in_diffusers(brooks, form):
     root, pipe = brooks
-    ours = InstructPix2Pix.load(root / form, "cpu", tokenizer=None if form == "folder" else root / "folder")
+    ours = open_pipeline(
+        root / form, "cpu", tokenizer=None if form == "folder" else root / "folder", cls=InstructPix2Pix
+    )
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
     z, steps = ours.encode(x), 5
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))

@@ -14,12 +14,12 @@ from test_autoencoder import with_old_names
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel
 
 import mmgen
-from mmgen.app.export import ExportError, save_diffusers
 from mmgen.base.schema import WeightsError
 from mmgen.base.weights import load_state
 from mmgen.clip.model import train_tokenizer
 from mmgen.ldm.diffusion import start
-from mmgen.ldm.pipeline import LatentDiffusion
+from mmgen.ldm.open import open_pipeline
+from mmgen.ldm.published.diffusers_folder import ExportError, save_diffusers
 from mmgen.ldm.published.names import part_of, rename_autoencoder, rename_unet
 from mmgen.ldm.published.stable_diffusion import autoencoder_of, stable_diffusion, text_encoder_of, unet_of
 from mmgen.ldm.published.unconditional import unconditional, unconditional_unet_of
@@ -395,7 +395,7 @@ def test_every_diffusion_editor_takes_it(sd):
     root, _ = sd
     x = torch.rand(1, 3, 64, 64) * 2 - 1
     for name in ("reconstruction", "sdedit", "ddim-inversion", "edit-friendly-ddpm", "prompt-to-prompt", "flowedit"):
-        model = LatentDiffusion.load(root / "folder")
+        model = open_pipeline(root / "folder")
         model.size = 64
         options = {} if name == "reconstruction" else {"steps": 3}
         editor = mmgen.editor(name, "cpu", model=model, **options)
@@ -606,7 +606,7 @@ def test_a_model_without_text_samples_and_edits_nothing(tmp_path):
     with pytest.raises(ValueError, match="trained without captions"):
         mmgen.editor("sdedit", "cpu", model=model).edit(torch.zeros(1, 3, 32, 32), [""], ["green hair"])
     with pytest.raises(WeightsError, match="churches.ckpt holds a UNet that reads no text"):
-        LatentDiffusion.load(file)
+        open_pipeline(file)
     with pytest.raises(WeightsError, match="reads 7 channels and predicts 4"):
         unconditional_unet_of(state | {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(64, 7, 3, 3)})
     with pytest.raises(WeightsError, match="holds no UNet without text"):
@@ -676,4 +676,4 @@ def test_a_folder_with_a_broken_file_is_one_sentence(sd, tmp_path, file, content
     else:
         (folder / file).write_text(content)
     with pytest.raises(WeightsError, match=words):
-        LatentDiffusion.load(folder)
+        open_pipeline(folder)

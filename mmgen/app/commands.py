@@ -82,7 +82,7 @@ def config_of(
     job: str,
 ):
     "The configuration that parsed options describe."
-    names = {f.name for f in fields(next(iter(JOBS[job].values())))}
+    names = {f.name for f in fields(JOBS[job].config)}
     given = {k: v for k, v in vars(arguments).items() if k in names and v is not None}
     return config_for(job, given.pop("preset", None), **given)
 
@@ -131,7 +131,8 @@ def edit(a) -> dict:
 def sample(a) -> dict:
     "Pictures of a caption, by a diffusion model."
     from mmgen.base.images import image_grid
-    from mmgen.ldm.pipeline import LatentDiffusion, sampler
+    from mmgen.ldm.open import open_pipeline
+    from mmgen.ldm.pipeline import sampler
 
     for option, value, least, most in (
         ("-n", a.n, 1, 1000),
@@ -143,7 +144,7 @@ def sample(a) -> dict:
             raise ValueError(f"{option} is {value}; it must be at least {least}, and {most} at most.")
     sampler(a.sampler)
     out, kind = image_file(a.out or Path("sample.png"))
-    pipeline = LatentDiffusion.load(a.model, device=a.device, **opening_of(a)).to_precision(a.precision)
+    pipeline = open_pipeline(a.model, device=a.device, **opening_of(a)).to_precision(a.precision)
     with bar(pipeline, a.steps):
         images = pipeline.sample([a.caption] * a.n, a.steps, a.guidance, a.sampler, a.seed)
     if not images.isfinite().all():

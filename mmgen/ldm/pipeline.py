@@ -217,15 +217,20 @@ class LatentDiffusion:
         device=None,
         autoencoder: str | Path | None = None,  # where it lies now; None: what the model's config.json says
         text_encoder: str | Path | None = None,  # likewise
-        tokenizer: str | Path | None = None,  # of Stable Diffusion: see `mmgen.clip.model.clip_tokenizer`
-        prediction_type: str | None = None,  # of Stable Diffusion: epsilon or v_prediction; None: what the weights say
+        **others,  # `tokenizer` and `prediction_type` belong to `mmgen.ldm.open.open_pipeline`
     ) -> "LatentDiffusion":
-        "A packaged model, or one from a folder or a hub name; Stable Diffusion too (ldm.published.stable_diffusion)."
-        folder = resolve(name_or_path)
-        if folder.is_file() or (folder / "model_index.json").is_file():
-            from mmgen.ldm.published.stable_diffusion import stable_diffusion
+        """A model that `save` wrote: packaged, in a folder, or on the hub; `mmgen.ldm.open.open_pipeline` opens others, too.
 
-            return stable_diffusion(folder, prediction_type, None, tokenizer, device, autoencoder, text_encoder, cls)
+        Raises WeightsError if the folder holds something else, a part is missing, or the parts do not belong together.
+        """
+        folder = resolve(name_or_path)
+        if others or folder.is_file() or (folder / "model_index.json").is_file():
+            what = (
+                f"takes no {' and no '.join(others)}"
+                if others
+                else f"opens models of mmgen, which {folder.name} is not"
+            )
+            raise WeightsError(f"LatentDiffusion.load {what}; use mmgen.ldm.open.open_pipeline.")
         if not (folder / "config.json").is_file():
             raise WeightsError(f"{name_or_path} is not a latent diffusion model of mmgen: it has no config.json.")
         config = read_fields(folder / "config.json")
@@ -235,9 +240,6 @@ class LatentDiffusion:
                 f"{name_or_path} is not a latent diffusion model but one part of one ({what}); give the "
                 "folder above it, which has model_index.json."
             )
-        for option, given in (("tokenizer", tokenizer), ("prediction_type", prediction_type)):
-            if given:
-                raise WeightsError(f"{name_or_path} is a model of mmgen; {option} belongs to Stable Diffusion.")
         missing = [key for key in ("autoencoder", "text_encoder", "unet", "process") if key not in config]
         if missing:
             raise WeightsError(

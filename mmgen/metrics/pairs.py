@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
+from ..backbones.perceptual import EfficientNetDistance
 from ..base.images import pick_device, psnr
 from ..base.weights import fingerprint, load_into, load_state
-from ..ldm.autoencoder_loss import EfficientNetDistance
 from .features import as_images, image_set, trained_file
 from .intervals import Score, score
 

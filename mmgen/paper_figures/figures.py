@@ -28,6 +28,7 @@ from ..data.edited_captions import edited_caption
 from ..data.edits import KINDS, as_batch
 from ..data.portraits import PortraitError, render, tags
 from ..editing.registry import editor
+from ..ldm.open import open_pipeline
 from ..ldm.pipeline import LatentDiffusion
 from ..metrics.features import extractor
 from ..metrics.intervals import score
@@ -59,7 +60,7 @@ def load_models(
     found = {}
     for key, name in (("own", config.model), ("foreign", config.foreign)):
         try:
-            found[key] = LatentDiffusion.load(name, device)
+            found[key] = open_pipeline(name, device)
         except WeightsError as error:
             raise WeightsError(
                 f"The {key} model {name} cannot be loaded: {error} These commands, from the repository's folder, make the foreign model "

@@ -28,12 +28,11 @@ from ..data.images import open_image
 from ..data.portraits import render
 from ..editing.registry import editor
 from ..identity.model import load_identity
-from ..ldm.pipeline import LatentDiffusion
+from ..ldm.open import open_pipeline
 from ..metrics.clip_score import direction_cosines
-from .published_config import PretrainedConfig
+from .config import PretrainedConfig
 from .random_weights import random_weights
-from ..stylegan.encoder import Encoder
-from ..stylegan.generator import Generator
+from ..stylegan.open import open_encoder, open_generator
 
 # %% ../../nbs/paper_figures/published.ipynb #abb98de7
 class Published(NamedTuple):
@@ -132,9 +131,9 @@ def find(
 
 # %% ../../nbs/paper_figures/published.ipynb #14e049ff
 _WANTED = {
-    "model": (LatentDiffusion.load, "Stable Diffusion"),
-    "generator": (Generator.load, "a StyleGAN2 generator"),
-    "encoder": (Encoder.load, "an encoder of StyleGAN2 such as e4e"),
+    "model": (open_pipeline, "Stable Diffusion"),
+    "generator": (open_generator, "a StyleGAN2 generator"),
+    "encoder": (open_encoder, "an encoder of StyleGAN2 such as e4e"),
     "clip": (CLIP.load, "a CLIP"),
     "judge": (CLIP.load, "a CLIP"),
     "identity": (lambda path, device: load_identity(str(path), device), "an ArcFace"),
@@ -144,7 +143,7 @@ _WANTED = {
 def open_all(
     places: dict[str, Path],  # field → folder or file
     device=None,  # torch device
-    **of_model,  # `autoencoder`, `tokenizer` and `prediction_type` of `LatentDiffusion.load`
+    **of_model,  # `autoencoder`, `tokenizer` and `prediction_type` of `open_pipeline`
 ) -> dict:  # field → network
     "All networks; WeightsError says which files hold something else."
     opened, wrong = {}, []

@@ -9,6 +9,7 @@ __all__ = ['LatentEditor', 'Reconstruction', 'SDEdit']
 from ...clip.model import CLIP
 from ...editing.editor import CodeEditor
 from ...editing.protocol import EditError
+from ..open import open_pipeline
 from ..pipeline import LatentDiffusion
 
 # %% ../../../nbs/ldm/editors/sdedit.ipynb #09c9ba46
@@ -36,7 +37,8 @@ class LatentEditor(CodeEditor):
                 raise EditError(f"{self.name} needs a {self.model_class.__name__}, not a {type(model).__name__}.")
             if given:
                 raise EditError(f"{self.name}: an open model takes no {' and no '.join(given)}.")
-        self.pipeline = model if isinstance(model, LatentDiffusion) else self.model_class.load(model, device, **given)
+        is_open = isinstance(model, LatentDiffusion)
+        self.pipeline = model if is_open else open_pipeline(model, device, cls=self.model_class, **given)
 
     size = property(lambda self: self.pipeline.size)
     device = property(lambda self: self.pipeline.device)

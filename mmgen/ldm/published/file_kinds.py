@@ -128,6 +128,4 @@ def check_kind(
     if autoencoder and not text:
         raise WeightsError(f"{where} holds an autoencoder alone, no UNet; give it as autoencoder= beside a model.")
     if text and not autoencoder:
-        raise WeightsError(
-            f"{where} holds a text encoder alone, no UNet; give it as text_encoder= of LatentDiffusion.load."
-        )
+        raise WeightsError(f"{where} holds a text encoder alone, no UNet; give it as text_encoder= of open_pipeline.")

@@ -392,7 +392,7 @@ def _from_file(path, prediction_type, tokenizer, device, autoencoder, texts, rea
     second = unet.config["use_linear_projection"]
     process = process_in_file(path, state | marks, notes, second, prediction_type)
     (vae, scale), (tower, fields) = autoencoder, texts
-    for part, found, more in (("autoencoder", vae, ""), ("text_encoder", tower, " (LatentDiffusion.load)")):
+    for part, found, more in (("autoencoder", vae, ""), ("text_encoder", tower, " (mmgen.ldm.open.open_pipeline)")):
         if found is None and not part_of(state, part):
             what = f"{path.name} holds no {part.replace('_', ' ')}; give one"
             raise WeightsError(f"{what}: {part}=, a file of it or a folder of diffusers{more}.")
