@@ -151,7 +151,7 @@ def as_floats(
     where: str,  # what the weights are called, for the message
     half: bool = False,  # True: those of 16 bits stay as they are
 ) -> dict[str, torch.Tensor]:
-    "Floats as float32; WeightsError for weights of 8 bits and fewer, which want a scale."
+    "Floats as float32; WeightsError for weights of 8 bits and fewer, which need a scale."
     small = [
         k
         for k, v in state.items()
@@ -195,7 +195,7 @@ def weight_files(
 def header(
     path: Path,  # of weights
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:  # name -> shape, and the notes of whoever made it
-    "What a .safetensors file says of itself, its numbers unread; nothing for files of other kinds."
+    "Shapes and metadata of a .safetensors file, without reading its numbers; empty for other files."
     try:
         with safe_open(path, "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.metadata() or {}
@@ -253,7 +253,7 @@ def load_into(
     state: dict[str, torch.Tensor],  # name -> tensor
     where: str,  # what the weights are called, for the message
 ) -> nn.Module:
-    "Copy `state` into `module`, which may be on the device meta; every name and shape must agree, else WeightsError says which do not."
+    "Copies `state` into `module`, which may be on the device meta; WeightsError lists names and shapes that do not agree."
     own = module.state_dict()
     finite = lambda v: v.sum(dtype=torch.float32 if v.dtype.itemsize == 2 else None).isfinite()  # float16 ends at 65504
     wrong = {
@@ -298,7 +298,7 @@ def fingerprint(
 def read_fields(
     file: Path,  # JSON
 ) -> dict:
-    "What a file of JSON holds; WeightsError where it holds no fields."
+    "The fields of a JSON file; WeightsError if it holds none."
     return read_json(file)
 
 
@@ -306,15 +306,15 @@ def read_config(
     folder: Path,  # of weights
     cls: type | None = None,  # a module that the fields shall build
 ) -> dict:
-    "Its config.json; WeightsError where that holds no fields, or those of another module. Names like _this are left out."
+    "Its config.json without names like _this; WeightsError if it holds no fields or those of another module."
     config, known = (
         {k: v for k, v in read_fields(folder / "config.json").items() if not k.startswith("_")},
         list(inspect.signature(cls).parameters) if cls else [],
     )
     if cls and (strange := [k for k in config if k not in known]):
         raise WeightsError(
-            f"{cls.__name__}.load: {folder.name} holds another model: its config.json has {', '.join(strange[:3])}{', …' if strange[3:] else ''}, "
-            f"and a {cls.__name__} has {', '.join(known[:3])}, …."
+            f"{cls.__name__}.load: {folder.name} holds another model: its config.json has "
+            f"{', '.join(strange[:3])}{', …' if strange[3:] else ''}, and a {cls.__name__} has {', '.join(known[:3])}, …."
         )
     if cls and cls.__name__ in SCHEMAS:
         checked(cls.__name__, config, f"{folder.name}/config.json")
@@ -326,7 +326,7 @@ def build_model(
     state: dict[str, torch.Tensor],  # its weights
     where: str,  # what the weights are called, for the message
 ) -> nn.Module:
-    "The module with its weights. It is built without memory first, so no configuration can ask for more than the file holds."
+    "The module with its weights, built without memory first: no configuration can ask for more than the file holds."
     try:
         with torch.device("meta"):
             plan = make()
@@ -442,7 +442,7 @@ def package(
     earlier: Sequence[str | Path] = (),  # folders of the runs that it went on from by `init_from`, first one first
     replace: bool = False,  # weights of this name, where there are such
 ) -> Path:
-    "Copy weights and records of a run to where `packaged` finds them; WeightsError where a run is not complete, or the name is taken."
+    "Copies weights and records of a run to the packaged ones; WeightsError if a run is incomplete or the name is taken."
     from mmgen.base.runs import load_run
 
     if Path(name).name != name or name.startswith(".") or "\\" in name:
@@ -458,7 +458,8 @@ def package(
         raise WeightsError(f"The run {record['run_id']} has no weights in {folder}/model.safetensors.")
     if (root / name).exists() and not replace:
         raise WeightsError(
-            f"There are weights called {name} already; choose another name, or replace them: package(..., replace=True)."
+            f"There are weights called {name} already; choose another name, "
+            "or replace them: package(..., replace=True)."
         )
     new = root / f".{name}-{uuid.uuid4().hex[:8]}.tmp"
     try:
@@ -496,9 +497,14 @@ def _add_records(folder: Path, records: list[dict], runs: tuple) -> None:
         configs = [{k: v for k, v in record["config"].items() if k != "run_id"} for record in records]
         differ = [k for k in configs[-1] if any(config.get(k) != configs[-1][k] for config in configs)]
         rows = [
-            f"| {record['run_id']} | {record['wall_seconds']:.0f} | {', '.join(f'{k} {config[k]}' for k in differ if k in config)} |"
+            f"| {record['run_id']} | {record['wall_seconds']:.0f} | "
+            + ", ".join(f"{k} {config[k]}" for k in differ if k in config)
+            + " |"
             for record, config in zip(records, configs)
         ]
-        text = "Each run began with the weights of the one before.\n\n| run | seconds | parameters that differ |\n| --- | --- | --- |\n"
+        text = (
+            "Each run began with the weights of the one before.\n\n"
+            "| run | seconds | parameters that differ |\n| --- | --- | --- |\n"
+        )
         card = (folder / "README.md").read_text("utf-8").rstrip()
         atomic_write(folder / "README.md", f"{card}\n\n## Rounds\n\n{text}" + "\n".join(rows) + "\n")
