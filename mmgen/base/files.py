@@ -175,7 +175,7 @@ def _names(path: Path, fd: int) -> bool:
 def lock(
     fd: int,  # an open file's
 ) -> None:
-    "Locks a file for this process; BlockingIOError if another holds it. Does nothing on Windows and on disks without locks."
+    "Locks a file for this process; BlockingIOError if another holds it. No effect on Windows and disks without locks."
     try:
         if fcntl:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -253,7 +253,7 @@ def load_into(
     state: dict[str, torch.Tensor],  # name -> tensor
     where: str,  # what the weights are called, for the message
 ) -> nn.Module:
-    "Copies `state` into `module`, which may be on the device meta; WeightsError lists names and shapes that do not agree."
+    "Copies `state` into `module`, also one on the device meta; WeightsError lists names and shapes that differ."
     own = module.state_dict()
     finite = lambda v: v.sum(dtype=torch.float32 if v.dtype.itemsize == 2 else None).isfinite()  # float16 ends at 65504
     wrong = {
@@ -442,7 +442,7 @@ def package(
     earlier: Sequence[str | Path] = (),  # folders of the runs that it went on from by `init_from`, first one first
     replace: bool = False,  # weights of this name, where there are such
 ) -> Path:
-    "Copies weights and records of a run to the packaged ones; WeightsError if a run is incomplete or the name is taken."
+    "Adds weights and record of a run to the packaged ones; WeightsError if it is incomplete or the name is taken."
     from mmgen.base.runs import load_run
 
     if Path(name).name != name or name.startswith(".") or "\\" in name:
