@@ -138,11 +138,11 @@ def test_what_does_not_belong_together_is_refused(clip):
         LatentMapper(random_mapper(g, width, clip="0123456789abcdef"), g, e, clip, "cpu")
     with pytest.raises(EditError, match="the table of directions was made for the generator"):
         GlobalDirections(random_directions(other, width), g, e, clip, "cpu")
-    with pytest.raises(EditError, match="reads texts of 7 numbers, this CLIP gives"):
+    with pytest.raises(EditError, match="reads text embeddings of 7 numbers, this CLIP has"):
         LatentMapper(random_mapper(g, 7), g, e, clip, "cpu")
-    with pytest.raises(EditError, match="codes of 10 layers of 16, the generator's have 8 of 16"):
+    with pytest.raises(EditError, match="codes of 10 layers of 16 numbers, the generator.s codes have 8 layers of 16"):
         LatentMapper(Mapper(16, 10), g, e, clip, "cpu")
-    with pytest.raises(EditError, match="directions are of a CLIP with 7 numbers"):
+    with pytest.raises(EditError, match="directions are of a CLIP with embeddings of 7 numbers"):
         GlobalDirections(random_directions(g, 7), g, e, clip, "cpu")
     with pytest.raises(EditError, match="every template must hold {}"):
         GlobalDirections(random_directions(g, width), g, e, clip, "cpu", templates=("a portrait",))
@@ -158,7 +158,7 @@ def test_what_does_not_belong_together_is_refused(clip):
 
 def test_a_mapper_of_one_prompt_takes_no_other(clip, images):
     which = editors(clip)["mapper, one prompt"]()
-    with pytest.raises(EditError, match="trained for 'green hair' alone, and the wish is 'red hair'"):
+    with pytest.raises(EditError, match="trained for 'green hair' alone, and the target caption is 'red hair'"):
         which.edit(images, TEXTS, ["green hair", "red hair", "green hair"])
 
 
