@@ -14,11 +14,11 @@ from ..base.images import pick_device, psnr, seed_everything, sheet, to_float
 from ..base.runs import Run
 from ..base.weights import fingerprint, packaged
 from ..data.batches import Batches
+from ..data.columns import load_columns
 from ..data.edits import edits
 from ..data.portraits import sample
 from ..data.sources import content_sha256, load_source
 from ..identity.model import identity_loss, load_identity
-from ..ldm.autoencoder_train import load_columns
 from ..metrics.oracle import Oracle, accuracy, labels, score_editor
 from .config import EncoderConfig
 from .editor import TagMeans, tag_means

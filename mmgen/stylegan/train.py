@@ -17,9 +17,8 @@ from ..base.images import image_grid, pick_device, psnr, seed_everything, sheet,
 from ..base.runs import Run
 from ..base.weights import model_card, packaged, save_weights
 from ..data.batches import Batches
+from ..data.columns import load_columns
 from ..data.sources import content_sha256
-from ..ldm.autoencoder_loss import edit_gain, reconstruction_nll
-from ..ldm.autoencoder_train import load_columns
 from ..metrics.features import features
 from ..metrics.frechet import frechet_distance, statistics
 from ..metrics.oracle import Oracle
@@ -32,6 +31,7 @@ from .losses import discriminator_loss, generator_loss, path_lengths, path_penal
 from .open import open_encoder, open_generator
 from ..training.checkpoints import resume_point
 from ..training.loop import Task, train
+from ..training.losses import edit_gain, reconstruction_nll
 from ..training.optimizers import build
 
 # %% ../../nbs/stylegan/train.ipynb #3fd68240
