@@ -11,14 +11,14 @@ import torch.nn.functional as F
 
 from ..base.images import pick_device, seed_everything, sheet, to_float
 from ..base.runs import Run
-from ..base.weights import model_card, save_weights
 from ..data.batches import Batches
 from ..data.edits import disguise, impostor, neighbours
 from ..data.sources import content_sha256, load_source, to_arrays
 from .config import IdentityConfig
 from .model import PortraitIdentity
-from ..training.loop import Task, train
+from ..training.loop import Task
 from ..training.optimizers import build
+from ..training.publish import parameter_count, publish, train_in_run
 
 # %% ../../nbs/identity/train.ipynb #0329bac6
 class IdentityTask(Task):
@@ -86,13 +86,11 @@ def fit(config: IdentityConfig, run: Run) -> tuple[PortraitIdentity, dict]:  # a
     rows, held_out = columns(config, "train", config.images), columns(config, "validation", config.held_out)
     seed_everything(config.seed)
     task = IdentityTask(PortraitIdentity(config.width, config.widths), config.temperature, config.optimizer)
-    run.note(
-        parameters={"identity": sum(p.numel() for p in task.model.parameters())},
-        data={"rows": len(rows["image"]), "sha256": (content := content_sha256(rows["image"]))},
-    )
-    task.facts = {"data": content[:12]}
-    done = train(task, Batches(rows, config.batch_size, config.seed), run, **config.loop)
-    run.checkpoint(done.checkpoint)
+    notes = {
+        "parameters": {"identity": parameter_count(task.model)},
+        "data": {"rows": len(rows["image"]), "sha256": content_sha256(rows["image"])},
+    }
+    done = train_in_run(task, Batches(rows, config.batch_size, config.seed), config, run, notes)
     found = recognition(done.ema.cpu(), **dict(zip(("face", "same", "other"), held_out.values())))
     for name, value in found.items():
         run.metric(name, value, n=config.held_out, split="validation")
@@ -102,14 +100,13 @@ def fit(config: IdentityConfig, run: Run) -> tuple[PortraitIdentity, dict]:  # a
         sheet({label: held_out[name][:8] for label, name in looks.items()}),
         "held-out characters, in disguise, and impostors",
     )
-    card = model_card(
+    folder = publish(
+        run,
+        "identity",
+        done.ema,
         "Identity of portraits",
-        done.ema.config,
-        run.record,
         "Embeds a drawn face; the same character in another hair, colour or glasses stays near, another mouth goes away.",
         f"{config.images} rendered characters (Adventurer by Lisa Wischofsky, CC BY 4.0), each in two looks and with an impostor.",
         "Knows one drawing style.",
     )
-    save_weights(run.path / "identity", done.ema.state_dict(), done.ema.config, card, run.record)
-    run.artifact(run.path / "identity" / "model.safetensors")
-    return PortraitIdentity.load(run.path / "identity", pick_device(config.device)), found
+    return PortraitIdentity.load(folder, pick_device(config.device)), found

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..base.images import pick_device, sheet
 from ..base.runs import Run
-from ..base.weights import load_model, model_card, save_weights
+from ..base.weights import load_model
 from ..clip.model import CLIP
 from ..editing.protocol import EditError
 from .config import DirectionsConfig
@@ -24,6 +24,7 @@ from ..stylegan.editor import StyleEditor
 from ..stylegan.encoder import Encoder
 from ..stylegan.generator import Generator
 from ..stylegan.open import open_generator
+from ..training.publish import publish
 
 # %% ../../nbs/styleclip/directions.ipynb #6eb23a06
 def flat_styles(
@@ -233,14 +234,13 @@ def fit(config: DirectionsConfig, run: Run) -> Directions:  # as it was written
         f"random images, and the channels that spread most, each moved up by {config.reach:g} standard deviations",
     )
     run.metric("largest cosine with another channel, mean", strongest.mean().item(), n=len(found.channels))
-    card = model_card(
+    folder = publish(
+        run,
+        "directions",
+        found,
         "Global directions",
-        found.config,
-        run.record,
         f"What CLIP sees when a channel of the style space of the generator {generator.fingerprint()} moves.",
         data=f"{config.images} random images of the generator",
         limits="Belongs to one generator and one CLIP.",
     )
-    save_weights(run.path / "directions", found.state_dict(), found.config, card, run.record)
-    run.artifact(run.path / "directions" / "model.safetensors")
-    return Directions.load(run.path / "directions", device)
+    return Directions.load(folder, device)

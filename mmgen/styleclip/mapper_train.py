@@ -16,7 +16,7 @@ from torch import Tensor
 from ..base.images import pick_device, seed_everything, sheet, to_float
 from ..base.runs import Run
 from ..base.settings import split_list
-from ..base.weights import fingerprint, model_card, packaged, save_weights
+from ..base.weights import fingerprint, packaged
 from ..clip.model import CLIP
 from ..data.batches import Batches
 from ..data.captions import as_tags, caption, known_tags
@@ -34,8 +34,9 @@ from ..stylegan.generator import Generator
 from ..stylegan.open import open_encoder, open_generator
 from ..stylegan.train import encode
 from ..training.checkpoints import learned
-from ..training.loop import Task, train
+from ..training.loop import Task
 from ..training.optimizers import build
+from ..training.publish import parameter_count, publish, train_in_run
 
 # %% ../../nbs/styleclip/mapper_train.ipynb #30efa4f5
 class MapperTask(Task):
@@ -199,16 +200,15 @@ def fit(config: MapperConfig, run: Run) -> LatentMapper:  # the Editor, with the
             raise ValueError(f"mapper: the mapper of init_from differs from the configuration in {', '.join(differ)}.")
         mapper.load_state_dict(start.state_dict())
     task = MapperTask(config, mapper, generator, clip, codes, texts, wanted)
-    run.note(
-        parameters={"mapper": sum(p.numel() for p in mapper.parameters())},
-        generator=generator.fingerprint(),
-        data={"rows": len(images), "sha256": (content := content_sha256(images, tags))},
-    )
-    task.facts, task.learned = {"data": content[:12]}, {"tags": mapper.config["tags"]}
+    notes = {
+        "parameters": {"mapper": parameter_count(mapper)},
+        "generator": generator.fingerprint(),
+        "data": {"rows": len(images), "sha256": content_sha256(images, tags)},
+    }
+    task.learned = {"tags": mapper.config["tags"]}
     task.must_match["encoder"] = fingerprint(encoder)
-    done = train(task, Batches({"row": list(range(len(images)))}, config.batch_size, config.seed), run, **config.loop)
-    run.note(training={"steps": done.step, "images": done.step * config.batch_size, "seconds": round(done.seconds, 1)})
-    run.checkpoint(done.checkpoint)
+    data = Batches({"row": list(range(len(images)))}, config.batch_size, config.seed)
+    done = train_in_run(task, data, config, run, notes, ("steps", "images", "seconds"))
     if config.held_out:
         images, tags = to_arrays(
             load_source(config.data, "validation", config.size, min(config.held_out, 200), config.seed),
@@ -228,18 +228,17 @@ def fit(config: MapperConfig, run: Run) -> LatentMapper:  # the Editor, with the
         )
         run.metric("held-out loss", held_out_loss(task, done.ema, *held_out), n=len(images))
     what = f"A latent mapper for {config.prompt!r}" if config.prompt else "A latent mapper for any text"
-    card = model_card(
+    folder = publish(
+        run,
+        "mapper",
+        done.ema,
         what,
-        done.ema.config,
-        run.record,
         f"Changes W+ codes of the generator {generator.fingerprint()}, so that the image shows "
         + (f"{config.prompt}." if config.prompt else "what the text asks for."),
         data=f"{config.images} images of {config.data}",
         limits="Knows what its CLIP and its data know.",
     )
-    save_weights(run.path / "mapper", done.ema.state_dict(), done.ema.config, card, run.record)
-    run.artifact(run.path / "mapper" / "model.safetensors")
-    editor = LatentMapper(Mapper.load(run.path / "mapper", device), generator, encoder, clip, device)
+    editor = LatentMapper(Mapper.load(folder, device), generator, encoder, clip, device)
     evaluate(config, run, editor)
     return editor
 

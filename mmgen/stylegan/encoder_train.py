@@ -27,8 +27,9 @@ from .generator import Generator
 from .losses import discriminator_loss, generator_loss, r1_penalty
 from .open import open_encoder, open_generator
 from .train import ReconstructionLoss, encode, reconstruct, save
-from ..training.loop import Task, train
+from ..training.loop import Task
 from ..training.optimizers import build
+from ..training.publish import parameter_count, train_in_run
 
 # %% ../../nbs/stylegan/encoder_train.ipynb #ae031b8b
 class EncoderTask(Task):
@@ -170,15 +171,13 @@ def fit(
     if start:
         encoder.load_state_dict(start.state_dict())
     task = EncoderTask(config, encoder, generator, held_out[:16])
-    run.note(
-        parameters={"encoder": sum(p.numel() for p in encoder.parameters())},
-        generator=generator.fingerprint(),
-        data={"rows": len(columns["image"]), "sha256": (content := content_sha256(columns["image"]))},
-    )
-    task.facts = {"data": content[:12]}
-    done = train(task, Batches(columns, config.batch_size, config.seed), run, **config.loop)
-    run.note(training={"steps": done.step, "images": done.step * config.batch_size, "seconds": round(done.seconds, 1)})
-    run.checkpoint(done.checkpoint)
+    notes = {
+        "parameters": {"encoder": parameter_count(encoder)},
+        "generator": generator.fingerprint(),
+        "data": {"rows": len(columns["image"]), "sha256": content_sha256(columns["image"])},
+    }
+    data = Batches(columns, config.batch_size, config.seed)
+    done = train_in_run(task, data, config, run, notes, ("steps", "images", "seconds"))
 
     device = pick_device(config.device)
     encoder, generator = done.ema["encoder"].to(device), generator.to(device)

@@ -15,7 +15,7 @@ from ..backbones.efficientnet import EfficientNetLite0
 from ..backbones.perceptual import perceptual_distance
 from ..base.images import image_grid, pick_device, psnr, seed_everything, sheet, to_float
 from ..base.runs import Run
-from ..base.weights import model_card, packaged, save_weights
+from ..base.weights import packaged
 from ..data.batches import Batches
 from ..data.columns import load_columns
 from ..data.sources import content_sha256
@@ -30,9 +30,10 @@ from .generator import Generator
 from .losses import discriminator_loss, generator_loss, path_lengths, path_penalty, r1_penalty
 from .open import open_encoder, open_generator
 from ..training.checkpoints import resume_point
-from ..training.loop import Task, train
+from ..training.loop import Task
 from ..training.losses import edit_gain, reconstruction_nll
 from ..training.optimizers import build
+from ..training.publish import parameter_count, publish, train_in_run
 
 # %% ../../nbs/stylegan/train.ipynb #3fd68240
 class ReconstructionLoss:
@@ -316,20 +317,20 @@ def fit(
         run.note(mapping_error=fit_mapping(models["generator"], codes, config.mapping_steps))
     task = StyleGAN2Task(config, models["generator"], models["encoder"] if "encoder" in models else None, measure)
     task.held_out = held_out[:32]
-    run.note(
-        parameters={name: sum(p.numel() for p in part.parameters()) for name, part in task.model.named_children()},
-        data={"rows": len(columns["image"]), "sha256": (content := content_sha256(columns["image"]))},
-    )
-    task.facts, task.must_match = {"data": content[:12]}, {"normalisation": config.normalisation}
-    done = train(
+    task.must_match = {"normalisation": config.normalisation}
+    notes = {
+        "parameters": {name: parameter_count(part) for name, part in task.model.named_children()},
+        "data": {"rows": len(columns["image"]), "sha256": content_sha256(columns["image"])},
+    }
+    done = train_in_run(
         task,
         Batches(columns, config.batch_size, config.seed),
+        config,
         run,
-        **config.loop,
-        explode=0.0 if config.adversarial_weight else 100.0,
-    )  # what two players lose goes up and down
-    run.note(training={"steps": done.step, "images": done.step * config.batch_size, "seconds": round(done.seconds, 1)})
-    run.checkpoint(done.checkpoint)
+        notes,
+        ("steps", "images", "seconds"),
+        explode=0.0 if config.adversarial_weight else 100.0,  # adversarial losses rise and fall
+    )
 
     result, ema = {}, done.ema
     if "encoder" in ema:
@@ -376,14 +377,13 @@ def how_trained(config) -> str:
 def save(run: Run, name: str, model: nn.Module, config):
     "One network as a folder of the run"
     what = {"generator": "StyleGAN2's generator", "encoder": "An encoder from images into the generator's W+"}[name]
-    card = model_card(
+    publish(
+        run,
+        name,
+        model,
         what,
-        model.config,
-        run.record,
         f"{what}, for images of {model.size} px. {how_trained(config)}".rstrip(),
         data=f"{config.images} images of {config.data}"
         + " (Adventurer by Lisa Wischofsky, CC BY 4.0)" * (config.data == "portraits"),
         limits="Made for images like those that it was trained on.",
     )
-    save_weights(run.path / name, model.state_dict(), model.config, card, run.record)
-    run.artifact(run.path / name / "model.safetensors")
