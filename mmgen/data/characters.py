@@ -161,14 +161,8 @@ def sample(
     colors = tuple((role, rng.choice(list(palette(role)))) for role in table["colors"])
     return Character(style, tuple(parts), colors)
 
-# %% ../../nbs/data/characters.ipynb #387130b6
-_COLORED = {
-    "hair color": ("hair",),
-    "hat color": ("hat",),
-    "beard color": ("beard",),
-    "clothes color": ("clothes",),
-    "glasses color": ("glasses",),
-}
+# %% ../../nbs/data/characters.ipynb #350f8652
+_COLORED = {f"{part} color": (part,) for part in ("hair", "hat", "beard", "clothes", "glasses")}
 _BALD = ("a bald head",)
 
 
@@ -244,15 +238,13 @@ def svg(character: Character) -> str:
 def render_svg(
     text: str,
     size: int = 256,  # pixels
-    background: str = "white",
-) -> np.ndarray:  # uint8 (size, size, 3)
+    background: str | None = "white",  # None: transparent
+) -> np.ndarray:  # uint8 (size, size, 3), or (size, size, 4) if transparent
     "Pixels of a square SVG."
     import resvg_py
 
-    png = bytes(
-        resvg_py.svg_to_bytes(svg_string=text, width=size, height=size, background=background, skip_system_fonts=True)
-    )
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    png = resvg_py.svg_to_bytes(svg_string=text, width=size, height=size, background=background, skip_system_fonts=True)
+    return np.asarray(Image.open(io.BytesIO(bytes(png))).convert("RGB" if background else "RGBA"))
 
 
 def render(

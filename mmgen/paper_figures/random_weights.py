@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from ..app.export import save_diffusers
 from ..clip.model import CLIP, build_clip, train_tokenizer
 from ..ldm.autoencoder import AutoencoderKL
 from ..ldm.open import open_pipeline
 from ..ldm.pipeline import LatentDiffusion
+from ..ldm.published.diffusers_folder import save_diffusers
 from ..ldm.unet import UNet2DConditionModel
 from ..stylegan.generator import Generator
 from ..stylegan.published import E4E
@@ -107,7 +107,9 @@ def random_weights(
     folder: str | Path,  # where they go
     seed: int = 0,
 ) -> dict[str, Path]:  # model, generator, encoder, clip
-    "Stable Diffusion as a folder of diffusers, StyleGAN2 and e4e as StyleCLIP has them, CLIP as transformers has it; 32 and 16 pixels."
+    """Stable Diffusion as a folder of diffusers, StyleGAN2 and e4e as StyleCLIP has them, CLIP as transformers
+    has it; 32 and 16 pixels.
+    """
     folder = Path(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
