@@ -20,7 +20,7 @@ from mmgen.base.schema import WeightsError
 from mmgen.base.weights import save_weights
 from mmgen.jobs.registry import config_for, parameters_cell
 from mmgen.ldm.autoencoder import AutoencoderKL, Posterior
-from mmgen.ldm.autoencoder_blocks import Upsample2D
+from mmgen.ldm.blocks import Upsample2D
 from mmgen.ldm.autoencoder_loss import adaptive_weight
 from mmgen.ldm.autoencoder_train import AutoencoderTask, reconstruct, scaling_factor_of
 from mmgen.training.loop import train

@@ -13,7 +13,8 @@ import torch
 
 from ...base.schema import WeightsError
 from ...base.weights import load_into, load_state, resolve
-from ..autoencoder_blocks import Attention, rename_attention
+from ..attention import PixelAttention
+from ..autoencoder_blocks import rename_attention
 from ..pipeline import LatentDiffusion
 from .model_noise import betas_of
 from .names import averaged, part_of, rename_unet, split_attention
@@ -46,9 +47,29 @@ class UNet2DModel(UNet2D):
         downsample_type: str = "conv",
         upsample_type: str = "conv",  # or both resnet
         flip_sin_to_cos: bool = True,
-        freq_shift: float = 0,
-    ):  # of `timestep_embedding`
-        super().__init__(locals())
+        freq_shift: float = 0,  # of `timestep_embedding`
+    ):
+        super().__init__(
+            dict(
+                sample_size=sample_size,
+                in_channels=in_channels,
+                out_channels=out_channels,
+                down_block_types=down_block_types,
+                up_block_types=up_block_types,
+                block_out_channels=block_out_channels,
+                layers_per_block=layers_per_block,
+                attention_head_dim=attention_head_dim,
+                norm_num_groups=norm_num_groups,
+                norm_eps=norm_eps,
+                dropout=dropout,
+                attn_norm_num_groups=attn_norm_num_groups,
+                resnet_time_scale_shift=resnet_time_scale_shift,
+                downsample_type=downsample_type,
+                upsample_type=upsample_type,
+                flip_sin_to_cos=flip_sin_to_cos,
+                freq_shift=freq_shift,
+            )
+        )
         resampling, shift = downsample_type == "resnet", resnet_time_scale_shift == "scale_shift"
         plain = {"DownBlock2D", "UpBlock2D"} if resampling else {"ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"}
         if (
@@ -75,7 +96,9 @@ class UNet2DModel(UNet2D):
         self._split(heads)
         self._levels(
             lambda i, kind: (
-                partial(Attention, groups=norm_num_groups, eps=norm_eps, heads=heads[i]) if "Attn" in kind else None
+                partial(PixelAttention, groups=norm_num_groups, eps=norm_eps, heads=heads[i])
+                if "Attn" in kind
+                else None
             ),
             resampling,
             scale_shift=shift,
