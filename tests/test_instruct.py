@@ -1,4 +1,4 @@
-"""InstructPix2Pix: its guidance, its data, what it does with nothing to do, and the packaged model on held-out portraits."""
+"""InstructPix2Pix: guidance, data, empty instructions, and the packaged model on held-out portraits."""
 
 import pytest
 import torch
