@@ -1,8 +1,13 @@
-"""Fréchet distances of what both families make from nothing: `python benchmarks/generated.py`, rows in reports/generated.jsonl.
+"""Fréchet distances of samples of both families.
 
-n images of each kind against n held-out portraits, in features of EfficientNet-Lite0 and of the oracle: other real portraits (the floor), what the
-diffusion model's autoencoder and StyleGAN's encoder and generator make of those, samples of the generator, and samples of the diffusion model for
-those portraits' captions (12 Euler steps, no guidance). An uncurated grid of the generator's samples is reports/figures/samples.jpg.
+    python benchmarks/generated.py
+
+Rows in reports/generated.jsonl.
+
+n images of each kind against n held-out portraits, in features of EfficientNet-Lite0 and of the oracle: other real
+portraits (the lower bound), reconstructions of them by the diffusion model's autoencoder and by StyleGAN's encoder
+and generator, samples of the generator, and samples of the diffusion model for those portraits' captions (12 Euler
+steps, no guidance). An uncurated grid of the generator's samples is reports/figures/samples.jpg.
 """
 
 import argparse

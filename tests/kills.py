@@ -1,4 +1,4 @@
-"""Kills training jobs at chosen and at random moments, goes on as a user would, and compares with a run that nobody disturbed.
+"""Kills training jobs at chosen and random moments, resumes them, and compares with an undisturbed run.
 
     python tests/kills.py FOLDER clip,identity 100 0     kills of these jobs, seed
 
@@ -172,11 +172,11 @@ def main(root, jobs, kills, seed):
     root, rng = Path(root).resolve(), random.Random(seed)
     root.mkdir(parents=True, exist_ok=True)
     os.environ |= {"MMGEN_ROOT": str(root), "OMP_NUM_THREADS": "1"}
-    from mmgen.jobs.launch import FITS
+    from mmgen.jobs.registry import JOBS as TABLE
     from mmgen.jobs.registry import config_for
 
     for job in jobs:
-        importlib.import_module(FITS[job])
+        TABLE[job].load_fit()
     report = {"kills": 0, "dead ends": [], "other bytes": [], "other curve": [], "leftovers": []}
     for job, share in zip(jobs, [kills // len(jobs) + (i < kills % len(jobs)) for i in range(len(jobs))]):
         make = lambda name, **more: config_for(job, "smoke", run_id=name, **STEPS, **JOBS[job], **more)

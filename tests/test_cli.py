@@ -16,8 +16,7 @@ from PIL import Image
 from mmgen.app.cli import build_parser, main
 from mmgen.app.commands import save_picture
 from mmgen.data import portraits
-from mmgen.jobs.launch import FITS
-from mmgen.jobs.registry import JOBS
+from mmgen.jobs.registry import JOBS, TRAINING
 
 
 @pytest.fixture
@@ -136,13 +135,13 @@ def test_a_misspelt_command_ends_with_2(arguments, capsys):
     assert stop.value.code == 2 and "usage: mmgen" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("job", FITS)
+@pytest.mark.parametrize("job", TRAINING)
 def test_every_field_of_a_job_is_an_option_with_help(job, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", job, "--help"])
     text = capsys.readouterr().out
-    assert stop.value.code == 0 and f"mmgen train {job} --preset small" in text
-    assert all(f"--{name.replace('_', '-')}" in text for name in vars(JOBS[job]["small"]))
+    assert stop.value.code == 0 and f"mmgen train {job}" in text
+    assert all(f"--{name.replace('_', '-')}" in text for name in vars(JOBS[job].presets["small"]))
 
 
 def test_samples_weights_and_data(tmp_path, capsys):
@@ -343,6 +342,6 @@ def test_help_comes_without_torch():
             print(*words)"""
     child = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
-    assert {"edit", "sample", "demo", "weights", "data prepare", *(f"train {job}" for job in FITS)} <= set(
+    assert {"edit", "sample", "demo", "weights", "data prepare", *(f"train {job}" for job in TRAINING)} <= set(
         child.stdout.splitlines()
     )

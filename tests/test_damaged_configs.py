@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from mmgen.app.export import save_diffusers
 from mmgen.base.schema import WeightsError
 from mmgen.base.weights import packaged
 from mmgen.clip.model import CLIP, TextEncoder, build_clip, train_tokenizer
@@ -18,6 +17,7 @@ from mmgen.identity.model import PortraitIdentity
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.editors.instruct import InstructPix2Pix
 from mmgen.ldm.pipeline import LatentDiffusion
+from mmgen.ldm.published.diffusers_folder import save_diffusers
 from mmgen.ldm.published.stable_diffusion import stable_diffusion
 from mmgen.ldm.unet import UNet2DConditionModel
 from mmgen.metrics.oracle import Oracle

@@ -11,16 +11,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from mmgen.app.cli import main
-from mmgen.app.export import (
-    ExportError,
-    export_model,
-    open_model,
-    push,
-    save_decoder_onnx,
-    save_diffusers,
-    save_mapper_onnx,
-    scheduler_config,
-)
+from mmgen.app.export import export_model, open_model, push, save_decoder_onnx, save_mapper_onnx
 from mmgen.base.images import to_float
 from mmgen.base.runs import Run
 from mmgen.base.weights import save_weights
@@ -33,6 +24,7 @@ from mmgen.ldm.diffusion import noise_like
 from mmgen.ldm.editors import instruct_train as instruct_training
 from mmgen.ldm.open import open_pipeline
 from mmgen.ldm.pipeline import LatentDiffusion, make_process
+from mmgen.ldm.published.diffusers_folder import ExportError, save_diffusers, scheduler_config
 from mmgen.ldm.published.model_noise import process_of
 from mmgen.ldm.published.single_file import save_single_file
 from mmgen.ldm.published.stable_diffusion import stable_diffusion

@@ -1,5 +1,6 @@
 """Jobs from a shell: arguments, kill and resume, two processes, Ctrl-C under papermill."""
 
+import inspect
 import json
 import os
 import random
@@ -16,8 +17,8 @@ from safetensors.torch import load_file
 from test_shards import portrait_shards
 
 from mmgen.base.files import repo_root
-from mmgen.jobs.launch import FITS, main
-from mmgen.jobs.registry import PRESETS
+from mmgen.jobs.launch import main
+from mmgen.jobs.registry import JOBS, TRAINING
 
 pytestmark = pytest.mark.notebooks
 
@@ -66,8 +67,13 @@ def test_the_command_explains_mistakes(arguments, said):
         main(arguments)
 
 
-def test_every_training_job_can_be_launched():
-    assert set(FITS) == set(PRESETS)
+@pytest.mark.parametrize("job", JOBS)
+def test_every_row_names_its_fit(job):
+    row = JOBS[job]
+    assert (row.fit is None) == (job == "edit")
+    if row.fit:
+        assert {"config", "run"} <= set(inspect.signature(row.load_fit()).parameters)
+    assert row.trains == (job in TRAINING)
 
 
 def test_a_killed_ldm_resumes_to_the_same_weights(tmp_path):

@@ -22,10 +22,10 @@ from mmgen.editing.protocol import EditError
 from mmgen.editing.registry import editor
 from mmgen.jobs.registry import config_for
 from mmgen.ldm.autoencoder import AutoencoderKL
+from mmgen.ldm.config import LDMConfig
 from mmgen.ldm.pipeline import PRECISIONS, LatentDiffusion, make_process, random_pipeline, sampler
 from mmgen.ldm.precompute import encode_all, read_all
 from mmgen.ldm.train import LDMTask, fit, held_out_loss, train_pipeline
-from mmgen.training.config import LDMConfig
 
 CAPTIONS = ["green hair, smile", "", "brown hair, blue eyes, glasses, round eyewear, eyewear, long hair", "smile"]
 CPU = torch.device("cpu")

@@ -25,7 +25,7 @@ def test_run_all_twice(name, tmp_path, monkeypatch):
     monkeypatch.setenv("MMGEN_ROOT", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     job = JOBS[EXPERIMENTS[name]]
-    smoke = FEW.get(name) or ({"preset": "smoke"} if "smoke" in job else {})
+    smoke = FEW.get(name) or ({"preset": "smoke"} if "smoke" in job.presets else {})
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", 4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     parameters = next(cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
@@ -44,4 +44,4 @@ def test_run_all_twice(name, tmp_path, monkeypatch):
     records = [json.loads(file.read_text()) for file in (tmp_path / "reports" / "runs").glob("*/run.json")]
     assert sorted(record["seed"] for record in records) == [0, 3]
     assert all(record["status"] == "completed" for record in records)
-    assert {f.name for f in dataclasses.fields(next(iter(job.values())))} == records[0]["config"].keys()
+    assert {f.name for f in dataclasses.fields(job.config)} == records[0]["config"].keys()

@@ -17,6 +17,7 @@ from mmgen.app.panel import build_editor
 from mmgen.base.schema import WeightsError
 from mmgen.base.weights import load_state
 from mmgen.clip.model import VOCABULARY, clip_tokenizer, train_tokenizer
+from mmgen.editing.config import EditConfig
 from mmgen.editing.protocol import EditError
 from mmgen.ldm.diffusion import start
 from mmgen.ldm.editors.instruct import InstructPix2Pix
@@ -25,7 +26,6 @@ from mmgen.ldm.pipeline import LatentDiffusion, make_process, random_pipeline
 from mmgen.ldm.published.model_noise import process_of
 from mmgen.ldm.published.stable_diffusion import stable_diffusion, text_encoder_of, unet_of
 from mmgen.ldm.samplers import ddim
-from mmgen.training.config import EditConfig
 
 DDIM = {
     "_class_name": "DDIMScheduler",

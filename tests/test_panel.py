@@ -7,11 +7,11 @@ from mmgen.app.panel import build_editor, edit_image, open_source, side_by_side,
 from mmgen.clip.model import CLIP
 from mmgen.clip.zero_shot import choose_tags
 from mmgen.data import portraits
+from mmgen.editing.config import EditConfig
 from mmgen.editing.editor import CopyInput
 from mmgen.editing.protocol import EditError
 from mmgen.ldm.editors.sdedit import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import LatentDiffusion, random_pipeline
-from mmgen.training.config import EditConfig
 
 
 def test_an_image_without_tags_is_described(tmp_path):

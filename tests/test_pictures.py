@@ -16,8 +16,8 @@ from mmgen.data import images as pictures
 from mmgen.data.images import ImageError, ImageNotice, open_image, read_image
 from mmgen.data.pairs import load_pairs
 from mmgen.data.sources import to_arrays
+from mmgen.editing.config import EditConfig
 from mmgen.jobs.registry import PRESETS
-from mmgen.training.config import EditConfig
 
 
 def fixed(*values):
@@ -340,7 +340,7 @@ def test_every_job_and_edit_have_fit():
     from mmgen.jobs.registry import JOBS
 
     for job in (*PRESETS, "edit", "pretrained", "prepare_danbooru"):
-        config = next(iter(JOBS[job].values()))
+        config = JOBS[job].presets["small"]
         assert config.fit == "crop" and type(config).choices["fit"] == FITS, job
     with pytest.raises(ValueError, match="edit: fit must be one of crop, pad, top, not 'padd'; did you mean 'pad'"):
         EditConfig(fit="padd")
@@ -357,9 +357,9 @@ def test_edit_opens_an_image_as_it_is_told(tmp_path):
 
 def test_a_job_trains_on_what_fit_keeps(tmp_path):
     "Images of a folder for training and for validation; the hash in the record is another one."
+    from mmgen.data.columns import load_columns
     from mmgen.data.sources import content_sha256
     from mmgen.jobs.registry import config_for
-    from mmgen.ldm.autoencoder_train import load_columns
 
     for n in range(6):
         Image.fromarray(person()).save(tmp_path / f"{n}.png")

@@ -7,18 +7,21 @@ import logging
 import symtable
 from dataclasses import replace
 
+import papermill
 import pytest
+import torch
 
 from mmgen.base.files import repo_root
 from mmgen.base.runs import Run
 from mmgen.jobs import registry as presets
 from mmgen.jobs.registry import PRESETS, config_for, config_from_notebook, parameters_cell
+from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.autoencoder_train import AutoencoderTask
+from mmgen.ldm.unet import UNet2DConditionModel
 from mmgen.training.config import Job
 from mmgen.training.loop import train
 
 JOBS = sorted(PRESETS)
-NOTEBOOKS = [job for job in JOBS if (repo_root() / "nbs" / f"train_{job}.ipynb").exists()]
 
 
 def notebook_globals(job, **injected):
@@ -31,7 +34,7 @@ def assignments(values):
 
 
 def run_cells(names, *cells):
-    "The globals after more cells were executed and the cell that asks for the configuration was begun, as IPython keeps them."
+    "The globals as IPython keeps them after more cells, when the cell that calls config_from_notebook runs."
     names = names or {"In": [""], "Out": {1: 2}, "_dh": [], "__name__": "__main__", "pytest": pytest, "exit": exit}
     for cell in cells:
         exec(cell if "%" not in cell else "", names)
@@ -148,13 +151,11 @@ def test_paper_preset_is_section_4_3():
 
 @pytest.mark.parametrize("preset", ["smoke", "small", "gpu", "paper"])
 def test_autoencoder_configs_describe_models(preset):
-    module = pytest.importorskip("mmgen.ldm.autoencoder")
-    torch = pytest.importorskip("torch")
     config = PRESETS["autoencoder"][preset]
     with torch.device("meta"):
-        model = module.AutoencoderKL.from_config(config.model_config)
+        model = AutoencoderKL.from_config(config.model_config)
     assert model.factor == config.factor == 8
-    known = {f for f in inspect.signature(module.AutoencoderKL.__init__).parameters}
+    known = {f for f in inspect.signature(AutoencoderKL.__init__).parameters}
     assert set(config.model_config) <= known
 
 
@@ -167,10 +168,8 @@ def test_loss_config_fits_the_autoencoders_task():
 
 @pytest.mark.parametrize("preset", ["smoke", "small", "gpu", "paper"])
 def test_unet_configs_describe_models(preset):
-    module = pytest.importorskip("mmgen.ldm.unet")
-    torch = pytest.importorskip("torch")
     with torch.device("meta"):
-        model = module.UNet2DConditionModel(**PRESETS["ldm"][preset].unet_config(4, 768))
+        model = UNet2DConditionModel(**PRESETS["ldm"][preset].unet_config(4, 768))
     count = sum(p.numel() for p in model.parameters())
     assert count == 859_520_964 if preset == "paper" else 10_000 < count < 300_000_000  # paper: SD 1.x's size
 
@@ -189,24 +188,22 @@ def test_parameters_cell_has_one_line_per_field(job):
 
 
 def notebook_of(job):
-    names = f"train_{job}", {"preliminary": "paper_figures", "pretrained": "paper_figures_published"}.get(job, job)
-    return next(file for name in names if (file := repo_root() / "nbs" / f"{name}.ipynb").exists())
+    return repo_root() / "nbs" / f"{presets.JOBS[job].notebook}.ipynb"
 
 
 @pytest.mark.parametrize("job", presets.JOBS)
 def test_papermill_reads_every_line_of_the_parameters_cell(job, caplog):
-    papermill = pytest.importorskip("papermill")
     with caplog.at_level(logging.WARNING):
         found = papermill.inspect_notebook(str(notebook_of(job)))
     assert not caplog.records
-    fields = {f.name: presets.plain_type(f).__name__ for f in dataclasses.fields(presets.JOBS[job]["small"])}
+    fields = {f.name: presets.plain_type(f).__name__ for f in dataclasses.fields(presets.JOBS[job].config)}
     assert {name: p["inferred_type_name"] for name, p in found.items()} == fields
     assert all(p["help"] for p in found.values())
 
 
 @pytest.mark.parametrize("job", presets.JOBS)
 def test_no_other_cell_of_a_notebook_binds_a_parameter(job):
-    names = {f.name for f in dataclasses.fields(presets.JOBS[job]["small"])} | {"fit"}  # of pictures, in some jobs
+    names = {f.name for f in dataclasses.fields(presets.JOBS[job].config)} | {"fit"}  # of pictures, in some jobs
     for cell in json.loads(notebook_of(job).read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] != "code" or "parameters" in cell["metadata"].get("tags", []):
             continue
@@ -216,7 +213,7 @@ def test_no_other_cell_of_a_notebook_binds_a_parameter(job):
 
 
 def test_comments_come_from_the_most_derived_class():
-    comments, headings = presets.field_comments(presets.LDMConfig)
+    comments, headings = presets.field_comments(presets.JOBS["ldm"].config)
     assert comments["batch_size"] == "latents per step" and comments["lr"] == "peak learning rate"
     assert headings["seed"] == "the run" and headings["unet_channels"] == headings["norm_groups"] == "UNet"
     assert all(comments[f.name] for f in dataclasses.fields(Job))
@@ -292,9 +289,9 @@ def test_preset_table_names_every_field_that_is_set(job):
     assert f"| steps | {' | '.join(str(c.steps) for c in PRESETS[job].values())} |" in table
 
 
-@pytest.mark.parametrize("job", NOTEBOOKS)
+@pytest.mark.parametrize("job", presets.JOBS)
 def test_the_notebooks_parameters_cell_is_the_generated_one(job):
-    cells = json.loads((repo_root() / "nbs" / f"train_{job}.ipynb").read_text(encoding="utf-8"))["cells"]
+    cells = json.loads(notebook_of(job).read_text(encoding="utf-8"))["cells"]
     tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
     assert tagged == [parameters_cell(job)]
 

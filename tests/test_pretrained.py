@@ -17,12 +17,12 @@ from test_autoencoder import with_old_names
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel
 
 import mmgen
-from mmgen.app.export import ExportError, save_diffusers
 from mmgen.base.schema import WeightsError
 from mmgen.base.weights import load_state
 from mmgen.clip.model import train_tokenizer
 from mmgen.ldm.diffusion import start
 from mmgen.ldm.open import open_pipeline
+from mmgen.ldm.published.diffusers_folder import ExportError, save_diffusers
 from mmgen.ldm.published.names import part_of, rename_autoencoder, rename_unet
 from mmgen.ldm.published.stable_diffusion import autoencoder_of, stable_diffusion, text_encoder_of, unet_of
 from mmgen.ldm.published.unconditional import unconditional, unconditional_unet_of

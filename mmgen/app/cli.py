@@ -21,7 +21,7 @@ from pathlib import Path
 from .commands import demo, edit, export, prepare, sample, say, show, train, weights
 from ..base.settings import closest, field_comments, plain_type
 from ..editing.registry import EDITORS
-from ..jobs.registry import JOBS, PRESETS
+from ..jobs.registry import JOBS, TRAINING
 
 # %% ../../nbs/app/cli.ipynb #faf252b0
 def add_fields(
@@ -30,7 +30,7 @@ def add_fields(
     without: tuple = (),  # fields that are no options
 ) -> None:
     "Gives a parser an option for each field of a job, `--batch-size 32` for batch_size."
-    presets = JOBS[job]
+    presets = JOBS[job].presets
     config = presets["small"]
     comments, headings = field_comments(type(config))
     groups = {}
@@ -139,15 +139,16 @@ def build_parser() -> argparse.ArgumentParser:
     jobs = commands.add_parser(
         "train", help="Run a training job.", description="Run a training job; its fields are those of its notebook."
     ).add_subparsers(dest="job", required=True, metavar="job")
-    for job in PRESETS:
+    for job in TRAINING:
+        preset = " --preset small" * (len(JOBS[job].presets) > 1)
         add_fields(
             command(
                 jobs,
                 job,
                 train,
                 f"Train: {job}.",
-                f"mmgen train {job} --preset smoke",
-                f"mmgen train {job} --preset small --run-id my-{job}",
+                f"mmgen train {job}{preset.replace('small', 'smoke')}",
+                f"mmgen train {job}{preset} --run-id my-{job}",
             ),
             job,
         )

@@ -82,7 +82,7 @@ def config_of(
     job: str,
 ):
     "The configuration that parsed options describe."
-    names = {f.name for f in fields(next(iter(JOBS[job].values())))}
+    names = {f.name for f in fields(JOBS[job].config)}
     given = {k: v for k, v in vars(arguments).items() if k in names and v is not None}
     return config_for(job, given.pop("preset", None), **given)
 

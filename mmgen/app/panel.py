@@ -22,9 +22,9 @@ from ..data.caption_text import spaced
 from ..data.captions import caption
 from ..data.edited_captions import edited_caption
 from ..data.images import open_image
+from ..editing.config import EditConfig
 from ..editing.protocol import EditError, Editor
 from ..editing.registry import editor, options_of
-from ..training.config import EditConfig
 
 # %% ../../nbs/app/panel.ipynb #4b7360af
 def tags_of(

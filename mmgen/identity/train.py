@@ -15,8 +15,8 @@ from ..base.weights import model_card, save_weights
 from ..data.batches import Batches
 from ..data.edits import disguise, impostor, neighbours
 from ..data.sources import content_sha256, load_source, to_arrays
+from .config import IdentityConfig
 from .model import PortraitIdentity
-from ..stylegan.config import IdentityConfig
 from ..training.loop import Task, train
 from ..training.optimizers import build
 

@@ -1,6 +1,14 @@
 def __getattr__(name: str):
-    """What was imported from mmgen.jobs before it became a folder."""
+    """Names that mmgen.jobs had before it became a folder."""
     if name.startswith("__"): raise AttributeError(name)
     from importlib import import_module
 
-    return getattr(import_module("mmgen.training.config"), name)
+    moved = {
+        "EditConfig": "editing",
+        "UNetJob": "ldm",
+        "LDMConfig": "ldm",
+        "AutoencoderConfig": "ldm",
+        "CLIPConfig": "clip",
+        "OracleConfig": "metrics",
+    }
+    return getattr(import_module(f"mmgen.{moved.get(name, 'training')}.config"), name)

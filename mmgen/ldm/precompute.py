@@ -25,7 +25,7 @@ from ..data.batches import cached
 from ..data.captions import CutWarning, as_tags, caption, known_tags, overflow
 from ..data.sources import content_sha256, load_source, to_arrays
 from .autoencoder import AutoencoderKL
-from ..training.config import LDMConfig
+from .config import LDMConfig
 
 # %% ../../nbs/ldm/precompute.ipynb #12b3df91
 @torch.no_grad()

@@ -25,6 +25,7 @@ from ..data.edits import KINDS, edits
 from ..data.sources import load_source, to_arrays
 from ..editing.protocol import Editor
 from .autoencoder import AutoencoderKL
+from .config import LDMConfig, UNetJob
 from .diffusion import diffusion_loss, noise_like
 from .editors.sdedit import SDEdit
 from .pipeline import LatentDiffusion, make_process
@@ -33,7 +34,6 @@ from .unet import UNet2DConditionModel
 from ..metrics.held_out import edits_to_try, record_edits, record_samples
 from ..metrics.oracle import Oracle, score_editor
 from ..training.checkpoints import learned
-from ..training.config import LDMConfig, UNetJob
 from ..training.feeding import shared_rows
 from ..training.loop import Task, train
 from ..training.optimizers import build

@@ -23,7 +23,7 @@ from ..data import portraits
 from ..data.batches import Batches
 from ..data.edits import Edit, as_batch
 from ..data.sources import content_sha256, load_source, to_arrays
-from ..training.config import OracleConfig
+from .config import OracleConfig
 from ..training.loop import Task, train
 from ..training.optimizers import build
 

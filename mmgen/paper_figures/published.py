@@ -30,10 +30,9 @@ from ..editing.registry import editor
 from ..identity.model import load_identity
 from ..ldm.open import open_pipeline
 from ..metrics.clip_score import direction_cosines
-from .published_config import PretrainedConfig
+from .config import PretrainedConfig
 from .random_weights import random_weights
-from ..stylegan.encoder import Encoder
-from ..stylegan.generator import Generator
+from ..stylegan.open import open_encoder, open_generator
 
 # %% ../../nbs/paper_figures/published.ipynb #abb98de7
 class Published(NamedTuple):
@@ -133,8 +132,8 @@ def find(
 # %% ../../nbs/paper_figures/published.ipynb #14e049ff
 _WANTED = {
     "model": (open_pipeline, "Stable Diffusion"),
-    "generator": (Generator.load, "a StyleGAN2 generator"),
-    "encoder": (Encoder.load, "an encoder of StyleGAN2 such as e4e"),
+    "generator": (open_generator, "a StyleGAN2 generator"),
+    "encoder": (open_encoder, "an encoder of StyleGAN2 such as e4e"),
     "clip": (CLIP.load, "a CLIP"),
     "judge": (CLIP.load, "a CLIP"),
     "identity": (lambda path, device: load_identity(str(path), device), "an ArcFace"),

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from ..app.export import save_diffusers
 from ..clip.model import CLIP, build_clip, train_tokenizer
 from ..ldm.autoencoder import AutoencoderKL
 from ..ldm.open import open_pipeline
 from ..ldm.pipeline import LatentDiffusion
+from ..ldm.published.diffusers_folder import save_diffusers
 from ..ldm.unet import UNet2DConditionModel
 from ..stylegan.generator import Generator
 from ..stylegan.published import E4E

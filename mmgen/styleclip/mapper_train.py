@@ -28,10 +28,10 @@ from ..identity.model import identity_loss, load_identity
 from ..metrics.held_out import edits_to_try, record_edits
 from ..metrics.oracle import Oracle, score_editor
 from .clip_loss import CLIPLoss
+from .config import MapperConfig
 from .mapper import LatentMapper, Mapper
-from ..stylegan.config import MapperConfig
-from ..stylegan.encoder import Encoder
 from ..stylegan.generator import Generator
+from ..stylegan.open import open_encoder, open_generator
 from ..stylegan.train import encode
 from ..training.checkpoints import learned
 from ..training.loop import Task, train
@@ -159,8 +159,8 @@ def fit(config: MapperConfig, run: Run) -> LatentMapper:  # the Editor, with the
     seed_everything(config.seed)
     device = pick_device(config.device)
     generator, encoder, clip = (
-        Generator.load(config.generator, device),
-        Encoder.load(config.encoder, device),
+        open_generator(config.generator, device),
+        open_encoder(config.encoder, device),
         CLIP.load(config.clip, device),
     )
     encoder.fits(generator)

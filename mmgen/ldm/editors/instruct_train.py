@@ -20,9 +20,9 @@ from ...data.captions import known_tags
 from ...data.pairs import load_pairs
 from ...data.sources import content_sha256
 from ..autoencoder import AutoencoderKL
+from ..config import InstructConfig
 from ..diffusion import diffusion_loss
 from .instruct import InstructEditor, InstructPix2Pix
-from ..instruct_config import InstructConfig
 from ..pipeline import make_process
 from ..precompute import encode_all, frozen, read_all
 from ..train import LDMTask, build_unet, fixed_fields, held_out_loss, process_config, show_edits

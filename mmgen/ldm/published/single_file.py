@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from ...app.export import ExportError, check_new, refusals, scaled_autoencoder
 from ...base.files import atomic_write
 from ..autoencoder import AutoencoderKL
 from ..pipeline import LatentDiffusion
+from .diffusers_folder import ExportError, check_new, refusals, scaled_autoencoder
 from .stable_diffusion import autoencoder_config, text_config, unet_config
 from ..unet import UNet2DConditionModel
 
