@@ -8,7 +8,6 @@ __all__ = ['Examples', 'example_edits', 'comparison']
 # %% ../../nbs/data/examples.ipynb #c8b0d7ab
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 
 from ..base.images import sheet
@@ -36,7 +35,7 @@ def example_edits(
 def comparison(
     labels: list[str],  # one a row; may have two lines
     columns: dict,  # label above the column → images, float (N, 3, H, W) in [-1, 1] or uint8 (N, H, W, 3)
-    cell: int = 72,  # pixels of an image
+    cell: int = 88,  # pixels of an image
 ):
     """A labelled PIL image: rows of examples, columns of what is compared.
 
@@ -48,4 +47,6 @@ def comparison(
         if len(images) != len(labels):
             raise ValueError(f"The column {name!r} has {len(images)} images for {len(labels)} rows.")
     rows = {label: [images[i] for images in columns.values()] for i, label in enumerate(labels)}
-    return Image.fromarray(np.asarray(sheet(rows, list(columns), cell)))
+    page = Image.fromarray(sheet(rows, list(columns), cell))
+    # 256 colours, rare ones included: a third of the size in a notebook
+    return page.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
