@@ -30,8 +30,7 @@ test-slow: $(VENV)/.installed
 
 # reports/*.md, their figures and index.html again, from the records in reports/runs
 reports: $(VENV)/.installed
-	test ! -f reports/runs/preliminary/run.json || $(BIN)/papermill nbs/report_paper_figures.ipynb reports/runs/41_preliminary.ipynb --no-progress-bar
-	$(BIN)/papermill nbs/report.ipynb reports/runs/44_results.ipynb --no-progress-bar
+	$(BIN)/papermill nbs/report.ipynb reports/runs/report.ipynb --no-progress-bar
 
 # the notebooks and the API of every module as a site; nothing is executed
 book: $(VENV)/.installed

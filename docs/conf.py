@@ -18,6 +18,7 @@ suppress_warnings = [
     "myst.header",
     "mystnb.unknown_mime_type",
     "misc.highlighting_failure",
+    "image.not_readable",  # images in the text outputs of report notebooks
 ]
 
 

@@ -23,8 +23,9 @@ NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+(?:[ ,]\d{3})*(?:\.\d+)?(?:e[-+]?\d+)
 VARIES = [
     r"0x[0-9a-f]+",  # addresses
     r"[-+−]?\d[\d. ,]*\s?(?:ms|µs|us|s|min|h|seconds|minutes|it/s|images/s|img/s|MiB|GiB|MB|GB|kB|KiB|rows/s|fps)\b",
-    r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?)?|\b\d\d:\d\d:\d\d\b|\b\d{8}-\d{6}\b",  # dates and times
-    r"(?:/[\w.+-]+){2,}/?",  # paths
+    r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?)?|\b\d\d:\d\d:\d\d\b|\b\d{8}-\d{6}(?:-[0-9a-f]{4})?\b",  # dates, names of runs
+    r"(?:/[\w.+-]+){2,}/?|\btmp\w{8}\b",  # paths
+    r"\"\w*seconds\": [\d.e-]+|\w*seconds=[\d.e-]+",
     r"\b[0-9a-f]{12,64}\b",  # hashes of files that hold times or paths
     r"\b\d+\.\d+\.\d+(?:\+\w+)?\b",  # versions
 ]
@@ -47,8 +48,8 @@ def texts_of(cell: dict) -> list[str]:
         kind = next((k for k in data if k.startswith("image/") or "widget" in k), None)
         kind = kind or next((k for k in ("text/markdown", "text/html", "text/plain") if k in data), None)
         if kind:
-            text = kind.split("/")[0] if not kind.startswith("text/") else "".join(data[kind])
-            texts.append(text)
+            text = "".join(data[kind]) if kind.startswith("text/") else "image"
+            texts.append("image" if text.startswith("<svg") else text)
     return [text.strip() for text in texts if text.strip()]
 
 
