@@ -9,7 +9,7 @@ __all__ = ['InstructGuided', 'InstructPix2Pix', 'random_instruct', 'InstructEdit
 import torch
 from torch import Tensor
 
-from ...data.edited_captions import wish_between
+from ...data.edited_captions import instruction_between
 from ..diffusion import noise_like, start
 from .sdedit import LatentEditor
 from ..pipeline import LatentDiffusion, random_pipeline, sampler
@@ -164,7 +164,7 @@ class InstructEditor(LatentEditor):
         tags_of_source, tags_of_target = ({part.strip() for part in text.split(",")} for text in (source, target))
         if self.pipeline.unscaled and not tags_of_source & tags_of_target:
             return target
-        return wish_between(source, target)
+        return instruction_between(source, target)
 
     def reference(self, z, source, strength):
         return self._follow(z, [""] * len(z), 0.0) if self.decoding == "paired" else z
