@@ -155,7 +155,12 @@ def train_instruct(config, run, device):
     content = [content_sha256(images, instructions), content_sha256(edited)]
     notes = {
         "parameters": {"unet": parameter_count(unet)},
-        "data": {"rows": len(images), "wishes": len(instructions), "sha256": content, "latents": list(source.shape[1:])},
+        "data": {
+            "rows": len(images),
+            "wishes": len(instructions),
+            "sha256": content,
+            "latents": list(source.shape[1:]),
+        },
     }
     tags = [tag for tag in known_tags([text.split(", ") for text in instructions]) if not tag.startswith("no ")]
     task.learned = {"mean": mean, "std": std, "tags": list(dict.fromkeys([*known.get("tags", []), *tags]))}
