@@ -1,8 +1,13 @@
-"""How well a portrait's code is found, and how well it can be edited: `python benchmarks/inversion.py`, rows in reports/inversion.jsonl.
+"""Quality of inversions, and of edits that start from them.
 
-Test portraits: reconstruction (PSNR, perceptual distance, share of attributes that the oracle still recognises) and, for the same way
-to invert, hair-colour edits by the text-conditioned mapper, decoded plainly, so that what inversion lost is lost. Seconds per image include the
-encoder. A search of 1 000 steps takes long: `--searched` images have it.
+    python benchmarks/inversion.py
+
+Rows in reports/inversion.jsonl.
+
+Test portraits: reconstruction (PSNR, perceptual distance, share of attributes that the oracle still recognises) and,
+for the same way to invert, hair-colour edits by the text-conditioned mapper, decoded plainly, so that errors of the
+inversion remain visible. Seconds per image include the encoder. A search of 1 000 steps is slow: it runs on
+`--searched` images only.
 """
 
 import argparse
@@ -17,10 +22,9 @@ from mmgen.data.edits import edits
 from mmgen.data.portraits import render, sample, seeds
 from mmgen.metrics.oracle import Oracle, score_editor
 from mmgen.styleclip.mapper import LatentMapper
-from mmgen.stylegan.encoder import Encoder
 from mmgen.stylegan.encoder_train import reconstruction_scores
-from mmgen.stylegan.generator import Generator
 from mmgen.stylegan.inversion import Inverter, project
+from mmgen.stylegan.open import open_encoder, open_generator
 
 
 def main():
@@ -34,7 +38,8 @@ def main():
     )
     ask.add_argument("--ways", nargs="*", help="some of them; all unless given")
     given = ask.parse_args()
-    generator, encoder, oracle = Generator.load(given.generator), Encoder.load(given.encoder), Oracle.load(device="cpu")
+    generator, encoder = open_generator(given.generator), open_encoder(given.encoder)
+    oracle = Oracle.load(device="cpu")
     ways = {"encoder, W": lambda x: encoder(x, 0), "encoder": encoder}
     for steps in (10, 50):
         ways[f"encoder, then {steps} steps"] = Inverter(generator, encoder, steps)
@@ -48,19 +53,19 @@ def main():
         images = to_float(np.stack([render(face) for face in faces]))
         began = time.perf_counter()
         with torch.no_grad():
-            made = torch.cat([generator.synthesis(invert(x)).clamp(-1, 1) for x in images.split(32)])
+            reconstructions = torch.cat([generator.synthesis(invert(x)).clamp(-1, 1) for x in images.split(32)])
         seconds = (time.perf_counter() - began) / len(images)
-        scores = reconstruction_scores(images, made, faces, oracle)
+        scores = reconstruction_scores(images, reconstructions, faces, oracle)
         editor = LatentMapper(generator=generator, encoder=encoder, decoding="plain")
         editor.encode = invert
-        some = edits("hair color", given.searched if long else given.edits, "test")
-        edited, _ = score_editor(oracle, editor, some)
+        rows = edits("hair color", given.searched if long else given.edits, "test")
+        edited, _ = score_editor(oracle, editor, rows)
         record(
             "inversion",
             {"way": name, "n": len(images)}
             | {k: round(v, 4) for k, v in scores.items()}
             | {"seconds per image": round(seconds, 4)}
-            | {"edits": len(some)}
+            | {"edits": len(rows)}
             | {f"edits {k}": round(edited[k], 4) for k in ("reached", "kept", "skill")},
         )
 

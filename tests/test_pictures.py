@@ -357,9 +357,9 @@ def test_edit_opens_an_image_as_it_is_told(tmp_path):
 
 def test_a_job_trains_on_what_fit_keeps(tmp_path):
     "Images of a folder for training and for validation; the hash in the record is another one."
+    from mmgen.data.columns import load_columns
     from mmgen.data.sources import content_sha256
     from mmgen.jobs.registry import config_for
-    from mmgen.ldm.autoencoder_train import load_columns
 
     for n in range(6):
         Image.fromarray(person()).save(tmp_path / f"{n}.png")

@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 import mmgen
 from mmgen.base.pickles import read_pickle
 from mmgen.base.schema import WeightsError
+from mmgen.stylegan.encoder import Encoder
 from mmgen.stylegan.generator import Generator
 from mmgen.stylegan.inversion import Inverter
+from mmgen.stylegan.open import open_encoder, open_generator
 from mmgen.stylegan.published import E4E, e4e_of, generator_of
 
 SIZES = (4, 8, 16, 32)
@@ -117,14 +119,14 @@ def test_a_tensorflow_pickle(generator, tmp_path, monkeypatch):
     whole = Network(own, {"mapping": Network(mapping, {}), "synthesis": Network(synthesis, {})})
     (tmp_path / "gs.pkl").write_bytes(pickle.dumps((Network([], {}), Network([], {}), whole)))
     del sys.modules["dnnlib.tflib.network"]
-    found = Generator.load(tmp_path / "gs.pkl")
+    found = open_generator(tmp_path / "gs.pkl")
     assert found.config == generator.config and torch.allclose(image(found), image(generator), atol=1e-5)
 
 
 def test_a_checkpoint_of_styleclip_and_one_without_noises(generator, tmp_path):
     state = to_numbered(generator)
     torch.save({"g_ema": state, "latent_avg": generator.mapping.w_avg.clone()}, tmp_path / "g.pt")
-    found = Generator.load(tmp_path / "g.pt")
+    found = open_generator(tmp_path / "g.pt")
     assert found.config == generator.config and torch.allclose(image(found), image(generator), atol=1e-5)
     old = {k: v for k, v in state.items() if not k.startswith("noises")}
     bare = generator_of({"g_ema": old, "latent_avg": generator.mapping.w_avg})
@@ -145,6 +147,14 @@ def e4e_file(generator, tmp_path_factory):
         {"state_dict": state, "latent_avg": generator.mapping.w_avg.repeat(8, 1), "opts": {"stylegan_size": 32}}, path
     )
     return path
+
+
+def test_classes_of_ours_name_the_function_that_opens_a_file(e4e_file):
+    with pytest.raises(WeightsError, match="e4e.pt is a file: open it with mmgen.stylegan.open.open_generator"):
+        Generator.load(e4e_file)
+    with pytest.raises(WeightsError, match="e4e.pt is a file: open it with mmgen.stylegan.open.open_encoder"):
+        Encoder.load(e4e_file)
+    assert isinstance(open_encoder(e4e_file), E4E) and isinstance(open_encoder("encoder-portraits"), Encoder)
 
 
 def test_e4e_brings_its_encoder_and_its_generator(generator, e4e_file):
@@ -197,16 +207,16 @@ def test_what_is_no_encoder_is_said_and_a_wrong_pair_too(generator, e4e_file):
 def test_a_generator_in_safetensors_opens_and_8_bits_do_not(generator, tmp_path):
     state = {key: value.contiguous() for key, value in generator.state_dict().items()}
     save_file(state, tmp_path / "g.safetensors")
-    assert torch.allclose(image(Generator.load(tmp_path / "g.safetensors")), image(generator), atol=1e-5)
+    assert torch.allclose(image(open_generator(tmp_path / "g.safetensors")), image(generator), atol=1e-5)
     (tmp_path / "g.pkl").write_bytes((tmp_path / "g.safetensors").read_bytes())
     with pytest.raises(WeightsError, match="g.pkl was not opened: it is safetensors"):
-        Generator.load(tmp_path / "g.pkl")
+        open_generator(tmp_path / "g.pkl")
     torch.save(
         {"g_ema": {key: (100 * value).to(torch.int8) for key, value in to_numbered(generator).items()}},
         tmp_path / "g8.pt",
     )
     with pytest.raises(WeightsError, match="g8.pt holds 8-bit weights"):
-        Generator.load(tmp_path / "g8.pt")
+        open_generator(tmp_path / "g8.pt")
 
 
 @pytest.mark.parametrize(

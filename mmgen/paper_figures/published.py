@@ -22,7 +22,7 @@ from ..base.runs import Run, to_json
 from ..base.schema import WeightsError
 from ..base.settings import split_list
 from ..base.weights import OLD_FILES, at_hand, fingerprint, resolve
-from ..benchmark.sheets import wishes
+from ..benchmark.pictures import wishes
 from ..clip.model import CLIP
 from ..data.images import open_image
 from ..data.portraits import render
@@ -32,8 +32,7 @@ from ..ldm.open import open_pipeline
 from ..metrics.clip_score import direction_cosines
 from .config import PretrainedConfig
 from .random_weights import random_weights
-from ..stylegan.encoder import Encoder
-from ..stylegan.generator import Generator
+from ..stylegan.open import open_encoder, open_generator
 
 # %% ../../nbs/paper_figures/published.ipynb #abb98de7
 class Published(NamedTuple):
@@ -133,8 +132,8 @@ def find(
 # %% ../../nbs/paper_figures/published.ipynb #14e049ff
 _WANTED = {
     "model": (open_pipeline, "Stable Diffusion"),
-    "generator": (Generator.load, "a StyleGAN2 generator"),
-    "encoder": (Encoder.load, "an encoder of StyleGAN2 such as e4e"),
+    "generator": (open_generator, "a StyleGAN2 generator"),
+    "encoder": (open_encoder, "an encoder of StyleGAN2 such as e4e"),
     "clip": (CLIP.load, "a CLIP"),
     "judge": (CLIP.load, "a CLIP"),
     "identity": (lambda path, device: load_identity(str(path), device), "an ArcFace"),

@@ -23,6 +23,7 @@ from .config import DirectionsConfig
 from ..stylegan.editor import StyleEditor
 from ..stylegan.encoder import Encoder
 from ..stylegan.generator import Generator
+from ..stylegan.open import open_generator
 
 # %% ../../nbs/styleclip/directions.ipynb #6eb23a06
 def flat_styles(
@@ -213,7 +214,7 @@ def pushed(generator: Generator, found: Directions, reach: float, seed: int = 0)
 def fit(config: DirectionsConfig, run: Run) -> Directions:  # as it was written
     "Measure the relevance of every channel, put it into the run"
     device = pick_device(config.device)
-    generator, clip = Generator.load(config.generator, device), CLIP.load(config.clip, device)
+    generator, clip = open_generator(config.generator, device), CLIP.load(config.clip, device)
     found = relevance(generator, clip, config.images, config.reach, config.samples, config.seed)
     strongest = (found.relevance @ found.relevance.T).fill_diagonal_(0).abs().amax(1)
     run.note(generator=generator.fingerprint(), parameters={"relevance": found.rounded.numel()})

@@ -30,8 +30,8 @@ from ..metrics.oracle import Oracle, score_editor
 from .clip_loss import CLIPLoss
 from .config import MapperConfig
 from .mapper import LatentMapper, Mapper
-from ..stylegan.encoder import Encoder
 from ..stylegan.generator import Generator
+from ..stylegan.open import open_encoder, open_generator
 from ..stylegan.train import encode
 from ..training.checkpoints import learned
 from ..training.loop import Task, train
@@ -159,8 +159,8 @@ def fit(config: MapperConfig, run: Run) -> LatentMapper:  # the Editor, with the
     seed_everything(config.seed)
     device = pick_device(config.device)
     generator, encoder, clip = (
-        Generator.load(config.generator, device),
-        Encoder.load(config.encoder, device),
+        open_generator(config.generator, device),
+        open_encoder(config.encoder, device),
         CLIP.load(config.clip, device),
     )
     encoder.fits(generator)

@@ -14,17 +14,18 @@ from ..base.images import pick_device, psnr, seed_everything, sheet, to_float
 from ..base.runs import Run
 from ..base.weights import fingerprint, packaged
 from ..data.batches import Batches
+from ..data.columns import load_columns
 from ..data.edits import edits
 from ..data.portraits import sample
 from ..data.sources import content_sha256, load_source
 from ..identity.model import identity_loss, load_identity
-from ..ldm.autoencoder_train import load_columns
 from ..metrics.oracle import Oracle, accuracy, labels, score_editor
 from .config import EncoderConfig
 from .editor import TagMeans, tag_means
 from .encoder import Encoder, LatentDiscriminator
 from .generator import Generator
 from .losses import discriminator_loss, generator_loss, r1_penalty
+from .open import open_encoder, open_generator
 from .train import ReconstructionLoss, encode, reconstruct, save
 from ..training.loop import Task, train
 from ..training.optimizers import build
@@ -160,13 +161,13 @@ def fit(
 ) -> dict:  # encoder as it was written, generator, originals and reconstructions (N, 3, H, W), scores
     "Train, measure on validation images, put weights and results into the run"
     seed_everything(config.seed)
-    generator = Generator.load(config.generator)
+    generator = open_generator(config.generator)
     if generator.size != config.size:
         raise ValueError(
             f"encoder: the generator {config.generator} makes images of {generator.size} px; size is {config.size}."
         )
     columns, held_out, validation = load_columns(config)
-    start = Encoder.load(config.encoder_from) if config.encoder_from else None
+    start = open_encoder(config.encoder_from) if config.encoder_from else None
     made = {"size": config.size, "w_dim": generator.w_dim, "base": config.encoder_base, "limit": config.encoder_max}
     encoder = Encoder(**(start.config if start else made) | {"generator": generator.fingerprint()})
     if start:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.schema import WeightsError
 from ..base.weights import fingerprint, load_model, resolve
 from mmgen.stylegan.layers import (
     EqualLinear,
@@ -276,14 +277,15 @@ class Generator(nn.Module):
     @classmethod
     def load(
         cls,
-        name_or_path: str
-        | Path = "stylegan2-portraits",  # folder or packaged name; a published .pkl or .pt (stylegan.published)
-        device=None,
+        name_or_path: str | Path = "stylegan2-portraits",  # folder or packaged name
+        device=None,  # None: the CPU
     ) -> "Generator":
-        "With weights, in evaluation mode"
-        path = resolve(name_or_path)
-        if path.is_file():
-            from mmgen.stylegan.published import generator_of, open_file
+        """With weights, frozen, in evaluation mode; `mmgen.stylegan.open.open_generator` opens published files too
 
-            return generator_of(open_file(path), path.name).to(device).to(memory_format=torch.channels_last)
+        Raises WeightsError if the folder holds another model or `name_or_path` is a file.
+        """
+        if resolve(name_or_path).is_file():
+            raise WeightsError(
+                f"Generator.load opens folders; {Path(name_or_path).name} is a file: open it with mmgen.stylegan.open.open_generator."
+            )
         return load_model(cls, name_or_path, device).to(memory_format=torch.channels_last)

@@ -17,6 +17,7 @@ from ..backbones.perceptual import EfficientNetDistance
 from ..base.images import pick_device
 from .encoder import Encoder
 from .generator import Generator
+from .open import open_encoder, open_generator
 
 # %% ../../nbs/stylegan/inversion.ipynb #bb18ab7a
 @torch.no_grad()
@@ -153,8 +154,8 @@ class Inverter:
         if device is None and isinstance(generator, Generator):
             device = generator.mapping.w_avg.device
         device = pick_device(device)
-        self.generator = (generator if isinstance(generator, Generator) else Generator.load(generator)).to(device)
-        self.encoder = (encoder if isinstance(encoder, torch.nn.Module) else Encoder.load(encoder)).to(device)
+        self.generator = (generator if isinstance(generator, Generator) else open_generator(generator)).to(device)
+        self.encoder = (encoder if isinstance(encoder, torch.nn.Module) else open_encoder(encoder)).to(device)
         self.encoder.fits(self.generator)
         self.steps, self.lr, self.distance = steps, lr, EfficientNetDistance().to(device) if steps else None
 

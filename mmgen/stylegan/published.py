@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..backbones.arcface import bottlenecks
 from ..base.pickle_arrays import Plain
 from ..base.pickle_opcodes import PickleError
 from ..base.pickles import disguise, read_pickle, state_of
 from ..base.schema import WeightsError
 from ..base.weights import as_floats, load_into, load_state
-from ..identity.model import bottlenecks
 from .generator import Generator
 from .layers import EqualLinear, binomial_filter
 

@@ -17,9 +17,8 @@ from ..base.images import image_grid, pick_device, psnr, seed_everything, sheet,
 from ..base.runs import Run
 from ..base.weights import model_card, packaged, save_weights
 from ..data.batches import Batches
+from ..data.columns import load_columns
 from ..data.sources import content_sha256
-from ..ldm.autoencoder_loss import edit_gain, reconstruction_nll
-from ..ldm.autoencoder_train import load_columns
 from ..metrics.features import features
 from ..metrics.frechet import frechet_distance, statistics
 from ..metrics.oracle import Oracle
@@ -29,8 +28,10 @@ from .discriminator import Discriminator, ProjectedDiscriminator
 from .encoder import Encoder
 from .generator import Generator
 from .losses import discriminator_loss, generator_loss, path_lengths, path_penalty, r1_penalty
+from .open import open_encoder, open_generator
 from ..training.checkpoints import resume_point
 from ..training.loop import Task, train
+from ..training.losses import edit_gain, reconstruction_nll
 from ..training.optimizers import build
 
 # %% ../../nbs/stylegan/train.ipynb #3fd68240
@@ -262,7 +263,7 @@ def build_models(config: StyleGAN2Config) -> nn.ModuleDict:
     "Generator and, where something is to be reconstructed, encoder"
     seed_everything(config.seed)
     generator = (
-        Generator.load(config.init_from).requires_grad_(True) if config.init_from else Generator(**config.model_config)
+        open_generator(config.init_from).requires_grad_(True) if config.init_from else Generator(**config.model_config)
     )
     different = [k for k, v in config.model_config.items() if generator.config[k] != v]
     if different:
@@ -274,7 +275,7 @@ def build_models(config: StyleGAN2Config) -> nn.ModuleDict:
     models = nn.ModuleDict({"generator": generator})
     if config.reconstruction_weight:
         models["encoder"] = (
-            Encoder.load(config.encoder_from).requires_grad_(True)
+            open_encoder(config.encoder_from).requires_grad_(True)
             if config.encoder_from
             else Encoder(config.size, config.w_dim, config.encoder_base, config.encoder_max)
         )
