@@ -336,7 +336,8 @@ def test_help_comes_without_torch():
 
         mmgen.editors()
         for words in commands(mmgen.app.cli.build_parser(), []):
-            with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit): mmgen.app.cli.main([*words, "--help"])
+            with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+                mmgen.app.cli.main([*words, "--help"])
             heavy = {"torch", "transformers", "diffusers", "accelerate", "scipy", "matplotlib"} & sys.modules.keys()
             assert "usage: mmgen" in text.getvalue() and not heavy, (words, heavy)
             print(*words)"""

@@ -1,6 +1,7 @@
 """Images, captions, tables and folders that are damaged at random: each is read, or refused in one sentence, in time.
 
-Every input is a function of its kind and number, so that one that fails can be made again: `outcome(*INPUTS[kind](number, folder))`."""
+Every input is a function of its kind and number, so a failing one can be repeated:
+`outcome(*INPUTS[kind](number, folder))`."""
 
 import contextlib
 import io
