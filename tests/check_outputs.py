@@ -23,7 +23,8 @@ NUMBER = re.compile(r"(?<![\w.])[-+−]?\d+(?:[ ,]\d{3})*(?:\.\d+)?(?:e[-+]?\d+)
 VARIES = [
     r"0x[0-9a-f]+",  # addresses
     r"[-+−]?\d[\d. ,]*\s?(?:ms|µs|us|s|min|h|seconds|minutes|it/s|images/s|img/s|MiB|GiB|MB|GB|kB|KiB|rows/s|fps)\b",
-    r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?)?|\b\d\d:\d\d:\d\d\b|\b\d{8}-\d{6}(?:-[0-9a-f]{4})?\b",  # dates, names of runs
+    r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?)?|\b\d\d:\d\d:\d\d\b",  # dates and times
+    r"\b\d{8}-\d{6}(?:-[0-9a-f]{4})?\b",  # names of runs
     r"(?:/[\w.+-]+){2,}/?|\btmp\w{8}\b",  # paths
     r"\"\w*seconds\": [\d.e-]+|\w*seconds=[\d.e-]+",
     r"\b[0-9a-f]{12,64}\b",  # hashes of files that hold times or paths

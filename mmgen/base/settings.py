@@ -69,8 +69,6 @@ class Settings:
         "lr_batch",
         "warmup",
         "sample_every",
-        "sample_images",
-        "edit_images",
         "disc_start",
     )
     fractions: ClassVar[tuple] = (  # fields from 0 to 1; the others have no upper limit

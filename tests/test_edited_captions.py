@@ -1,4 +1,4 @@
-"""mmgen.data.edited_captions: what a user's one tag says agrees with what the exact counterfactual's tags say."""
+"""mmgen.data.edited_captions: the target caption of a tag agrees with the tags of the exact target."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from mmgen.data.edited_captions import edited_caption, face_of
 from mmgen.data.edits import KINDS, edits
 
 
-def told(text):
+def split_tags(text):
     return set(text.split(", "))
 
 
@@ -20,23 +20,23 @@ def test_for_colours_the_caption_is_the_exact_one(tag):
             target = portraits.change(face, tag)
         except portraits.PortraitError:
             continue
-        assert told(edited_caption(caption(portraits.tags(face)), tag)) == set(portraits.tags(target))
+        assert split_tags(edited_caption(caption(portraits.tags(face)), tag)) == set(portraits.tags(target))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_for_every_kind_of_edit_little_but_the_revealed_differs(kind):
-    some, right = edits(kind, 200), 0
-    for edit in some:
+    rows, right = edits(kind, 200), 0
+    for edit in rows:
         source, exact = portraits.tags(edit.source), set(portraits.tags(edit.target))
-        said = told(edited_caption(caption(source), edit.tag))
-        assert edit.tag in said or edit.tag.startswith("no ")
+        target_tags = split_tags(edited_caption(caption(source), edit.tag))
+        assert edit.tag in target_tags or edit.tag.startswith("no ")
         hidden = {
             t
             for name, value in portraits.attributes(edit.source).items()
             if value is None
             for t in tags_of(edit.target, name)
         }
-        right += said | hidden == exact | hidden
+        right += target_tags | hidden == exact | hidden
     assert right >= 190
 
 
@@ -49,8 +49,8 @@ def tags_of(face, name):
 def test_what_is_true_already_changes_nothing():
     for seed in range(50):
         text = caption(portraits.tags(portraits.sample(seed)))
-        for tag in told(text):
-            assert told(edited_caption(text, tag)) == told(text)
+        for tag in split_tags(text):
+            assert split_tags(edited_caption(text, tag)) == split_tags(text)
 
 
 def test_a_face_is_read_back_from_its_tags():
@@ -63,8 +63,8 @@ def test_a_face_is_read_back_from_its_tags():
 
 def test_other_vocabularies_follow_the_plain_rule():
     text = "1girl, solo, brown hair, long hair, ponytail, glasses, round eyewear, eyewear, smile"
-    assert told(edited_caption(text, "short hair")) >= {"short hair", "ponytail", "1girl"}
-    assert "long hair" not in told(edited_caption(text, "short hair"))
+    assert split_tags(edited_caption(text, "short hair")) >= {"short hair", "ponytail", "1girl"}
+    assert "long hair" not in split_tags(edited_caption(text, "short hair"))
     assert "eyewear" not in edited_caption(text, "no glasses")
     assert edited_caption(text, "sunglasses").startswith("sunglasses") and "round" not in edited_caption(
         text, "sunglasses"
