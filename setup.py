@@ -15,5 +15,5 @@ setup(
     packages=find_packages(include=["mmgen", "mmgen.*"]),
     package_data={"mmgen": ["py.typed", "packaged/**/*", "data/tables/*"]},
     install_requires=settings["requirements"].split(),
-    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "spark", "onnx", "demo")},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "spark", "onnx", "demo", "book")},
 )

@@ -1,7 +1,10 @@
-"""Objective and optimiser at equal wall time, three seeds each: `python benchmarks/ablation.py --seconds 120`.
+"""Objective and optimiser at equal wall time, three seeds each.
 
-Trains the `small` UNet for the same number of seconds with each combination and reports what the oracle says of samples
-drawn from held-out captions (accuracy over all attributes) and the FD (oracle) to held-out portraits; rows in reports/ablation.jsonl.
+    python benchmarks/ablation.py --seconds 120
+
+Trains the `small` UNet for the same number of seconds with each combination and reports the oracle's accuracy on
+samples drawn from held-out captions (accuracy over all attributes) and the FD (oracle) to held-out portraits; rows in
+reports/ablation.jsonl.
 """
 
 import argparse
@@ -55,17 +58,17 @@ def main():
             )
             with tempfile.TemporaryDirectory() as folder, Run("ablation", config, root=folder) as run:
                 pipeline = train_pipeline(config, run, pick_device(config.device))
-                made = torch.cat(
+                samples = torch.cat(
                     [
                         pipeline.sample(texts[at : at + 100], 25, 2.0, SAMPLER[prediction], at)
                         for at in range(0, given.n, 100)
                     ]
                 )
-                right = np.nanmean(list(accuracy(oracle.predict(made), truth, list(classes())).values()))
+                right = np.nanmean(list(accuracy(oracle.predict(samples), truth, list(classes())).values()))
                 rows.append(
                     (
                         right,
-                        frechet_distance(real, statistics(features(oracle.features, made))),
+                        frechet_distance(real, statistics(features(oracle.features, samples))),
                         run.record["training"]["steps"],
                     )
                 )

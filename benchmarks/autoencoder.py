@@ -1,6 +1,9 @@
-"""Latent channels, widths, patch size, batch and optimiser of the autoencoder at equal wall time on one thread:
-`python benchmarks/autoencoder.py --seconds 240`. A row per variant, in reports/autoencoder.jsonl: PSNR of 500 held-out portraits, and how many attributes
-the oracle reads rightly on the reconstructions.
+"""Latent channels, widths, patch size, batch and optimiser of the autoencoder at equal wall time on one thread.
+
+    python benchmarks/autoencoder.py --seconds 240
+
+A row per variant, in reports/autoencoder.jsonl: PSNR of 500 held-out portraits, and the share of attributes that the
+oracle reads correctly on the reconstructions.
 """
 
 import argparse

@@ -1,8 +1,12 @@
-"""Batches of shards a second against decoding and collating alone, memory over an epoch, and the same of latents: `python benchmarks/bench_loader.py`.
+"""Batches of shards per second against decoding and collating alone, memory over an epoch, and the same for latents.
 
-The images are portraits of 256 px on random backgrounds, as JPEG; the limit is Pillow with the same threads on bytes that lie in memory, in the order of an epoch
-and with the same number of rows in a batch. Both are measured in turn, for 16 batches each, and the medians are compared, as another program may disturb some. The limit of latents is pyarrow
-that reads the file in its order, and the same arithmetic. After half an epoch the windows of row groups are in memory; from then on it must not grow.
+    python benchmarks/bench_loader.py
+
+The images are portraits of 256 px on random backgrounds, as JPEG; the limit is Pillow with the same threads on bytes
+that lie in memory, in the order of an epoch and with the same number of rows in a batch. Both are measured in turn,
+for 16 batches each, and the medians are compared, because another program may disturb some. The limit of latents is
+pyarrow reading the file in order, with the same arithmetic. After half an epoch the windows of row groups are in
+memory; memory must not grow after that.
 """
 
 import argparse

@@ -1,12 +1,15 @@
-"""A dump's metadata to the table of posts, beside what DuckDB needs to read and count the same JSON; and the choice of posts.
+"""Time to convert a dump's metadata to the table of posts and to select posts, against DuckDB reading the same JSON.
 
     python benchmarks/bench_metadata.py [--posts 100000,1000000,3300000] [--form 2017] [--blocks 1] [--folder dumps]
 
-Each size is a synthetic dump (28 tags a post; 3.3 million posts are 7.4 GB). What DuckDB needs to count, on all cores and without writing, is measured three ways.
-`rows`: SELECT count(*) FROM read_json(files), as one types it; DuckDB finds out the columns. `rows and tags`: the columns of the table are declared, and those that no count
-needs are not converted. `every column`: the same, but the values of each are counted, so that all that the table needs is read. They run before and
-after `write_posts`, and the ratio is to the mean of the two; of several blocks, the median is told and every ratio beside it. All files are read once before, so that
-no step waits for the disk. Each step runs in a process of its own, of which the system tells the peak of memory. `select` is the whole choice: filters, 300 000 posts, vocabulary.
+Each size is a synthetic dump (28 tags a post; 3.3 million posts are 7.4 GB). What DuckDB needs to count, on all cores
+and without writing, is measured three ways. `rows`: SELECT count(*) FROM read_json(files), as typed by hand; DuckDB
+infers the columns. `rows and tags`: the columns of the table are declared, and those that no count needs are not
+converted. `every column`: the same, but the values of each are counted, so that all that the table needs is read.
+They run before and after `write_posts`, and the ratio is to the mean of the two; of several blocks, the median is
+reported beside every ratio. All files are read once before, so that no step waits for the disk. Each step runs in a
+process of its own, whose peak memory the system reports. `select` is the whole choice: filters, 300 000 posts,
+vocabulary.
 """
 
 import argparse
@@ -26,9 +29,15 @@ from mmgen.danbooru.metadata_table import _DUCKDB, raw_schema
 form, files = sys.argv[2], [str(f) for f in find_metadata(sys.argv[1])]
 fields = ", ".join(f"{name}: '{_DUCKDB[kind]}'" for name, kind in raw_schema(form, typed=True).items())
 tags = "sum(len(tags))" if form == "2017" else "sum(len(string_split(tag_string_general, ' ')))"
-every = ", ".join(f"count({name})" for name in raw_schema(form, typed=True)) + (", max(tags[1].name), max(tags[-1].category)" if form == "2017" else "")
+every = ", ".join(f"count({name})" for name in raw_schema(form, typed=True))
+if form == "2017":
+    every += ", max(tags[1].name), max(tags[-1].category)"
 table = f"read_json({files}, format='newline_delimited', columns={{{fields}}}, maximum_object_size=4194304)"
-queries = {"rows": f"SELECT count(*) FROM read_json({files})", "rows and tags": f"SELECT count(*), {tags} FROM {table}", "every column": f"SELECT count(*), {tags}, {every} FROM {table}"}
+queries = {
+    "rows": f"SELECT count(*) FROM read_json({files})",
+    "rows and tags": f"SELECT count(*), {tags} FROM {table}",
+    "every column": f"SELECT count(*), {tags}, {every} FROM {table}",
+}
 seconds = {}
 for name, query in queries.items():
     start = time.perf_counter()

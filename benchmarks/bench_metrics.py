@@ -1,14 +1,16 @@
-"""Speed of metrics: FD, KD and LPIPS of mmgen against torchmetrics used directly, with the same networks and images, in one run.
+"""Speed of FD, KD and LPIPS: mmgen against torchmetrics, with the same networks and images.
 
     python benchmarks/bench_metrics.py [-n 5000] [--blocks 3] [--batch 64] [--their-batch 4] [--threads 2]
 
-n portraits, and n portraits that differ from them in one option. FD and KD see them by EfficientNet-Lite0: torchmetrics' FrechetInceptionDistance and
-KernelInceptionDistance take it as their feature module and share its features by FeatureShare, so that they too run the network once; KernelInceptionDistance
-takes all images as its one subset, which is what ours computes. `--their-batch` is the batch that it feeds the network: 4 is the fastest on a CPU, where 64
-take three times as long (metrics.features). LPIPS is AlexNet's; where its trained weights are not on disk the backbone is random,
-the same in both, which costs as much and is not called LPIPS. No intervals and no cache. The values must agree to 1e-4 of themselves, or to 1e-6, for
-torchmetrics sums the KD in float32. Both take turns in blocks; a ratio is that of the median blocks. "From images" is the features and what is made of
-them: what one pays who wants that figure alone.
+n portraits, and n portraits that differ from them in one option. FD and KD use EfficientNet-Lite0: torchmetrics'
+FrechetInceptionDistance and KernelInceptionDistance take it as their feature module and share its features by
+FeatureShare, so that they too run the network once; KernelInceptionDistance takes all images as its one subset, which
+is what ours computes. `--their-batch` is the batch that it feeds the network: 4 is the fastest on a CPU, where 64
+take three times as long (metrics.features). LPIPS is AlexNet's; where its trained weights are not on disk the
+backbone is random, the same in both, which costs as much and is not called LPIPS. No intervals and no cache. The
+values must agree to 1e-4 of themselves, or to 1e-6, for torchmetrics sums the KD in float32. Both take turns in
+blocks; a ratio is that of the median blocks. "From images" is the features and the metric: the cost of this metric
+alone.
 """
 
 import argparse
@@ -58,10 +60,10 @@ def perceptual(device):
 def clock(work):
     "(result, wall seconds, seconds of all cores)"
     before = time.perf_counter(), time.process_time()
-    found = work()
+    results = work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return found, time.perf_counter() - before[0], time.process_time() - before[1]
+    return results, time.perf_counter() - before[0], time.process_time() - before[1]
 
 
 def main():
@@ -75,8 +77,8 @@ def main():
     args = ask.parse_args()
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
-    device, which = pick_device(args.device), seeds(args.n, "test")
-    real, made = (to_float(neighbours(which, make=make)) for make in (sample, neighbour))
+    device, faces = pick_device(args.device), seeds(args.n, "test")
+    real, changed = (to_float(neighbours(faces, make=make)) for make in (sample, neighbour))
     judge, network = extractor("efficientnet", device), EfficientNetLite0().to(device)
     name, their_lpips, our_lpips = perceptual(device)
     kept = {}
@@ -88,16 +90,16 @@ def main():
                 KernelInceptionDistance(feature=network, subsets=1, subset_size=args.n, normalize=True),
             ]
         ).to(device)
-        for images, is_real in ((real, True), (made, False)):
+        for images, is_real in ((real, True), (changed, False)):
             for part in images.split(args.their_batch):
                 kept["theirs"].update(part.to(device), real=is_real)
 
     def our_features():
-        kept["ours"] = [extract(judge, images, batch_size=args.batch) for images in (real, made)]
+        kept["ours"] = [extract(judge, images, batch_size=args.batch) for images in (real, changed)]
 
     def their_pairs():
         their_lpips.reset()
-        for x, y in zip(real.split(args.batch), made.split(args.batch)):
+        for x, y in zip(real.split(args.batch), changed.split(args.batch)):
             their_lpips.update(x.to(device), y.to(device))
         return their_lpips.compute().item()
 
@@ -111,16 +113,16 @@ def main():
             lambda: kept["theirs"]["KernelInceptionDistance"].compute()[0].item(),
             lambda: kd(*kept["ours"], draws=0).value,
         ),
-        name: (their_pairs, lambda: pair_score(our_lpips, real, made, batch_size=args.batch, draws=0).value),
+        name: (their_pairs, lambda: pair_score(our_lpips, real, changed, batch_size=args.batch, draws=0).value),
     }
     seconds, values = {what: ([], []) for what in work}, {}
     for block in range(args.blocks):
         for what, both in work.items():
-            found = [None, None]
+            results = [None, None]
             for side in (0, 1) if block % 2 == 0 else (1, 0):
-                found[side], *spent = clock(both[side])
+                results[side], *spent = clock(both[side])
                 seconds[what][side].append(spent)
-            values[what] = found
+            values[what] = results
     for what, (theirs, ours) in values.items():
         assert theirs is None or math.isclose(ours, theirs, rel_tol=1e-4, abs_tol=1e-6), (what, theirs, ours)
     median = {

@@ -1,4 +1,7 @@
-"""Portraits rendered a second at 64 px, written as Parquet, with all cores: `python benchmarks/bench_portraits.py`."""
+"""Portraits rendered per second at 64 px and written as Parquet, with all cores.
+
+python benchmarks/bench_portraits.py
+"""
 
 import os
 import sys

@@ -1,15 +1,17 @@
-"""Stable Diffusion 1.x at full size, mmgen's networks against diffusers'; and how long a user waits for the first edit.
+"""Stable Diffusion 1.x at full size, mmgen's networks against diffusers'; and the waiting time for the first edit.
 
     python benchmarks/bench_pretrained.py [--parts unet,vae,edit,demo] [--blocks 3] [--threads 2]
 
-UNet (860 million numbers) and autoencoder (84 million) have random weights, the same in both; only speed, memory and equality are read here. Names and
-shapes are compared key for key, then outputs, in float32, at batch 1: the UNet on latents of 64 x 64 with 77 tokens, the autoencoder on 512 pixels, there
-and back. Both take turns in blocks in one process, sharing their weights. Memory is the peak of a process of its own for each, which opens the
-network, runs it once and holds nothing else; what the process had before is subtracted.
+UNet (860 million numbers) and autoencoder (84 million) have random weights, the same in both; only speed, memory and
+equality are read here. Names and shapes are compared key for key, then outputs, in float32, at batch 1: the UNet on
+latents of 64 x 64 with 77 tokens, the autoencoder on 512 pixels, there and back. Both take turns in blocks in one
+process, sharing their weights. Memory is the peak of a process of its own for each, which opens the network, runs it
+once and holds nothing else; what the process had before is subtracted.
 
-`edit` is `mmgen edit` in a new process, from the shell's start to its end, for each family's default; `demo` is a new process that builds the page and then makes its
-first edit, which runs both families. The machine's file cache is warm. `processor` is the time on all cores, the number to read when the machine is shared: two threads that wait
-for each other stretch the seconds there.
+`edit` is `mmgen edit` in a new process, from the shell's start to its end, for each family's default; `demo` is a new
+process that builds the page and then makes its first edit, which runs both families. The machine's file cache is
+warm. `processor` is the time on all cores, the number to read when the machine is shared: two threads that wait for
+each other stretch the seconds there.
 """
 
 import argparse
@@ -121,16 +123,16 @@ def network(part, args, record):
     a, b = ({k: tuple(v.shape) for k, v in one.state_dict().items()} for one in (ours, theirs))
     assert a == b, sorted(a.items() ^ b.items())[:6]
     theirs.load_state_dict(ours.state_dict(), assign=True)
-    both, found = {"mmgen": ours, "diffusers": theirs}, {}
+    both, results = {"mmgen": ours, "diffusers": theirs}, {}
     seconds, processor = ({who: [] for who in both} for _ in range(2))
     for block in range(args.blocks + 1):  # the first warms up
         for who in (both, dict(reversed(both.items())))[block % 2]:
             start, before = time.perf_counter(), time.process_time()
-            found[who] = step(part, who, both[who])
+            results[who] = step(part, who, both[who])
             if block:
                 seconds[who].append(time.perf_counter() - start), processor[who].append(time.process_time() - before)
-    difference = max((x - y).abs().max().item() for x, y in zip(found["mmgen"], found["diffusers"]))
-    scale = min(x.std().item() for x in found["diffusers"])
+    difference = max((x - y).abs().max().item() for x, y in zip(results["mmgen"], results["diffusers"]))
+    scale = min(x.std().item() for x in results["diffusers"])
     assert difference < 1e-4, difference
     median = {who: statistics.median(times) for who, times in seconds.items()}
     count = sum(p.numel() for p in ours.parameters())
@@ -218,21 +220,21 @@ def page():
 
     made = build_demo("cpu")
     ready = time.perf_counter()
-    picture, source, wish, seed = examples(1)[0]
+    picture, source, prompt, seed = examples(1)[0]
     edit, times, used = next(one.fn for one in made.fns.values() if one.name == "edit"), [], []
     for _ in range(2):
         began, before = time.perf_counter(), time.process_time()
         assert all(
             image is not None
-            for image in edit(picture, source, wish, seed, "sdedit", 0.75, "styleclip-mapper", 0.5)[:2]
+            for image in edit(picture, source, prompt, seed, "sdedit", 0.75, "styleclip-mapper", 0.5)[:2]
         )
         times.append(time.perf_counter() - began), used.append(time.process_time() - before)
     print(json.dumps({"load": ready - start, "first": times[0], "second": times[1], "processor": used[0]}))
 
 
 def demo(args, record):
-    found = [child("--page", threads=args.threads) for _ in range(args.blocks)]
-    median = {key: round(statistics.median(one[key] for one in found), 2) for key in found[0]}
+    results = [child("--page", threads=args.threads) for _ in range(args.blocks)]
+    median = {key: round(statistics.median(one[key] for one in results), 2) for key in results[0]}
     record(
         "speed",
         {
@@ -242,7 +244,7 @@ def demo(args, record):
             "seconds of the first edit, both families": median["first"],
             "processor seconds of the first": median["processor"],
             "seconds of the second": median["second"],
-            "first edit in each block": [round(one["first"], 2) for one in found],
+            "first edit in each block": [round(one["first"], 2) for one in results],
         },
     )
 

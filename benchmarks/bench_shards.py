@@ -1,9 +1,13 @@
-"""Image shards a second on all cores, against JPEG decode and resize alone in Pillow: `python benchmarks/bench_shards.py [files]`.
+"""Image shards per second on all cores, against JPEG decoding and resizing alone in Pillow.
 
-Two kinds of 512-pixel files: the flat drawings of a synthetic dump (some 25 kB each), and the same with grain (some 110 kB, the mean of
-Danbooru's 512px folder). The limit reads the same files with as many threads, and knows beforehand where the bars are. It is measured with
-Pillow's resize (Lanczos, as `open_image`), in threads and in processes, and with the faster one of torch that dump_image uses. What an image
-costs beyond that limit, each part alone on one core, follows: the search for bars, the encoder, the hash."""
+    python benchmarks/bench_shards.py [files]
+
+Two kinds of 512-pixel files: the flat drawings of a synthetic dump (some 25 kB each), and the same with grain (some
+110 kB, the mean of Danbooru's 512px folder). The limit reads the same files with as many threads, and knows
+beforehand where the bars are. It is measured with Pillow's resize (Lanczos, as `open_image`), in threads and in
+processes, and with the faster one of torch that dump_image uses. What an image costs beyond that limit, each part
+alone on one core, follows: the search for bars, the encoder, the hash.
+"""
 
 import io
 import os
@@ -93,9 +97,9 @@ def parts(paths, sizes, rounds):
         times = []
         for _ in range(rounds):
             start = time.perf_counter()
-            made = [part(*row) for row in zip(*columns)]
+            outputs = [part(*row) for row in zip(*columns)]
             times.append(time.perf_counter() - start)
-        return made, round(1e3 * min(times) / len(made), 2)
+        return outputs, round(1e3 * min(times) / len(outputs), 2)
 
     images, decoded = each(lambda path: read_image(path, least=2 * SIZE + 1), paths)
     boxes, barred = each(content_box, images, sizes)
@@ -120,15 +124,18 @@ def pooled(pool, function, jobs):
 
 
 def draft_quality(n=20):
-    "PSNR of originals of 2000 pixels decoded at a reduced size, as dump_image does, against the full decode; in dB: mean, least."
-    found = []
+    """PSNR of 2000-pixel originals decoded at a reduced size, as dump_image does, against the full decode.
+
+    In dB: mean, least.
+    """
+    values = []
     for seed in range(n):
         file = io.BytesIO()
         Image.fromarray(portraits.render(portraits.sample(seed), 2000)).save(file, "JPEG", quality=92)
         full = Image.open(io.BytesIO(file.getvalue())).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         ours = Image.open(io.BytesIO(dump_image(file.getvalue(), SIZE, trim=False, format="png").data))
-        found.append(psnr(to_float(np.asarray(full)), to_float(np.asarray(ours))).item())
-    return round(float(np.mean(found)), 1), round(min(found), 1)
+        values.append(psnr(to_float(np.asarray(full)), to_float(np.asarray(ours))).item())
+    return round(float(np.mean(values)), 1), round(min(values), 1)
 
 
 def main(n=2000, rounds=5):
@@ -160,7 +167,7 @@ def main(n=2000, rounds=5):
                     posts, files, dump, Path(tmp) / f"out{turn}", size=SIZE, near=None, shard_bytes=30e6, progress=False
                 )
             )
-            found = {
+            rates = {
                 name: []
                 for name in ("decode + resize", "decode + torch's resize", "in processes", "dump_image", "shards")
             }
@@ -172,8 +179,8 @@ def main(n=2000, rounds=5):
                     ("dump_image", pooled(threads, prepare, list(zip(paths, sizes)))),
                     ("shards", shards(turn)),
                 ):
-                    found[name].append(rate(work, n))
-            found = {name: round(float(np.median(values))) for name, values in found.items()}
+                    rates[name].append(rate(work, n))
+            rates = {name: round(float(np.median(values))) for name, values in rates.items()}
             size = sum(file.stat().st_size for file in (Path(tmp) / "out0").glob("*.parquet")) / n
             record(
                 "dump",
@@ -184,9 +191,9 @@ def main(n=2000, rounds=5):
                     "bytes a file": round(np.mean(files.files["bytes"].to_numpy())),
                     "bytes stored": round(size),
                     "cores": CORES,
-                    **{f"{name}, images/s": value for name, value in found.items()},
-                    "of the limit": round(found["shards"] / found["decode + resize"], 3),
-                    "of the limit with torch's resize": round(found["shards"] / found["decode + torch's resize"], 3),
+                    **{f"{name}, images/s": value for name, value in rates.items()},
+                    "of the limit": round(rates["shards"] / rates["decode + resize"], 3),
+                    "of the limit with torch's resize": round(rates["shards"] / rates["decode + torch's resize"], 3),
                     "ms of a core for": parts(paths[:300], sizes[:300], rounds),
                 },
             )

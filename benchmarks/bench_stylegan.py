@@ -1,13 +1,14 @@
-"""Training speed of StyleGAN2: mmgen's loop against a plain one, with the same networks, weights, losses and regularisers.
+"""Training speed of StyleGAN2: mmgen's loop against a plain one with the same networks, losses and regularisers.
 
     python benchmarks/bench_stylegan.py [--batch 16] [--blocks 3] [--steps 16] [--threads 2]
 
-Both do what the preset `small` says: non-saturating loss, R1 every 16 steps and path length every 4, Adam, the running average. The plain loop
-makes the weights of each image and convolves in groups, as published implementations do; keeps images in the layout in which they come; has
-Adam as torch gives it, and makes the images for D anew. Ours scales the input by the style and the output by the demodulation, so that all images share one convolution;
-channels_last; fused Adam; and, where that is fast, bfloat16. The images of both generators are compared first. All take turns in blocks within
-one run; a ratio is that of the median blocks. `processor` is the time of the whole process on all cores: the number to read when the machine is
-shared.
+Both follow the preset `small`: non-saturating loss, R1 every 16 steps and path length every 4, Adam, the running
+average. The plain loop makes the weights of each image and convolves in groups, as published implementations do;
+keeps the default memory layout; uses torch's default Adam, and generates the images for D again. Ours scales the
+input by the style and the output by the demodulation, so that all images share one convolution; channels_last; fused
+Adam; and, where that is fast, bfloat16. The images of both generators are compared first. All take turns in blocks
+within one run; a ratio is that of the median blocks. `processor` is the time of the whole process on all cores: the
+number to read when the machine is shared.
 """
 
 import argparse
@@ -79,7 +80,7 @@ def main():
     g, d = copy.deepcopy(start), Discriminator(config.size, config.channel_base, config.channel_max)
     average, mean = copy.deepcopy(g), torch.zeros([])
     adam_g, adam_d = (torch.optim.Adam(m.parameters(), config.lr, betas=(0.0, 0.99)) for m in (g, d))
-    seen = {"step": 0}
+    state = {"step": 0}
 
     def codes(n):
         ws, other = g.mapping(torch.randn(n, config.z_dim)), g.mapping(torch.randn(n, config.z_dim))
@@ -91,7 +92,7 @@ def main():
         rooms.modulated_conv2d = grouped
         began = time.perf_counter()
         for _ in range(given.steps):
-            step = seen["step"]
+            step = state["step"]
             real = to_float(data.batch(step)["image"]).contiguous()
             d.requires_grad_(False)
             loss = generator_loss(d(g.synthesis(codes(given.batch), "random")))
@@ -116,7 +117,7 @@ def main():
             with torch.no_grad():
                 for p, q in zip(average.parameters(), g.parameters()):
                     p.lerp_(q, 1 - config.ema_decay)
-            seen["step"] += 1
+            state["step"] += 1
         return time.perf_counter() - began
 
     def our_loop(network, precision):
@@ -145,7 +146,7 @@ def main():
             seconds = loop() / given.steps, (time.process_time() - before) / given.steps
             if block:
                 rows[key].append(seconds)
-    median = {key: [statistics.median(column) for column in zip(*found)] for key, found in rows.items()}
+    median = {key: [statistics.median(column) for column in zip(*columns)] for key, columns in rows.items()}
     for (who, precision), (wall, processor) in median.items():
         record(
             "speed",

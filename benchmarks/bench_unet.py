@@ -2,20 +2,22 @@
 
     python benchmarks/bench_unet.py [--channels 96,192 --attention 0,1] [--batch 64] [--blocks 4] [--threads 2]
 
-Both have the network of the preset `small` with the same weights, and read the same batches of latents and captions' states; AdamW,
-ε-prediction, in float32 and, where that is fast (there `small` uses it), under bfloat16 autocast. The plain loop is add_noise, network,
-mse_loss, backward, step. Ours is `mmgen.training.loop.train` with `LDMTask`, so it also drops captions, clips gradients, averages weights, watches
-the loss and follows the schedule. All take turns in blocks within one run; a ratio is that of the median blocks of one precision. Both losses
-are compared first, so both do the same work. The last row, Muon, is what `small` trains with; it is in no ratio. `processor` is the time of
-the whole process on all cores: the number to read when the machine is shared.
+Both have the network of the preset `small` with the same weights, and read the same batches of latents and captions'
+states; AdamW, ε-prediction, in float32 and, where that is fast (there `small` uses it), under bfloat16 autocast. The
+plain loop is add_noise, network, mse_loss, backward, step. Ours is `mmgen.training.loop.train` with `LDMTask`, so it
+also drops captions, clips gradients, averages weights, watches the loss and follows the schedule. All take turns in
+blocks within one run; a ratio is that of the median blocks of one precision. Both losses are compared first, so both
+do the same work. The last row, Muon, is what `small` trains with; it is in no ratio. `processor` is the time of the
+whole process on all cores: the number to read when the machine is shared.
 
-Where the gain comes from. In bfloat16 (torch 2.15, AMD EPYC with AVX-512 BF16, two cores, batch 64): torch's gradient of attention in
-bfloat16 took 56 of 164 ms a step, and 8 ms in float32; computed so, the step takes 111 ms. In float32, found on one core, batch 32, a UNet of
-96,192 channels with attention at both levels and captions of width 256, for the step alone:
+Where the gain comes from. In bfloat16 (torch 2.15, AMD EPYC with AVX-512 BF16, two cores, batch 64): torch's gradient
+of attention in bfloat16 took 56 of 164 ms a step, and 8 ms in float32; computed so, the step takes 111 ms. In
+float32, found on one core, batch 32, a UNet of 96,192 channels with attention at both levels and captions of width
+256, for the step alone:
 
-* Linear layers. In diffusers' step 0.21 of 0.48 s are matrix products, which MKL runs at 75 to 100 GFLOP/s there, while
-  oneDNN's convolutions reach 230. Expected 1.37 in all if they all ran as convolutions; measured 1.23 from this change.
-  On an Intel processor MKL uses AVX-512 too, so expect less.
+* Linear layers. In diffusers' step 0.21 of 0.48 s are matrix products, which MKL runs at 75 to 100 GFLOP/s there,
+  while oneDNN's convolutions reach 230. Expected 1.37 in all if they all ran as convolutions; measured 1.23 from this
+  change. On an Intel processor MKL uses AVX-512 too, so expect less.
 * One product for queries, keys and values; two for the halves of GEGLU: 1.01 to 1.04, within the noise.
 * Fused AdamW: 1.01 (1.04 was expected).
 * The plain memory layout, not channels_last: 1.04 to 1.10. The opposite was expected.
@@ -31,7 +33,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-# five loops in one process: their compiled kernels must not push each other out of oneDNN's cache, as no loop alone would
+# five loops in one process: their compiled kernels must not push each other out of oneDNN's cache
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 
 import torch
@@ -83,7 +85,7 @@ def main():
     ours.load_state_dict(theirs.state_dict())
     plain = torch.optim.AdamW(theirs.parameters(), 1e-4)
     precisions = ["no", "bf16"] if fast_bf16(device) else ["no"]
-    seen = {"step": 0}
+    state = {"step": 0}
 
     def draw():
         return torch.randint(0, 1000, (args.batch,), device=device), torch.randn(args.batch, 32, 8, 8, device=device)
@@ -98,13 +100,13 @@ def main():
     def plain_loop(precision):
         start = time.perf_counter()
         for _ in range(args.steps):
-            batch = {k: v.to(device) for k, v in data.batch(seen["step"]).items()}
+            batch = {k: v.to(device) for k, v in data.batch(state["step"]).items()}
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 loss = their_loss(batch, *draw())
             loss.backward()
             plain.step()
             plain.zero_grad()
-            seen["step"] += 1
+            state["step"] += 1
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start
@@ -153,7 +155,7 @@ def main():
             seconds = loop() / args.steps, (time.process_time() - before) / args.steps
             if block:
                 rows[key].append(seconds)
-    median = {key: [statistics.median(column) for column in zip(*found)] for key, found in rows.items()}
+    median = {key: [statistics.median(column) for column in zip(*columns)] for key, columns in rows.items()}
     for (who, precision), (wall, processor) in median.items():
         record(
             "speed",

@@ -1,14 +1,19 @@
-"""Outputs of the original code against ours with the same weights, at small size: CompVis' UNets, autoencoders and text encoder, OpenCLIP's text tower, StyleGAN2, e4e.
+"""Outputs of the original code against mmgen's with the same weights, at small size.
+
+CompVis' UNets, autoencoders and text encoder, OpenCLIP's text tower, StyleGAN2, e4e.
 
     pip install --no-deps --target originals stable-diffusion-sdkit==2.1.5 open-clip-torch==3.3.0 einops ftfy wcwidth
     git clone https://github.com/NVlabs/stylegan2-ada-pytorch originals/ada
-    git clone https://github.com/omertov/encoder4editing originals/e4e      # its StyleGAN2 is the form that StyleCLIP uses
+    git clone https://github.com/omertov/encoder4editing originals/e4e  # its StyleGAN2 is the form of StyleCLIP
     git clone https://github.com/CompVis/latent-diffusion originals/latent-diffusion
-    cp originals/latent-diffusion/ldm/modules/x_transformer.py originals/ldm/modules/      # the text encoder of txt2img, which the package leaves out
-    PYTHONPATH=originals:originals/ada:originals/e4e python benchmarks/check_originals.py [ada tensorflow e4e stable_diffusion openclip latent_diffusion]
+    # the text encoder of txt2img, which the package leaves out:
+    cp originals/latent-diffusion/ldm/modules/x_transformer.py originals/ldm/modules/
+    PYTHONPATH=originals:originals/ada:originals/e4e python benchmarks/check_originals.py \\
+        [ada tensorflow e4e stable_diffusion openclip latent_diffusion]
 
-The originals are installed beside, not into, the environment, as their requirements are of other years. Each row is the largest difference of one
-output; `reports/formats.jsonl` keeps them. The tests have the same layouts written by rules of their own (tests/test_pretrained.py).
+The originals are installed beside, not into, the environment, as their requirements are of other years. Each row is
+the largest difference of one output; `reports/formats.jsonl` keeps them. The tests have the same layouts written by
+rules of their own (tests/test_pretrained.py).
 """
 
 import pickle
@@ -63,21 +68,21 @@ def check_ada():
     "A pickle that the authors' code wrote: classes with their source, read without running it."
     from training.networks import Generator as Original
 
-    made = Original(
+    original = Original(
         32, 0, 32, 64, 3, mapping_kwargs={"num_layers": 4}, synthesis_kwargs={"channel_base": 1024, "channel_max": 48}
     )
-    randomised(made)
-    made.mapping.w_avg.normal_()
+    randomised(original)
+    original.mapping.w_avg.normal_()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.pkl"
-        path.write_bytes(pickle.dumps({"G": made, "D": None, "G_ema": made, "training_set_kwargs": {}}))
+        path.write_bytes(pickle.dumps({"G": original, "D": None, "G_ema": original, "training_set_kwargs": {}}))
         ours = open_generator(path)
     z = torch.randn(2, 32)
     check(
         "StyleGAN2",
         "stylegan2-ada-pytorch, .pkl",
         ours(z, 0.7, "const"),
-        made(z, None, truncation_psi=0.7, noise_mode="const"),
+        original(z, None, truncation_psi=0.7, noise_mode="const"),
     )
 
 
@@ -170,19 +175,19 @@ def check_e4e():
     from models.encoders.psp_encoders import Encoder4Editing
     from models.stylegan2.model import Generator as Original
 
-    made = randomised(Original(64, 512, 4, channel_multiplier=1))
+    original = randomised(Original(64, 512, 4, channel_multiplier=1))
     average = torch.randn(512)
-    ours = generator_of({"g_ema": made.state_dict(), "latent_avg": average})
+    ours = generator_of({"g_ema": original.state_dict(), "latent_avg": average})
     z = torch.randn(1, 512)
-    theirs, _ = made([z], truncation=0.7, truncation_latent=average[None], randomize_noise=False)
+    theirs, _ = original([z], truncation=0.7, truncation_latent=average[None], randomize_noise=False)
     check("StyleGAN2", "StyleCLIP and e4e, .pt", ours(z, 0.7, "const"), theirs)
     encoder = Encoder4Editing(50, "ir_se", types.SimpleNamespace(stylegan_size=64)).eval().requires_grad_(False)
     x = torch.rand(1, 3, 256, 256) * 2 - 1
-    found = {
+    outputs = {
         "state_dict": {f"encoder.{k}": v for k, v in encoder.state_dict().items()},
         "latent_avg": average.repeat(10, 1),
     }
-    check("e4e", ".pt", e4e_of(found)(x), encoder(x) + average)
+    check("e4e", ".pt", e4e_of(outputs)(x), encoder(x) + average)
     face, mine = randomised(Backbone(112, 50, "ir_se", affine=True)), ArcFace().eval()
     mine.load_state_dict(face.state_dict())
     crop = F.adaptive_avg_pool2d(x[:, :, 35:223, 32:220], 112)
@@ -281,7 +286,7 @@ def check_openclip():
 
 
 def check_latent_diffusion():
-    "The text encoder of txt2img (what BERTEmbedder wraps) and the UNets without text, of which one is also read from its running average."
+    "The text encoder of txt2img (inside BERTEmbedder) and the UNets without text, one also from its running average."
     stub_compvis()
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
     from ldm.modules.x_transformer import Encoder, TransformerWrapper

@@ -1,12 +1,14 @@
-"""What the `paper` preset costs from a dump on disk to trained models: measured costs of one image, times the paper's counts.
+"""Cost of the `paper` preset from a dump to trained models: measured cost of one image times the paper's counts.
 
     python benchmarks/cost_sheet.py [--device cuda] [--price 0.1] [--posts 200000] [--images 600] [--batch 2]
 
-Each stage of section 4.2 and 4.3 runs for a few images or steps, with random weights where the real ones need a download (they cost the same), and its time
-for one image is multiplied: 2.9 million posts of metadata (all of Danbooru2017, as every post is read to choose among them), 300 000 images, 246 803 steps of 24
-images for the autoencoder, 500 000 of 8 for the UNet. Training runs in mmgen's own loop; the batch measured is smaller than the preset's where memory is, and a
-larger one is seldom slower per image. The autoencoder's perceptual loss is LPIPS with random weights: the same VGG16. Money is hours times `--price`, dollars an
-hour of the whole machine: 0.1 is the order of a rented server of two cores; for an H100 give 3.3.
+Each stage of section 4.2 and 4.3 runs for a few images or steps, with random weights where the real ones need a
+download (they cost the same), and its time for one image is multiplied: 2.9 million posts of metadata (all of
+Danbooru2017, as every post is read to choose among them), 300 000 images, 246 803 steps of 24 images for the
+autoencoder, 500 000 of 8 for the UNet. Training runs in mmgen's own loop; the batch measured is smaller than the
+preset's where memory is, and a larger one is seldom slower per image. The autoencoder's perceptual loss is LPIPS with
+random weights: the same VGG16. Money is hours times `--price`, dollars an hour of the whole machine: 0.1 is the order
+of a rented server of two cores; for an H100 give 3.3.
 """
 
 import argparse

@@ -1,5 +1,9 @@
-"""How much of a portrait CLIP can put into tags: `python benchmarks/describe.py`. `describe_image` knows which tags exclude each other, because it
-goes through the parts of a face; `choose_tags` has a list of tags and nothing else. Rows in reports/describe.jsonl.
+"""How completely CLIP describes a portrait with tags.
+
+    python benchmarks/describe.py
+
+`describe_image` knows which tags exclude each other, because it searches over the parts of a face; `choose_tags` has
+a list of tags and nothing else. Rows in reports/describe.jsonl.
 """
 
 import argparse
@@ -30,17 +34,17 @@ def main():
     ):
         start, rows = time.perf_counter(), []
         for face in faces:
-            said, true = set(read(portraits.render(face, clip.size)).split(", ")), set(portraits.tags(face))
-            rows.append((len(said & true) / len(true), len(said & true) / len(said)))
-        found, right = np.mean(rows, 0)
+            described, true = set(read(portraits.render(face, clip.size)).split(", ")), set(portraits.tags(face))
+            rows.append((len(described & true) / len(true), len(described & true) / len(described)))
+        recall, precision = np.mean(rows, 0)
         record(
             "describe",
             {
                 "how": name,
                 "split": given.split,
                 "n": given.n,
-                "tags found": round(found, 3),
-                "of what is said true": round(right, 3),
+                "tags found": round(recall, 3),
+                "of what is said true": round(precision, 3),
                 "seconds per image": round((time.perf_counter() - start) / given.n, 3),
             },
         )

@@ -1,7 +1,9 @@
-"""What the diffusion Editors do to held-out portraits: `python benchmarks/edits.py --split validation` chooses SDEdit's dials,
-`python benchmarks/edits.py --split test --strength 0.75` reports them, in reports/edits.jsonl; `--editors ddim-inversion flowedit` takes
-others, `--option correction=source iterations=2` their own dials. The oracle judges; n edits of each kind. With
-`--captions clip` the tags of the source are what CLIP sees, as for a picture of one's own.
+"""Edits of held-out portraits by the diffusion Editors.
+
+`python benchmarks/edits.py --split validation` chooses SDEdit's dials, `python benchmarks/edits.py --split test
+--strength 0.75` reports them, in reports/edits.jsonl; `--editors ddim-inversion flowedit` measures others, `--option
+correction=source iterations=2` sets their options. The oracle judges; n edits of each kind. With `--captions clip`
+CLIP writes the source captions, as for images without tags.
 """
 
 import argparse
@@ -25,23 +27,23 @@ from mmgen.ldm.open import open_pipeline
 from mmgen.metrics.oracle import Oracle, score_editor
 
 
-def one_image(which):
+def one_image(method):
     "Median seconds of an edit of a single portrait, after a warm-up."
     images, source, target, _ = as_batch(edits("hair color", 1))
     seconds = []
     for _ in range(11):
         start = time.perf_counter()
-        which.edit(images, source, target)
+        method.edit(images, source, target)
         seconds.append(time.perf_counter() - start)
     return round(statistics.median(seconds[1:]), 3)
 
 
-def captions(how, pipeline, some):
+def captions(how, pipeline, rows):
     "(source captions, wanted captions) as CLIP and a user's wish give them; None for the exact ones"
     if how == "exact":
         return None
-    seen = [describe_image(pipeline.text_encoder, render(edit.source)) for edit in some]
-    return seen, [wanted_caption(source, edit.tag) for source, edit in zip(seen, some)]
+    described = [describe_image(pipeline.text_encoder, render(edit.source)) for edit in rows]
+    return described, [wanted_caption(source, edit.tag) for source, edit in zip(described, rows)]
 
 
 def rounded(scores):
@@ -87,12 +89,12 @@ def main():
             | {"seconds for one image": one_image(editor(name, model=pipeline, **own[name]))},
         )
     for kind in given.kinds:
-        some = edits(kind, given.n, given.split)
-        said = captions(given.captions, pipeline, some)
+        rows = edits(kind, given.n, given.split)
+        texts = captions(given.captions, pipeline, rows)
         for baseline in (CopyInput(), Reconstruction(pipeline)):
             record(
                 "edits",
-                about | {"kind": kind, "editor": baseline.name} | rounded(score_editor(oracle, baseline, some)[0]),
+                about | {"kind": kind, "editor": baseline.name} | rounded(score_editor(oracle, baseline, rows)[0]),
             )
         for name, strength, guidance, steps, decoding in itertools.product(
             given.editors, given.strength, given.guidance, given.steps, given.decoding
@@ -100,8 +102,8 @@ def main():
             if decoding not in (None, *editor_class(name).decodings):
                 continue
             start = time.perf_counter()
-            which = editor(name, model=pipeline, decoding=decoding, guidance=guidance, steps=steps, **own[name])
-            scores, _ = score_editor(oracle, which, some, strength, captions=said)
+            method = editor(name, model=pipeline, decoding=decoding, guidance=guidance, steps=steps, **own[name])
+            scores, _ = score_editor(oracle, method, rows, strength, captions=texts)
             seconds = round((time.perf_counter() - start) / given.n, 3)
             record(
                 "edits",
@@ -112,7 +114,7 @@ def main():
                     "strength": strength,
                     "guidance": guidance,
                     "steps": steps,
-                    "decoding": which.decoding,
+                    "decoding": method.decoding,
                     "captions": given.captions,
                 }
                 | own[name]

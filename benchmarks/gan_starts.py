@@ -1,7 +1,10 @@
-"""What a few minutes of training give a generator: `OMP_NUM_THREADS=1 python benchmarks/gan_starts.py --seconds 300`.
+"""Starts of GAN training compared at equal wall time.
 
-The published objective without and with the two augmentations, a projected discriminator, and the start as an autoencoder; `small` networks at equal
-wall time. Fréchet distances to validation portraits, in reports/gan_starts.jsonl.
+    OMP_NUM_THREADS=1 python benchmarks/gan_starts.py --seconds 300
+
+The published objective without and with the two augmentations, a projected discriminator, and the start as an
+autoencoder; `small` networks at equal wall time. Fréchet distances to validation portraits, in
+reports/gan_starts.jsonl.
 """
 
 import argparse

@@ -1,8 +1,14 @@
-"""Fréchet distances of what both families make from nothing: `python benchmarks/generated.py`, rows in reports/generated.jsonl.
+"""Fréchet distance, density and coverage of samples of both families.
 
-n images of each kind against n held-out portraits, in features of EfficientNet-Lite0 and of the oracle: other real portraits (the floor), what the
-diffusion model's autoencoder and StyleGAN's encoder and generator make of those, samples of the generator, and samples of the diffusion model for
-those portraits' captions (12 Euler steps, no guidance). An uncurated grid of the generator's samples is reports/figures/samples.jpg.
+    python benchmarks/generated.py
+
+Rows in reports/generated.jsonl.
+
+n images of each kind against n held-out portraits, in features of EfficientNet-Lite0 and of the oracle: other real
+portraits (the lower bound), reconstructions of them by the diffusion model's autoencoder and by StyleGAN's encoder
+and generator, samples of the generator, and samples of the diffusion model for those portraits' captions (12 Euler
+steps, no guidance). Density is the fidelity of the images, coverage their diversity (Naeem et al. 2020).
+An uncurated grid of the generator's samples is reports/figures/samples.jpg.
 """
 
 import argparse
@@ -19,6 +25,7 @@ from mmgen.base.images import image_grid, to_float
 from mmgen.data import portraits
 from mmgen.data.captions import caption
 from mmgen.ldm.pipeline import LatentDiffusion
+from mmgen.metrics.coverage import balls
 from mmgen.metrics.features import features
 from mmgen.metrics.frechet import frechet_distance, statistics
 from mmgen.metrics.oracle import Oracle
@@ -32,11 +39,23 @@ def main():
     ask.add_argument("-n", type=int, default=5_000)
     ask.add_argument("--truncation", type=float, nargs="*", default=[1.0, 0.7])
     given = ask.parse_args()
-    judges = {"FD (EfficientNet-Lite0)": EfficientNetLite0(), "FD (oracle)": Oracle.load(device="cpu").features}
+    judges = {"EfficientNet-Lite0": EfficientNetLite0(), "oracle": Oracle.load(device="cpu").features}
     seeds = portraits.seeds(2 * given.n, "test")
     draw = lambda some: to_float(np.stack([portraits.render(portraits.sample(seed)) for seed in some]))
     real, others = draw(seeds[: given.n]), draw(seeds[given.n :])
-    wanted = {name: statistics(features(judge, real)) for name, judge in judges.items()}
+    real_features = {name: features(judge, real) for name, judge in judges.items()}
+    real_statistics = {name: statistics(x) for name, x in real_features.items()}
+
+    def measures(images):
+        "Fréchet distance, density and coverage against the held-out portraits, for each extractor."
+        values = {}
+        for name, judge in judges.items():
+            x = features(judge, images)
+            density, coverage = balls(real_features[name].double().cpu(), x.double().cpu()).flatten().tolist()
+            values[f"FD ({name})"] = round(frechet_distance(real_statistics[name], statistics(x)), 2)
+            values |= {f"density ({name})": round(density, 4), f"coverage ({name})": round(coverage, 4)}
+        return values
+
     generator, encoder, pipeline = Generator.load(), Encoder.load(), LatentDiffusion.load("ldm-portraits")
     models = {"generator": generator, "encoder": encoder}
 
@@ -55,19 +74,16 @@ def main():
     ways["latent diffusion, 12 Euler steps"] = diffused
     for name, make in ways.items():
         began = time.perf_counter()
-        made = make()
+        images = make()
         seconds = (time.perf_counter() - began) / given.n
         record(
             "generated",
             {"images": name, "n": given.n}
-            | {
-                measure: round(frechet_distance(wanted[measure], statistics(features(judge, made))), 2)
-                for measure, judge in judges.items()
-            }
+            | measures(images)
             | ({} if name.startswith("other") else {"seconds per image": round(seconds, 4)}),
         )
         if name == "StyleGAN2, ψ = 1":
-            Image.fromarray(image_grid(made[:64], 16)).save(repo_root() / "reports/figures/samples.jpg", quality=88)
+            Image.fromarray(image_grid(images[:64], 16)).save(repo_root() / "reports/figures/samples.jpg", quality=88)
 
 
 if __name__ == "__main__":

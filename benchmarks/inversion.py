@@ -1,8 +1,13 @@
-"""How well a portrait's code is found, and how well it can be edited: `python benchmarks/inversion.py`, rows in reports/inversion.jsonl.
+"""Quality of inversions, and of edits that start from them.
 
-Test portraits: reconstruction (PSNR, perceptual distance, share of attributes that the oracle still recognises) and, for the same way
-to invert, hair-colour edits by the text-conditioned mapper, decoded plainly, so that what inversion lost is lost. Seconds per image include the
-encoder. A search of 1 000 steps takes long: `--searched` images have it.
+    python benchmarks/inversion.py
+
+Rows in reports/inversion.jsonl.
+
+Test portraits: reconstruction (PSNR, perceptual distance, share of attributes that the oracle still recognises) and,
+for the same way to invert, hair-colour edits by the text-conditioned mapper, decoded plainly, so that errors of the
+inversion remain visible. Seconds per image include the encoder. A search of 1 000 steps is slow: it runs on
+`--searched` images only.
 """
 
 import argparse
@@ -48,19 +53,19 @@ def main():
         images = to_float(np.stack([render(face) for face in faces]))
         began = time.perf_counter()
         with torch.no_grad():
-            made = torch.cat([generator.synthesis(invert(x)).clamp(-1, 1) for x in images.split(32)])
+            reconstructions = torch.cat([generator.synthesis(invert(x)).clamp(-1, 1) for x in images.split(32)])
         seconds = (time.perf_counter() - began) / len(images)
-        scores = reconstruction_scores(images, made, faces, oracle)
+        scores = reconstruction_scores(images, reconstructions, faces, oracle)
         editor = LatentMapper(generator=generator, encoder=encoder, decoding="plain")
         editor.encode = invert
-        some = edits("hair color", given.searched if long else given.edits, "test")
-        edited, _ = score_editor(oracle, editor, some)
+        rows = edits("hair color", given.searched if long else given.edits, "test")
+        edited, _ = score_editor(oracle, editor, rows)
         record(
             "inversion",
             {"way": name, "n": len(images)}
             | {k: round(v, 4) for k, v in scores.items()}
             | {"seconds per image": round(seconds, 4)}
-            | {"edits": len(some)}
+            | {"edits": len(rows)}
             | {f"edits {k}": round(edited[k], 4) for k in ("reached", "kept", "skill")},
         )
 

@@ -1,7 +1,11 @@
-"""Seconds of edits and samples: both captions in one call of the UNet against two, precisions, and linear layers as convolutions.
+"""Time of edits and samples: both captions in one call of the UNet against two, precisions, and linear layers as
+convolutions.
 
 All variants take turns within one run and are compared as ratios; seconds are CPU time of the process on the CPU.
-    python benchmarks/precision.py joint | precision | linear [--blocks 5] [--device cuda]     rows in reports/precision.jsonl
+
+    python benchmarks/precision.py joint | precision | linear [--blocks 5] [--device cuda]
+
+Rows in reports/precision.jsonl.
 """
 
 import argparse
@@ -42,19 +46,19 @@ def compare(variants: dict, blocks: int, device: str) -> dict:
 
 
 def joint(a):
-    def run(which, given, most):
+    def run(method, given, most):
         def call():
             chosen = lambda first, second: together(first, second, most)
             for module in (pipelines, inversion, flowedit):
                 module.together = chosen
-            which.edit(*given)
+            method.edit(*given)
 
         return call
 
     for name in ("sdedit", "ddim-inversion", "flowedit"):
         for n in (1, 2, 4, 8, 16):
-            which, given = editor(name, a.device), as_batch(edits("hair color", n))[:3]
-            times = compare({"one": run(which, given, 10**6), "two": run(which, given, 0)}, a.blocks, a.device)
+            method, given = editor(name, a.device), as_batch(edits("hair color", n))[:3]
+            times = compare({"one": run(method, given, 10**6), "two": run(method, given, 0)}, a.blocks, a.device)
             yield {
                 "what": "both captions in one call",
                 "editor": name,
@@ -83,8 +87,8 @@ def linear(a):
         return done
 
     for n in (1, 8):
-        which, given = editor("sdedit", a.device), as_batch(edits("hair color", n))[:3]
-        call = lambda: which.edit(*given)
+        method, given = editor("sdedit", a.device), as_batch(edits("hair color", n))[:3]
+        call = lambda: method.edit(*given)
         times = compare({"convolution": run(call, True), "product": run(call, False)}, a.blocks, a.device)
         yield {
             "what": "linear layers",
@@ -92,8 +96,8 @@ def linear(a):
             "ratio": times["product"] / times["convolution"],
             "seconds": times,
         }
-    unet = which.pipeline.unet.requires_grad_(True)
-    states, mask = which.pipeline.context(["green hair, smile"] * 64)
+    unet = method.pipeline.unet.requires_grad_(True)
+    states, mask = method.pipeline.context(["green hair, smile"] * 64)
     z = torch.randn(64, unet.config["in_channels"], 8, 8)
 
     def step():
@@ -110,20 +114,20 @@ def linear(a):
 
 def precision(a):
     oracle = Oracle.load("oracle-portraits", "cpu")
-    some = [
+    rows = [
         edit
         for kind in ("hair color", "glasses on", "eye color", "hair length")
         for edit in edits(kind, a.edits // 4, "test")
     ]
-    given = as_batch(some[:8])[:3]
+    given = as_batch(rows[:8])[:3]
     for name in ("sdedit", "flowedit", "instruct-pix2pix"):
-        which = {
+        method = {
             kind: editor(name, a.device, precision=kind)
             for kind in ("float32", "bf16", *(["fp16"] if a.device != "cpu" else []))
         }
-        times = compare({kind: lambda one=one: one.edit(*given) for kind, one in which.items()}, a.blocks, a.device)
-        for kind, one in which.items():
-            scores, _ = score_editor(oracle, one, some)
+        times = compare({kind: lambda one=one: one.edit(*given) for kind, one in method.items()}, a.blocks, a.device)
+        for kind, one in method.items():
+            scores, _ = score_editor(oracle, one, rows)
             yield {
                 "what": "precision",
                 "editor": name,

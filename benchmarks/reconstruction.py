@@ -1,5 +1,9 @@
-"""What the autoencoder keeps of held-out portraits: PSNR, what the oracle reads on originals and on reconstructions, and how much
-of a change of one option comes through: `python benchmarks/reconstruction.py`. The pictures are rounded to 8 bits, as they would be stored.
+"""Reconstruction of held-out portraits by the autoencoder.
+
+    python benchmarks/reconstruction.py
+
+PSNR, attributes that the oracle reads on originals and reconstructions, and the share of a change of one option that
+the reconstruction preserves. The images are rounded to 8 bits, as they would be stored.
 """
 
 import argparse
@@ -50,19 +54,19 @@ def main():
         )
     near = [neighbour(seed) for seed in portraits.seeds(given.n, given.split)]
     changed = to_float(np.stack([portraits.render(face) for face in near]))
-    gain, seen = edit_gain(images, changed, outputs, to_float(to_uint8(reconstruct(model, changed))))
+    gain, visible = edit_gain(images, changed, outputs, to_float(to_uint8(reconstruct(model, changed))))
     option = np.array([next(k for k, v in (*a.parts, *a.colors) if b[k] != v) for a, b in zip(faces, near)])
-    gain, seen = gain.numpy(), seen.numpy()
+    gain, visible = gain.numpy(), visible.numpy()
     for name in ("all", *sorted(set(option))):
-        some = np.sort(gain[seen & ((option == name) | (name == "all"))])
+        gains = np.sort(gain[visible & ((option == name) | (name == "all"))])
         record(
             "reconstruction",
             about
             | {
                 "changed option": name,
-                "pairs": len(some),
-                "edit gain": round(float(some.mean()), 3),
-                "of the worst tenth": round(float(some[: max(1, len(some) // 10)].mean()), 3),
+                "pairs": len(gains),
+                "edit gain": round(float(gains.mean()), 3),
+                "of the worst tenth": round(float(gains[: max(1, len(gains) // 10)].mean()), 3),
             },
         )
 

@@ -1,4 +1,4 @@
-"""Rows of measurements: printed, and kept in reports/<name>.jsonl with the command and what they were measured on."""
+"""Rows of measurements: printed, and kept in reports/<name>.jsonl with command and hardware."""
 
 import json
 import subprocess

@@ -1,9 +1,12 @@
-"""FD (EfficientNet-Lite0) and seconds against network evaluations, for every sampler: `python benchmarks/sampling.py`.
+"""FD (EfficientNet-Lite0) and seconds against network evaluations, for every sampler.
 
-Real images are held-out portraits; generated ones follow the captions of other held-out portraits. The packaged model is a flow:
-on it Euler's method is DDIM, and DPM-Solver++ and UniPC run on the equivalent noise schedule. 5 000 images with 1 000 evaluations
-take hours on a CPU, so each row is written to `--out` when it is done, a row that is there already is not computed again, and a run
-that was stopped goes on at the next 100 images. Seconds are of the median batch.
+    python benchmarks/sampling.py
+
+Real images are held-out portraits; generated ones follow the captions of other held-out portraits. The packaged model
+is a flow: on it Euler's method is DDIM, and DPM-Solver++ and UniPC run on the equivalent noise schedule. 5 000 images
+with 1 000 evaluations take hours on a CPU, so each row is written to `--out` when it is done, a row that is there
+already is not computed again, and a run that was stopped goes on at the next 100 images. Seconds are of the median
+batch.
 """
 
 import argparse
@@ -89,8 +92,8 @@ def main():
             file.write(json.dumps(row | setting) + "\n")
         print(json.dumps(row), flush=True)
 
-    def distance(made):
-        return round(frechet_distance(real, statistics(features(extract, made))), 3)
+    def distance(samples):
+        return round(frechet_distance(real, statistics(features(extract, samples))), 3)
 
     if ("none", 0) not in done:
         row = {"sampler": "none", "steps": 0, "evaluations": 0, "images": "other portraits"}
@@ -117,9 +120,9 @@ def main():
         read, seconds = list(kept.get("features", [])), list(kept.get("seconds", []))
         for at in range(100 * len(read), given.n, 100):
             start = time.perf_counter()
-            made = pipeline.sample(texts[at : at + 100], steps, given.guidance, method, at)
-            seconds.append((time.perf_counter() - start) / len(made))
-            read.append(features(extract, made).numpy())
+            samples = pipeline.sample(texts[at : at + 100], steps, given.guidance, method, at)
+            seconds.append((time.perf_counter() - start) / len(samples))
+            read.append(features(extract, samples).numpy())
             atomic_write(part, lambda file: np.savez(file, features=read, seconds=seconds))
         write(
             {

@@ -1,8 +1,10 @@
-"""What the StyleCLIP methods do to held-out portraits, beside SDEdit: `python benchmarks/style_edits.py --split validation` for the dials,
-`--split test` for the report; rows in reports/style_edits.jsonl. The oracle judges n edits of each kind (`--kinds`) or of one wish (`--tags`, for
-which a mapper of its own may be given: `--mapper mapper-green-hair`). Seconds per edit are of the whole batch, inversion included;
-`after inversion` is the median for one image whose code is known. `--figure` records nothing and draws four of each kind to
-reports/figures/style_edits.jpg: sources, a row for each method, exact answers.
+"""Edits of held-out portraits by the StyleCLIP methods and SDEdit.
+
+`python benchmarks/style_edits.py --split validation` for the dials, `--split test` for the report; rows in
+reports/style_edits.jsonl. The oracle judges n edits of each kind (`--kinds`) or of one prompt (`--tags`, for which a
+mapper of one prompt may be given: `--mapper mapper-green-hair`). Seconds per edit are of the whole batch, inversion
+included; `after inversion` is the median for one image whose code is known. `--figure` records nothing and draws four
+of each kind to reports/figures/style_edits.jpg: sources, a row for each method, exact answers.
 """
 
 import argparse

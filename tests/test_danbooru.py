@@ -376,6 +376,26 @@ def test_spark_reads_the_same(tmp_path, form):
     assert odd[4]["width"] == 50 and odd[5]["created_at"].year == 2262
 
 
+@pytest.mark.parametrize("form", ["2017", "2021"])
+def test_the_expression_and_the_reader_give_the_same_posts(tmp_path, form):
+    "`posts`, for tables that an engine holds, and `write_posts`, for files, apply the same rules"
+    import ibis
+
+    from mmgen.danbooru.metadata_table import duckdb_raw, posts
+
+    damage = {name: 5 for name in LINE_DAMAGE} | {"overlong tag": 2}
+    planted = write_dump(tmp_path / "d", 500, form=form, damage=damage, images=False)
+    extra = [
+        post(900_000_000 + n, tags) for n, tags in enumerate(("a&amp;b a&b", "x" * 255, "a  b a", "&lt;3 &amp;lt;3"))
+    ]
+    with open(planted["metadata"][0], "a") as file:
+        file.writelines(line + "\n" for line in extra if form == "2017")
+    write_posts(tmp_path / "d", tmp_path / "out")
+    raw = duckdb_raw(ibis.duckdb.connect(), planted["metadata"], form)
+    table = posts(raw.mutate(line=ibis.row_number()), form).order_by("id").to_pyarrow().to_pylist()
+    assert table == rows(tmp_path / "out") and len(table) == planted["posts"] + (4 if form == "2017" else 0)
+
+
 def test_times_are_utc_on_every_engine(tmp_path):
     import ibis
 

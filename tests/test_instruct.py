@@ -1,4 +1,4 @@
-"""InstructPix2Pix: its guidance, its data, what it does with nothing to do, and the packaged model on held-out portraits."""
+"Instructions: the difference of two captions, pairs, the model that is trained on them, and what it is measured by."
 
 import pytest
 import torch
@@ -9,9 +9,9 @@ from mmgen.base.weights import load_state, packaged
 from mmgen.benchmark.counterfactuals import counterfactuals, to_dataset
 from mmgen.data.caption_text import SourceError
 from mmgen.data.captions import caption
-from mmgen.data.edited_captions import wish_between
+from mmgen.data.edited_captions import instruction_between
 from mmgen.data.edits import edits
-from mmgen.data.pairs import load_pairs, wished
+from mmgen.data.pairs import edited_face, load_pairs
 from mmgen.data.portraits import is_held_out, render, sample, tags
 from mmgen.editing.protocol import EditError
 from mmgen.jobs.registry import config_for
@@ -23,7 +23,7 @@ from mmgen.metrics.oracle import Oracle, score_editor
 
 
 @pytest.mark.parametrize(
-    "source, target, wish",
+    "source, target, instruction",
     [
         ("blue hair, smile", "green hair, smile", "green hair, no blue hair"),
         ("glasses, eyewear, smile", "smile", "no glasses, no eyewear"),
@@ -33,27 +33,30 @@ from mmgen.metrics.oracle import Oracle, score_editor
         ("", "", ""),
     ],
 )
-def test_a_wish_is_the_difference_of_two_captions(source, target, wish):
-    assert wish_between(source, target) == wish
+def test_an_instruction_is_the_difference_of_two_captions(source, target, instruction):
+    assert instruction_between(source, target) == instruction
 
 
 def test_pairs_are_training_faces_with_their_exact_answers():
     images, edited, there, back = load_pairs("portraits", 30)
     assert images.shape == edited.shape == (30, 64, 64, 3)
     for i in (0, 7, 29):
-        assert (images[i] == render(sample(i))).all() and (edited[i] == render(wished(i))).all()
-        assert there[i] == wish_between(caption(tags(sample(i))), caption(tags(wished(i)))) and there[i] != back[i]
+        assert (images[i] == render(sample(i))).all() and (edited[i] == render(edited_face(i))).all()
+        assert (
+            there[i] == instruction_between(caption(tags(sample(i))), caption(tags(edited_face(i))))
+            and there[i] != back[i]
+        )
 
 
-def test_wishes_never_lead_to_a_combination_that_is_held_out():
-    assert not any(is_held_out(wished(seed)) for seed in range(500) if not is_held_out(sample(seed)))
+def test_edits_never_lead_to_a_combination_that_is_held_out():
+    assert not any(is_held_out(edited_face(seed)) for seed in range(500) if not is_held_out(sample(seed)))
 
 
 def test_pairs_of_ones_own(tmp_path):
     rows = to_dataset(counterfactuals(6))
     rows.to_parquet(tmp_path / "pairs.parquet")
-    images, edited, wishes, back = load_pairs(str(tmp_path / "pairs.parquet"), 4, 32)
-    assert images.shape == edited.shape == (4, 32, 32, 3) and back is None and set(wishes) <= set(rows["edit_prompt"])
+    images, edited, prompts, back = load_pairs(str(tmp_path / "pairs.parquet"), 4, 32)
+    assert images.shape == edited.shape == (4, 32, 32, 3) and back is None and set(prompts) <= set(rows["edit_prompt"])
     rows.remove_columns(["edit_prompt", "edited_image"]).to_parquet(tmp_path / "few.parquet")
     with pytest.raises(SourceError, match="lacks the columns edit_prompt, edited_image"):
         load_pairs(str(tmp_path / "few.parquet"), 4)
@@ -70,7 +73,7 @@ def test_the_start_from_a_diffusion_model_ignores_the_source_at_first():
     assert torch.allclose(unet(torch.cat([x, other], 1), t, states, mask), start.unet(x, t, states, mask), atol=1e-5)
 
 
-def test_a_dropped_wish_asks_for_the_source(monkeypatch):
+def test_a_dropped_instruction_asks_for_the_source(monkeypatch):
     model, seen = random_instruct(), {}
     monkeypatch.setattr(
         "mmgen.ldm.editors.instruct_train.diffusion_loss",

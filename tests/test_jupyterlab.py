@@ -1,6 +1,8 @@
-"""edit.ipynb in a real JupyterLab with a real browser: run all cells, find the picture and the panel, open a picture in it."""
+"""JupyterLab in a browser: `make lab` opens the tour; edit.ipynb runs, shows images, and opens another one."""
 
+import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -25,23 +27,32 @@ pytestmark = [
 
 @pytest.fixture
 def lab(tmp_path):
-    "A JupyterLab server on a copy of the notebook; its address."
-    shutil.copy(repo_root() / "nbs" / "edit.ipynb", tmp_path)
+    "A JupyterLab server on copies of README, tour and edit notebook, with nbdev's hooks; its address and folder."
+    root = repo_root()
+    for name in ("README.md", "settings.ini", "nbs/tour.ipynb", "nbs/edit.ipynb"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(root / name, tmp_path / name)
+    environment = os.environ | {"MMGEN_ROOT": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(root)}
+    binaries = Path(sys.executable).parent
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    subprocess.run([binaries / "nbdev_install_hooks"], cwd=tmp_path, env=environment, check=True)
+    flags = re.search(r"^\t\$\(BIN\)/jupyter lab (.*)$", (root / "Makefile").read_text(), re.M)[1].split()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        str(Path(sys.executable).parent / "jupyter"),
+        str(binaries / "jupyter"),
         "lab",
+        *flags,
         "--no-browser",
         f"--port={port}",
         "--ip=127.0.0.1",
         "--allow-root",
         "--IdentityProvider.token=",
         "--ServerApp.password=",
+        "--ServerApp.disable_check_xsrf=True",
         f"--ServerApp.root_dir={tmp_path}",
     ]
-    environment = os.environ | {"MMGEN_ROOT": str(tmp_path), "HOME": str(tmp_path), "PYTHONPATH": str(repo_root())}
     with subprocess.Popen(
         command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as server:
@@ -57,6 +68,20 @@ def lab(tmp_path):
             server.terminate()
 
 
+def test_make_lab_opens_the_tour_and_saving_it_changes_nothing(lab):
+    address, root = lab
+    assert urllib.request.urlopen(address).geturl() == f"{address}/lab/tree/nbs/tour.ipynb"
+    tour = f"{address}/api/contents/nbs/tour.ipynb"
+    model = json.load(urllib.request.urlopen(tour))
+    model["content"]["metadata"]["language_info"] = {"name": "python", "version": "3.11.9"}  # as JupyterLab does
+    for cell in model["content"]["cells"]:
+        cell["metadata"] |= {"trusted": True, "execution": {"iopub.status.idle": "now"}}
+    (root / "nbs" / "tour.ipynb").write_text("")
+    body = json.dumps({"type": "notebook", "format": "json", "content": model["content"]}).encode()
+    urllib.request.urlopen(urllib.request.Request(tour, body, {"Content-Type": "application/json"}, method="PUT"))
+    assert (root / "nbs" / "tour.ipynb").read_bytes() == (repo_root() / "nbs" / "tour.ipynb").read_bytes()
+
+
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromedriver")
 def test_all_cells_run_and_the_result_is_seen(lab, tmp_path):
     from selenium.webdriver.common.by import By
@@ -65,7 +90,7 @@ def test_all_cells_run_and_the_result_is_seen(lab, tmp_path):
     address, root = lab
     browser = headless(tmp_path / "profile", "1400,2400")
     try:
-        browser.get(f"{address}/lab/tree/edit.ipynb")
+        browser.get(f"{address}/lab/tree/nbs/edit.ipynb")
         wait = WebDriverWait(browser, 120)
         wait.until(lambda b: b.find_elements(By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell"))
         wait.until(
@@ -101,7 +126,8 @@ def test_all_cells_run_and_the_result_is_seen(lab, tmp_path):
         assert len(before) == 1
         # the button opens a file dialogue, which a test cannot answer: its input field is put on the page instead
         browser.execute_script(
-            "HTMLInputElement.prototype.click = function () { document.body.append(this); this.style.display = 'block'; }"
+            "HTMLInputElement.prototype.click = function () {"
+            " document.body.append(this); this.style.display = 'block'; }"
         )
         browser.find_element(By.CSS_SELECTOR, ".widget-upload, .jupyter-button").click()
         browser.find_element(By.CSS_SELECTOR, "body > input[type='file']").send_keys(str(tmp_path / "me.png"))

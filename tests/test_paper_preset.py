@@ -1,6 +1,7 @@
-"""The `paper` preset builds the networks of section 4.3 and CLIP ViT-L/14's, and trains each for two steps on random data.
+"""The `paper` preset builds the networks of section 4.3 and CLIP ViT-L/14, and trains each for two random steps.
 
-Slow, and the UNet needs 17 GB: `make test-slow`, or `pytest -m slow tests/test_paper_preset.py -s` to see the parameter counts.
+Slow, and the UNet needs 17 GB: `make test-slow`, or `pytest -m slow tests/test_paper_preset.py -s`, which prints the
+parameter counts.
 """
 
 import inspect

@@ -7,12 +7,15 @@ import warnings
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageCms
 
 from mmgen.base.settings import FITS
 from mmgen.danbooru.images import dump_image
 from mmgen.data import images as pictures
+from mmgen.data.caption_text import SourceError
 from mmgen.data.images import ImageError, ImageNotice, open_image, read_image
 from mmgen.data.pairs import load_pairs
 from mmgen.data.sources import to_arrays
@@ -174,7 +177,7 @@ def test_cmyk_and_lab(silent):
 
 
 def cmyk_profile():
-    "A CMYK profile with a table of 2⁴ corners (lut8) from ink to Lab: full ink of C, M and Y has the colours of no sRGB ink; the naive product of (1 - C)(1 - K) is another."
+    "A CMYK profile with a table of 2⁴ corners (lut8) from ink to Lab; its colours are not the product (1 - C)(1 - K)."
     corners = b""
     for c in (0, 1):
         for m in (0, 1):
@@ -264,7 +267,8 @@ def test_what_is_told_of_a_data_set_is_counted(limit):
     tall = rows([stored(Image.new("RGB", (10, 30))), stored(Image.new("RGB", (20, 20)))] * 3)
     with pytest.warns(
         ImageNotice,
-        match="fit=crop leaves out 34% of the images' area, on average of 6 images; fit=pad keeps all of it, fit=top the upper part",
+        match="fit=crop leaves out 34% of the images' area, on average of 6 images; "
+        "fit=pad keeps all of it, fit=top the upper part",
     ) as told:
         to_arrays(rows([stored(Image.new("RGB", (10, 30))), stored(Image.new("RGB", (201, 200)))] * 3), 8, limit)
     assert len(told) == 1
@@ -527,3 +531,46 @@ def test_plug_ins_of_pillow_are_registered(monkeypatch):
 
 def test_read_image_is_what_open_image_shows():
     assert np.array_equal(read_image(stored(person())), open_image(stored(person())))
+
+
+def as_bytes(files):
+    return pa.array(files, pa.binary())
+
+
+def as_structs(files):
+    return pa.array([{"bytes": file, "path": None} for file in files])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        as_bytes,
+        as_structs,
+        lambda files: pa.array(files, pa.large_binary()),
+        lambda files: pa.array([{"path": "a.png", "bytes": file} for file in files]),
+        lambda files: pa.array([{"bytes": file} for file in files]),
+    ],
+)
+def test_pairs_in_plain_parquet(tmp_path, column):
+    "As pandas, DuckDB or Spark write them, without the features of `datasets`"
+    files = [stored(Image.new("RGB", (8, 8), (20 * n, 0, 0))) for n in range(4)]
+    pairs = {"input_image": column(files), "edit_prompt": list("abcd"), "edited_image": column(files[::-1])}
+    pq.write_table(pa.table(pairs), tmp_path / "pairs.parquet")
+    images, edited, prompts, back = load_pairs(str(tmp_path / "pairs.parquet"), 4, 8)
+    for image, target, prompt in zip(images, edited, prompts):
+        n = "abcd".index(prompt)
+        assert (image[..., 0] == 20 * n).all() and (target[..., 0] == 60 - 20 * n).all()
+    assert back is None
+
+
+def test_pairs_without_images_are_refused_in_a_sentence(tmp_path):
+    pairs = {"input_image": [1, 2], "edit_prompt": ["a", "b"], "edited_image": [1, 2]}
+    pq.write_table(pa.table(pairs), tmp_path / "pairs.parquet")
+    with pytest.raises(
+        SourceError, match="column input_image of the set of pairs .* holds int64; it needs images: the"
+    ):
+        load_pairs(str(tmp_path / "pairs.parquet"), 2)
+    pairs |= {name: as_bytes([stored(Image.new("RGB", (8, 8)))[:40]] * 2) for name in ("input_image", "edited_image")}
+    pq.write_table(pa.table(pairs), tmp_path / "pairs.parquet")
+    with pytest.raises(ImageError, match="Row 0: The image is not in an image format"):
+        load_pairs(str(tmp_path / "pairs.parquet"), 2)

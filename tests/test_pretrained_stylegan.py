@@ -1,4 +1,4 @@
-"Published StyleGAN2 files: TensorFlow's and PyTorch's pickles, StyleCLIP's and e4e's checkpoints; small, random, and of the exact layout."
+"Published StyleGAN2 files in TensorFlow's, PyTorch's, StyleCLIP's and e4e's layout: small, with random weights."
 
 import pickle
 import sys
@@ -24,12 +24,12 @@ SIZES = (4, 8, 16, 32)
 @pytest.fixture(scope="module")
 def generator():
     torch.manual_seed(0)
-    made = Generator(size=32, z_dim=512, w_dim=512, channel_base=256, channel_max=24, mapping_layers=3)
-    for name, p in made.named_parameters():
+    generator = Generator(size=32, z_dim=512, w_dim=512, channel_base=256, channel_max=24, mapping_layers=3)
+    for name, p in generator.named_parameters():
         if name.endswith(("bias", "noise_strength")):
             p.data.add_(0.1 * torch.randn_like(p))
-    made.mapping.w_avg.normal_()
-    return made.eval().requires_grad_(False)
+    generator.mapping.w_avg.normal_()
+    return generator.eval().requires_grad_(False)
 
 
 def image(model):
@@ -37,7 +37,7 @@ def image(model):
 
 
 def to_tensorflow(generator):
-    "Names and shapes of the network Gs as stylegan2's TensorFlow code has them: kernels (h, w, in, out), a doubling one mirrored, style biases without the 1."
+    "The variables of stylegan2's network Gs: kernels (h, w, in, out), doubling ones mirrored, style biases minus 1."
     state, out = generator.state_dict(), [("dlatent_avg", generator.mapping.w_avg)]
     mapping = [
         (f"Dense{i}/{kind}", state[f"mapping.fc{i}.{kind}"].T if kind == "weight" else state[f"mapping.fc{i}.{kind}"])
@@ -119,15 +119,15 @@ def test_a_tensorflow_pickle(generator, tmp_path, monkeypatch):
     whole = Network(own, {"mapping": Network(mapping, {}), "synthesis": Network(synthesis, {})})
     (tmp_path / "gs.pkl").write_bytes(pickle.dumps((Network([], {}), Network([], {}), whole)))
     del sys.modules["dnnlib.tflib.network"]
-    found = open_generator(tmp_path / "gs.pkl")
-    assert found.config == generator.config and torch.allclose(image(found), image(generator), atol=1e-5)
+    opened = open_generator(tmp_path / "gs.pkl")
+    assert opened.config == generator.config and torch.allclose(image(opened), image(generator), atol=1e-5)
 
 
 def test_a_checkpoint_of_styleclip_and_one_without_noises(generator, tmp_path):
     state = to_numbered(generator)
     torch.save({"g_ema": state, "latent_avg": generator.mapping.w_avg.clone()}, tmp_path / "g.pt")
-    found = open_generator(tmp_path / "g.pt")
-    assert found.config == generator.config and torch.allclose(image(found), image(generator), atol=1e-5)
+    opened = open_generator(tmp_path / "g.pt")
+    assert opened.config == generator.config and torch.allclose(image(opened), image(generator), atol=1e-5)
     old = {k: v for k, v in state.items() if not k.startswith("noises")}
     bare = generator_of({"g_ema": old, "latent_avg": generator.mapping.w_avg})
     assert torch.allclose(
@@ -175,7 +175,7 @@ def test_a_styleclip_editor_runs_on_published_files(e4e_file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "found, said",
+    "contents, message",
     [
         ({"g_ema": {"layer.weight": torch.zeros(2)}}, "holds no StyleGAN2 generator"),
         ([1], "holds no StyleGAN2 generator"),
@@ -185,9 +185,11 @@ def test_a_styleclip_editor_runs_on_published_files(e4e_file, tmp_path):
         ({"mapping.embed.weight": torch.zeros(2), "synthesis.b4.const": torch.zeros(2)}, "class labels"),
     ],
 )
-def test_what_is_no_generator_is_said(found, said):
-    with pytest.raises(WeightsError, match=f"mine {said}|mine holds {said}|mine holds a generator with {said}"):
-        generator_of(found, "mine")
+def test_what_is_no_generator_is_said(contents, message):
+    with pytest.raises(
+        WeightsError, match=f"mine {message}|mine holds {message}|mine holds a generator with {message}"
+    ):
+        generator_of(contents, "mine")
 
 
 def test_what_is_no_encoder_is_said_and_a_wrong_pair_too(generator, e4e_file):

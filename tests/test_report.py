@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +15,15 @@ from mmgen.base.files import repo_root
 from mmgen.base.runs import Run, RunError, load_run, seal_of, verify_run
 from mmgen.base.schema import WeightsError
 from mmgen.base.weights import package, packaged, save_weights
-from mmgen.report.conclusion import best, conclusion, paper_claims, which_family
+from mmgen.report.ablations import decoding, languages
+from mmgen.report.conclusion import conclusion, paper_claims, which_family
+from mmgen.report.guide import best
 from mmgen.report.measurements import Measurement, section
+from mmgen.report.paired import paired_difference
 from mmgen.report.plots import draw_curves
 from mmgen.report.records import ReportError, curve, evidence, example, select
 from mmgen.report.results import write_results
-from mmgen.report.sections import comparison, decoding, languages
+from mmgen.report.sections import comparison
 from mmgen.report.seeds import training_seeds
 from mmgen.report.site import PAGES, build, fill, front_table, write_index
 from mmgen.report.tables import Column, percent, ratio, table
@@ -29,14 +31,17 @@ from mmgen.report.tables import Column, percent, ratio, table
 REPORTS = repo_root() / "reports"
 
 
-def make_run(root, run_id="tiny", rows=None, notes=(), pictures=None, **config):
+def make_run(root, run_id="tiny", rows=None, notes=(), pictures=None, outcomes=None, **config):
     "The record of a tiny evaluation."
     with Run("evaluate", {"rows": 100, "prompts": "tags"} | config, root=root, run_id=run_id) as run:
         run.note(notes=list(notes))
         (run.path / "scores.json").write_text(json.dumps(example() if rows is None else rows))
         run.artifact(run.path / "scores.json")
+        if outcomes:
+            (run.path / "rows.json").write_text(json.dumps(outcomes))
+            run.artifact(run.path / "rows.json")
         if pictures:
-            Image.new("RGB", (64, 64), "white").save(run.path / "first.jpg")
+            Image.new("RGB", (700, 300), "white").save(run.path / "first.jpg")
             (run.path / "pictures.json").write_text(json.dumps(pictures))
             for name in ("first.jpg", "pictures.json"):
                 run.artifact(run.path / name)
@@ -49,8 +54,8 @@ def row(editor, **changes):
 
 def test_a_table_and_a_curve_of_a_small_record(tmp_path):
     make_run(tmp_path)
-    found = evidence("tiny", tmp_path)
-    text, missing = table(select(found), [Column("reached", percent, "↑"), Column("skill", ratio), Column("KD (*")])
+    records = evidence("tiny", tmp_path)
+    text, missing = table(select(records), [Column("reached", percent, "↑"), Column("skill", ratio), Column("KD (*")])
     assert (
         text
         == """| method | family | n | reached ↑ | skill |
@@ -60,12 +65,13 @@ def test_a_table_and_a_curve_of_a_small_record(tmp_path):
 | styleclip-mapper | StyleCLIP | 100 | 88.0 (83.0 … 93.0) | 0.20 (0.15 … 0.25) |"""
         and missing == ["KD"]
     )
-    assert [(r["strength"], r["own"]) for r in curve(found, "sdedit")] == [(0.5, False), (0.75, True)]
+    assert [(r["strength"], r["own"]) for r in curve(records, "sdedit")] == [(0.5, False), (0.75, True)]
     from matplotlib.figure import Figure
 
-    figure = Figure()
-    draw_curves(figure, found)
-    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    axes = Figure().subplots()
+    draw_curves(axes, records)
+    lines = {line.get_label(): line for line in axes.lines}
+    assert [text.get_text() for text in axes.texts] == ["styleclip-mapper", "sdedit"]  # from below
     assert [list(map(float, lines["sdedit"].get_xdata())), list(map(float, lines["sdedit"].get_ydata()))] == [
         [1.0, 3.0],
         [80.0, 97.0],
@@ -122,26 +128,28 @@ def test_seeds_are_summed_up_where_nothing_else_differs(tmp_path):
 
 def test_the_conclusion_follows_the_numbers(tmp_path):
     make_run(tmp_path)
-    found = evidence("tiny", tmp_path)
-    assert which_family(found).startswith("**Latent diffusion**") and "does not hold here" in paper_claims(found)
+    records = evidence("tiny", tmp_path)
+    assert which_family(records).startswith(
+        "**Latent diffusion** has the higher skill"
+    ) and "does not hold here" in paper_claims(records)
     turned = [
         r | {"editor": {"sdedit": "styleclip-mapper", "styleclip-mapper": "sdedit"}.get(r["editor"], r["editor"])}
         for r in example()
     ]
     make_run(tmp_path, "turned", turned)
-    found = evidence("turned", tmp_path)
+    records = evidence("turned", tmp_path)
     assert (
-        which_family(found).startswith("**StyleCLIP**")
-        and "| holds here | skill 0.20" in paper_claims(found)
-        and "holds in part: not in reached and skill" in paper_claims(found)
+        which_family(records).startswith("**StyleCLIP**")
+        and "| holds here | skill: sdedit 0.20" in paper_claims(records)
+        and "holds in part: not in reached and skill" in paper_claims(records)
     )
     level = [
         r | {"scores": {"reached": [0.5, 0.4, 0.6], "flips": [0, 0, 0], "skill": [0.5, 0.1, 0.9]}} for r in example()
     ]
     make_run(tmp_path, "level", level)
-    assert which_family(evidence("level", tmp_path)).startswith("**Neither**") and "undecided here" in paper_claims(
-        evidence("level", tmp_path)
-    )
+    assert which_family(evidence("level", tmp_path)).startswith(
+        "**Neither family**"
+    ) and "undecided here" in paper_claims(evidence("level", tmp_path))
 
 
 def test_exact_pairs_do_not_stand_for_diffusion(tmp_path):
@@ -155,14 +163,41 @@ def test_exact_pairs_do_not_stand_for_diffusion(tmp_path):
             ),
         ],
     )
-    found = evidence("tiny", tmp_path)
+    records = evidence("tiny", tmp_path)
     assert (
-        best(found, "latent diffusion", ("captioned images",))[0] == "sdedit"
-        and best(found, "latent diffusion", ("exact pairs",))[0] == "instruct-pix2pix"
+        best(records, "latent diffusion", ("captioned images",))[0] == "sdedit"
+        and best(records, "latent diffusion", ("exact pairs",))[0] == "instruct-pix2pix"
     )
-    assert "instruct-pix2pix, is ahead of sdedit" in which_family(
-        found
-    ) and "| model of exact pairs (instruct-pix2pix) | skill, hair color |" in conclusion(found)
+    text = conclusion(records)
+    assert "| latent diffusion | exact pairs | instruct-pix2pix | 100 |" in which_family(records)
+    assert "| latent diffusion from exact pairs (instruct-pix2pix) | skill, hair color |" in text
+    assert (
+        "| best edits | instruct-pix2pix |" in text
+        and "| best edits, trained on captioned images alone | sdedit |" in text
+    )
+
+
+def test_ten_rows_do_not_conclude(tmp_path):
+    make_run(tmp_path, rows=[r | {"n": 10} for r in example()])
+    text = write_results(evidence("tiny", tmp_path), tmp_path / "out")
+    assert "10 edits per method are too few; a conclusion needs 100" in text
+    assert "here |" not in text and "higher skill" not in text and "### Goals" not in text
+
+
+def test_paired_differences_use_the_same_edits(tmp_path):
+    editors = {
+        "sdedit": {"reached": [1, 1, 1, None], "flips": [0, 1, 0, None], "skill": [0.9, 0.8, 0.7, None]},
+        "styleclip-mapper": {"reached": [1, 0, 0], "flips": [0, 0, 0], "skill": [0.5, 0.4, 0.3]},
+    }
+    outcomes = {"rows": [{"seed": seed} for seed in (1, 1, 2, 3)], "editors": editors}
+    difference = paired_difference(outcomes, "sdedit", "styleclip-mapper", "skill")
+    assert (round(difference.value, 9), difference.n, difference.sources) == (0.4, 3, 2)
+    path = make_run(tmp_path, outcomes=outcomes)
+    text = write_results(evidence("tiny", tmp_path), tmp_path / "out")
+    assert "| styleclip-mapper | 3 | −66.7 (" in text and "[rows.json](runs/tiny/rows.json)" in text
+    (path / "rows.json").write_text("{}")
+    with pytest.raises(RunError, match="rows.json has the SHA-256"):
+        evidence("tiny", tmp_path)
 
 
 def test_a_missing_column_is_said_and_so_is_how_to_get_it(tmp_path):
@@ -300,14 +335,17 @@ def test_pictures_come_with_a_legend_and_only_from_the_record(tmp_path):
     }
     make_run(tmp_path, pictures=about)
     text = write_results(evidence("tiny", tmp_path), tmp_path / "out")
-    assert "![Lines: source, exact answer, sdedit; columns: green hair](runs/tiny/first.jpg)" in text
-    assert (tmp_path / "out" / "runs" / "tiny" / "first.jpg").read_bytes() == (
-        tmp_path / "tiny" / "first.jpg"
-    ).read_bytes()
+    assert "![Rows: source, exact answer, sdedit; columns: green hair](figures/first-tiny.jpg)" in text
+    assert text.index("figures/results-edits.jpg") < text.index("\n## ")  # before the first section
     assert "| sdedit | eye color → red eyes (row 7, seed 200000007): not reached, 2 flipped |" in text
+    sizes = [Image.open(tmp_path / "out" / "figures" / f"{name}.jpg").size for name in ("first-tiny", "failures-tiny")]
+    assert all(width > 88 and height > 88 for width, height in sizes)
     make_run(tmp_path, "sly", pictures={"first": about["first"] | {"file": "../tiny/first.jpg"}})
     with pytest.raises(ReportError, match="which is no picture of its record"):
         write_results(evidence("sly", tmp_path), tmp_path / "out")
+    make_run(tmp_path, "small", pictures={"first": about["first"] | {"columns": ["green hair"] * 20}})
+    with pytest.raises(ReportError, match="700 × 300 pixels, fewer than 20 × 3 tiles"):
+        write_results(evidence("small", tmp_path), tmp_path / "out")
 
 
 def committed():
@@ -319,8 +357,6 @@ def committed():
 
 
 def test_the_committed_reports_are_what_the_records_give(tmp_path):
-    if (REPORTS / "preliminary.md").is_file():
-        shutil.copy(REPORTS / "preliminary.md", tmp_path)
     runs, seeds = committed()
     build(runs, tmp_path, seeds=seeds)
     made = {f.relative_to(tmp_path).as_posix(): f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
@@ -378,8 +414,6 @@ def test_measurements_are_the_last_rows_of_each_key(tmp_path):
 
 @pytest.mark.notebooks
 def test_the_notebook_makes_the_same_page(tmp_path):
-    if (REPORTS / "preliminary.md").is_file():
-        shutil.copy(REPORTS / "preliminary.md", tmp_path)
     notebook = repo_root() / "nbs" / "report.ipynb"
     code = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] or "def " in "".join(cell["source"]) for cell in code)
@@ -419,7 +453,7 @@ def test_the_reports_are_small_and_their_links_lead_somewhere():
         assert name or f'id="{place}"' in page, link
     assert len(re.findall(r"<img [^>]*alt=\"[^\"]{10,}\"", page)) == page.count("<img ")
     figures = {REPORTS / link for link in links if link.endswith((".svg", ".jpg"))}
-    assert sum(f.stat().st_size for f in figures) < 1.5 * 2**20
+    assert sum(f.stat().st_size for f in figures) < 2 * 2**20
 
 
 def test_a_preliminary_report_is_shown_where_it_is_there(tmp_path):

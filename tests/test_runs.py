@@ -167,7 +167,8 @@ def test_a_full_disk_does_not_hide_the_error(tmp_path, monkeypatch):
             monkeypatch.setattr(mmgen.base.runs, "atomic_write", full)
 
 
-def test_ctrl_c_in_a_real_process(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_real_process_ends_the_run(number, tmp_path):
     code = (
         "import signal, time, sys; from mmgen.base.runs import Run\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
@@ -181,7 +182,7 @@ def test_ctrl_c_in_a_real_process(tmp_path):
         text=True,
     )
     assert process.stdout.readline() == "on\n"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert process.wait(30) != 0
     assert load_run(tmp_path / "r")["status"] == "interrupted"
 

@@ -1,4 +1,4 @@
-"""The files around the library agree with each other, and the repository stays lean and free of one machine's traces."""
+"""The files around the library agree; the repository stays lean and names no machine's folders."""
 
 import configparser
 import importlib.metadata

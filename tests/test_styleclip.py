@@ -29,7 +29,7 @@ from mmgen.training.loop import train
 from mmgen.training.optimizers import build
 
 SMALL = dict(size=32, z_dim=16, w_dim=16, channel_base=256, channel_max=24, mapping_layers=2)
-TEXTS, WISHES = ["brown hair, smile", "black hair", ""], ["green hair, smile", "green hair, glasses", "green hair"]
+TEXTS, TARGETS = ["brown hair, smile", "black hair", ""], ["green hair, smile", "green hair, glasses", "green hair"]
 
 
 def generator(seed=0, **changes):
@@ -88,32 +88,34 @@ NAMES = ["inversion", "optimization", "mapper, one prompt", "mapper", "direction
 def test_every_editor_keeps_the_seam(name, clip, images):
     make = editors(clip)[name]
     for decoding in ("plain", "residual"):
-        which = make(decoding=decoding, batch_size=2)
-        assert isinstance(which, Editor) and which.size == 32
-        made = which.edit(images, TEXTS, WISHES, 0.5)
-        assert made.shape == images.shape and made.isfinite().all() and made.abs().max() <= 1
-        assert torch.equal(made, which.edit(images, TEXTS, WISHES, 0.5))
-        none = which.edit(images, TEXTS, WISHES, 0.0)
-        wanted = images if decoding == "residual" else which.generator.synthesis(which.inverter(images)).clamp(-1, 1)
-        assert torch.allclose(none, wanted, atol=1e-4)
+        editor = make(decoding=decoding, batch_size=2)
+        assert isinstance(editor, Editor) and editor.size == 32
+        edited = editor.edit(images, TEXTS, TARGETS, 0.5)
+        assert edited.shape == images.shape and edited.isfinite().all() and edited.abs().max() <= 1
+        assert torch.equal(edited, editor.edit(images, TEXTS, TARGETS, 0.5))
+        reconstruction = editor.edit(images, TEXTS, TARGETS, 0.0)
+        expected = (
+            images if decoding == "residual" else editor.generator.synthesis(editor.inverter(images)).clamp(-1, 1)
+        )
+        assert torch.allclose(reconstruction, expected, atol=1e-4)
         if name != "inversion":
-            assert not torch.allclose(made, none, atol=1e-3)
+            assert not torch.allclose(edited, reconstruction, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
-        (dict(target=WISHES[:2]), "target must be a list of 3 captions"),
+        (dict(target=TARGETS[:2]), "target must be a list of 3 captions"),
         (dict(source="brown hair"), "source must be a list of 3"),
         (dict(images=torch.zeros(3, 3, 64, 64)), "works on 32×32 images; got 64×64"),
         (dict(strength=2.0), "strength must lie in 0..1"),
     ],
 )
-def test_every_editor_refuses_the_same_mistakes(name, change, said, clip, images):
-    which = editors(clip)[name]()
-    with pytest.raises(EditError, match=said):
-        which.edit(**dict(images=images, source=TEXTS, target=WISHES, strength=0.5) | change)
+def test_every_editor_refuses_the_same_mistakes(name, change, message, clip, images):
+    editor = editors(clip)[name]()
+    with pytest.raises(EditError, match=message):
+        editor.edit(**dict(images=images, source=TEXTS, target=TARGETS, strength=0.5) | change)
 
 
 def test_what_does_not_belong_together_is_refused(clip):
@@ -138,11 +140,11 @@ def test_what_does_not_belong_together_is_refused(clip):
         LatentMapper(random_mapper(g, width, clip="0123456789abcdef"), g, e, clip, "cpu")
     with pytest.raises(EditError, match="the table of directions was made for the generator"):
         GlobalDirections(random_directions(other, width), g, e, clip, "cpu")
-    with pytest.raises(EditError, match="reads texts of 7 numbers, this CLIP gives"):
+    with pytest.raises(EditError, match="reads text embeddings of 7 numbers, this CLIP has"):
         LatentMapper(random_mapper(g, 7), g, e, clip, "cpu")
-    with pytest.raises(EditError, match="codes of 10 layers of 16, the generator's have 8 of 16"):
+    with pytest.raises(EditError, match="codes of 10 layers of 16 numbers, the generator.s codes have 8 layers of 16"):
         LatentMapper(Mapper(16, 10), g, e, clip, "cpu")
-    with pytest.raises(EditError, match="directions are of a CLIP with 7 numbers"):
+    with pytest.raises(EditError, match="directions are of a CLIP with embeddings of 7 numbers"):
         GlobalDirections(random_directions(g, 7), g, e, clip, "cpu")
     with pytest.raises(EditError, match="every template must hold {}"):
         GlobalDirections(random_directions(g, width), g, e, clip, "cpu", templates=("a portrait",))
@@ -157,9 +159,9 @@ def test_what_does_not_belong_together_is_refused(clip):
 
 
 def test_a_mapper_of_one_prompt_takes_no_other(clip, images):
-    which = editors(clip)["mapper, one prompt"]()
-    with pytest.raises(EditError, match="trained for 'green hair' alone, and the wish is 'red hair'"):
-        which.edit(images, TEXTS, ["green hair", "red hair", "green hair"])
+    editor = editors(clip)["mapper, one prompt"]()
+    with pytest.raises(EditError, match="trained for 'green hair' alone, and the target caption is 'red hair'"):
+        editor.edit(images, TEXTS, ["green hair", "red hair", "green hair"])
 
 
 def test_levels_without_a_mapper_stay():
@@ -213,51 +215,51 @@ def test_relevance_is_what_clip_sees_when_a_channel_moves():
     with torch.no_grad():
         for block in g.synthesis.blocks():
             block.torgb.weight[1:].zero_()  # only red
-    found = relevance(g, Colours(), images=8, reach=2.0, samples=50)
-    assert found.relevance.shape == (len(movable(g)), 3)
-    seen = found.relevance.norm(dim=1) > 0.5
-    assert seen.any() and found.relevance[seen, 0].abs().mean() > 0.7
+    result = relevance(g, Colours(), images=8, reach=2.0, samples=50)
+    assert result.relevance.shape == (len(movable(g)), 3)
+    moved = result.relevance.norm(dim=1) > 0.5
+    assert moved.any() and result.relevance[moved, 0].abs().mean() > 0.7
     styles = flat_styles(g, g.mapping(torch.randn(50, 16, generator=torch.Generator().manual_seed(0))))
-    assert torch.allclose(found.std, styles.std(0)[movable(g)], rtol=1e-4)
-    channel = int(found.relevance[:, 0].abs().argmax())
+    assert torch.allclose(result.std, styles.std(0)[movable(g)], rtol=1e-4)
+    channel = int(result.relevance[:, 0].abs().argmax())
     up, down = styles[:8].clone(), styles[:8].clone()
-    for some, sign in ((up, 1), (down, -1)):
+    for pushed, sign in ((up, 1), (down, -1)):
         c = movable(g)[channel]
-        some[:, c] = styles[:, c].mean() + sign * 2 * styles[:, c].std()
+        pushed[:, c] = styles[:, c].mean() + sign * 2 * styles[:, c].std()
     red = (render_styles(g, up) - render_styles(g, down)).clamp(-2, 2)[:, 0].mean()
-    assert red * found.relevance[channel, 0] > 0
+    assert red * result.relevance[channel, 0] > 0
 
 
 def test_whitening_makes_relevances_spread_alike():
-    found = Directions(400, 8)
+    result = Directions(400, 8)
     common = torch.tensor([5.0, 0, 0, 0, 0, 0, 0, 0])
-    found.fill(
+    result.fill(
         torch.arange(400),
         F.normalize(torch.randn(400, 8, generator=torch.Generator().manual_seed(0)) + common, dim=-1),
         torch.ones(400),
     )
     spread = lambda rows: torch.linalg.eigvalsh(rows.T @ rows / len(rows))
-    white = found.relevance @ found.whitening(1e-6)
-    assert spread(found.relevance)[-1] > 20 * spread(found.relevance)[0] and torch.allclose(
+    white = result.relevance @ result.whitening(1e-6)
+    assert spread(result.relevance)[-1] > 20 * spread(result.relevance)[0] and torch.allclose(
         spread(white), torch.ones(8), atol=0.01
     )
-    step = found.move(found.relevance[7:8], 0.0, found.whitening(0.01))[0]
+    step = result.move(result.relevance[7:8], 0.0, result.whitening(0.01))[0]
     assert step.argmax() == 7, "a channel answers its own direction best, common part or not"
 
 
 def test_the_dials_of_global_directions():
     rows = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0, 0, 1], [-1, 0, 0]])
-    found = Directions(4, 3).fill(torch.arange(4), rows, torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    result = Directions(4, 3).fill(torch.arange(4), rows, torch.tensor([1.0, 2.0, 3.0, 4.0]))
     red = torch.tensor([[2.0, 0.0, 0.0]])
-    assert torch.allclose(found.move(red, 0.0), torch.tensor([[1.0, 2**0.5, 0.0, -4.0]]))
-    assert torch.allclose(found.move(red, 0.8), torch.tensor([[1.0, 0.0, 0.0, -4.0]]))
-    assert torch.equal(found.move(torch.tensor([[0.0, 0.5, 0.5]]), 0.99), torch.zeros(1, 4))
+    assert torch.allclose(result.move(red, 0.0), torch.tensor([[1.0, 2**0.5, 0.0, -4.0]]))
+    assert torch.allclose(result.move(red, 0.8), torch.tensor([[1.0, 0.0, 0.0, -4.0]]))
+    assert torch.equal(result.move(torch.tensor([[0.0, 0.5, 0.5]]), 0.99), torch.zeros(1, 4))
 
 
 def test_alpha_and_strength_scale_the_step(clip, images):
     make, move = (
         editors(clip)["directions"],
-        lambda w, s: w.change(w.encode(images), TEXTS, WISHES, s) - w.encode(images),
+        lambda w, s: w.change(w.encode(images), TEXTS, TARGETS, s) - w.encode(images),
     )
     a, b, c = move(make(alpha=4.0), 0.25), move(make(alpha=2.0), 0.5), move(make(alpha=4.0), 0.5)
     assert torch.allclose(a, b, atol=1e-5) and torch.allclose(2 * a, c, atol=1e-5) and a.abs().max() > 0
@@ -266,13 +268,13 @@ def test_alpha_and_strength_scale_the_step(clip, images):
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_optimisation_comes_nearer_to_the_text_and_strength_frees_it(penalty, clip, images):
     g, e = generator(), encoder()
-    which = LatentOptimization(
+    editor = LatentOptimization(
         g, e, clip, "cpu", steps=15, identity="none", penalty=penalty, weight=0.2, decoding="plain"
     )
-    codes = which.encode(images)
-    goal = which.loss.goal(WISHES)
-    away = lambda ws: which.loss(g.synthesis(ws), goal).mean().item()
-    gentle, hard = (which.change(codes, TEXTS, WISHES, s) for s in (0.05, 0.95))
+    codes = editor.encode(images)
+    goal = editor.loss.goal(TARGETS)
+    away = lambda ws: editor.loss(g.synthesis(ws), goal).mean().item()
+    gentle, hard = (editor.change(codes, TEXTS, TARGETS, s) for s in (0.05, 0.95))
     assert away(hard) < away(codes) - 1e-3
     assert (gentle - codes).square().sum() < (hard - codes).square().sum()
     with pytest.raises(EditError, match="penalty must be one of mean, sum, norm, not 'l1'"):
@@ -286,13 +288,13 @@ def test_nan_in_a_search_returns_the_last_finite_code_and_says_so():
 
     with pytest.warns(
         UserWarning,
-        match=r"loss of image 1 \(step 6 of 20\), or its gradient, stopped being a number .*best finite code is returned",
+        match=r"loss of image 1 \(step 6 of 20\), or its gradient, stopped being a number .*best finite code is",
     ):
-        found = search(torch.zeros(2, 1, 4), objective, 20, 0.1)
-    assert found.codes.isfinite().all() and found.losses.isfinite().all()
+        result = search(torch.zeros(2, 1, 4), objective, 20, 0.1)
+    assert result.codes.isfinite().all() and result.losses.isfinite().all()
     alone = search(torch.zeros(1, 1, 4), lambda code, step: (code - 1).square().flatten(1).sum(1), 20, 0.1)
-    assert torch.allclose(found.codes[0], alone.codes[0]), "the other image goes on as if alone"
-    assert 0 < found.codes[1].mean() < found.codes[0].mean()
+    assert torch.allclose(result.codes[0], alone.codes[0]), "the other image goes on as if alone"
+    assert 0 < result.codes[1].mean() < result.codes[0].mean()
 
 
 def test_a_gradient_that_is_no_number_is_said_too():
@@ -300,8 +302,8 @@ def test_a_gradient_that_is_no_number_is_said_too():
         (code - code.detach()).square().flatten(1).sum(1).sqrt()
     )  # 0, with the gradient 0 / 0
     with pytest.warns(UserWarning, match=r"image 0 \(step 0 of 5\), or its gradient"):
-        found = search(torch.ones(1, 1, 4), objective, 5, 0.1)
-    assert torch.equal(found.codes, torch.ones(1, 1, 4))
+        result = search(torch.ones(1, 1, 4), objective, 5, 0.1)
+    assert torch.equal(result.codes, torch.ones(1, 1, 4))
 
 
 def test_a_generators_own_image_is_found_again():
@@ -338,8 +340,8 @@ def test_tag_means_are_differences_of_means(clip, images):
     tags = [["red hair"], ["red hair", "smile"], ["smile"], [], [], []]
     means = tag_means(codes, tags)
     assert torch.allclose(means["smile"], codes[1:3].mean(0) - codes.mean(0), atol=1e-6)
-    which = TagMeans(means, generator=generator(), encoder=encoder(), device="cpu")
-    moved = which.change(codes[:1], ["red hair"], ["smile"], 0.5) - codes[:1]
+    editor = TagMeans(means, generator=generator(), encoder=encoder(), device="cpu")
+    moved = editor.change(codes[:1], ["red hair"], ["smile"], 0.5) - codes[:1]
     assert torch.allclose(moved[0], means["smile"] - means["red hair"], atol=1e-6)
 
 
@@ -349,14 +351,14 @@ def test_the_mapping_learns_the_gaussian_of_the_codes():
     codes = torch.randn(4000, 16, generator=random) @ torch.randn(16, 16, generator=random) + 3
     assert fit_mapping(g, codes, steps=600) < 0.2
     with torch.no_grad():
-        made = g.mapping(torch.randn(4000, 16, generator=random))[:, 0]
-    assert (made.mean(0) - codes.mean(0)).norm() < 0.15 * codes.std(0).norm()
+        drawn = g.mapping(torch.randn(4000, 16, generator=random))[:, 0]
+    assert (drawn.mean(0) - codes.mean(0)).norm() < 0.15 * codes.std(0).norm()
     assert torch.allclose(g.mapping.w_avg, codes.mean(0))
 
 
 @pytest.mark.parametrize("preset", ["small", "paper"])
 def test_a_mappers_presets_lower_its_loss(preset):
-    "A learning rate that is right for other layers made the paper's diverge"
+    "A learning rate that is right for other layers let the paper's preset diverge"
     config = config_for("mapper", preset, prompt="green hair").settled
     seed_everything(0)
     mapper, codes, goal = (
@@ -386,21 +388,21 @@ def test_nothing_is_learned_of_a_direction_where_nothing_is_wished(clip):
 
 
 def test_wishes_for_one_tag():
-    some = wishes_for("green hair", 5, "test")
-    assert len(some) == 5 and all(edit.tag == "green hair" and edit.source != edit.target for edit in some)
+    cases = wishes_for("green hair", 5, "test")
+    assert len(cases) == 5 and all(edit.tag == "green hair" and edit.source != edit.target for edit in cases)
     assert wishes_for("a cat", 5) == []
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    "given, message",
     [
         (dict(prompt="green hair", pair_weight=1.0), "pair_weight is for a mapper of many prompts"),
         (dict(clip_weight=0.0, pair_weight=0.0), "nothing to learn from"),
         (dict(clip_loss="local"), "must be one of global, directional"),
     ],
 )
-def test_a_mappers_configuration_is_checked(given, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_mappers_configuration_is_checked(given, message):
+    with pytest.raises(ValueError, match=message):
         config_for("mapper", "small", **given)
 
 

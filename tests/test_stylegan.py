@@ -1,4 +1,4 @@
-"StyleGAN2: the layers against definitions, the regularisers against finite differences, what training keeps and refuses"
+"StyleGAN2: layers against their definitions, regularisers against finite differences, training"
 
 import math
 
@@ -21,7 +21,7 @@ SMALL = dict(size=32, z_dim=16, w_dim=16, channel_base=256, channel_max=24, mapp
 
 def loop_modulated(x, weight, style, demodulate):
     "Karras et al. 2020, eq. 1 and 3, one image and one output channel at a time"
-    made = []
+    images = []
     for image, s in zip(x, style):
         rows = []
         for kernel in weight:
@@ -29,8 +29,8 @@ def loop_modulated(x, weight, style, demodulate):
             if demodulate:
                 w = w / math.sqrt(float((w * w).sum()) + 1e-8)
             rows.append(F.conv2d(image[None], w[None], padding=weight.shape[-1] // 2)[0, 0])
-        made.append(torch.stack(rows))
-    return torch.stack(made)
+        images.append(torch.stack(rows))
+    return torch.stack(images)
 
 
 @pytest.mark.parametrize("demodulate", [True, False])
@@ -85,12 +85,12 @@ def test_adain_sets_mean_and_deviation():
 
 @pytest.mark.parametrize("normalisation", ["demodulation", "adain"])
 def test_same_seed_gives_the_same_weights_and_images(normalisation):
-    made = []
+    images = []
     for _ in range(2):
         seed_everything(3)
-        made.append(Generator(**SMALL, normalisation=normalisation).sample(3, seed=5))
-    assert torch.equal(*made)
-    assert not torch.equal(made[0], Generator(**SMALL, normalisation=normalisation).sample(3, seed=5))
+        images.append(Generator(**SMALL, normalisation=normalisation).sample(3, seed=5))
+    assert torch.equal(*images)
+    assert not torch.equal(images[0], Generator(**SMALL, normalisation=normalisation).sample(3, seed=5))
 
 
 def finite_difference(function, at, direction, step=1e-5):
@@ -256,11 +256,11 @@ def test_every_term_reaches_the_networks_it_should():
     optimizers = task.optimizers(config.lr, 0.0)
     batch = {"image": torch.randint(0, 256, (4, 16, 16, 3), dtype=torch.uint8)}
     trained = {name: [p for g in o.param_groups for p in g["params"]] for name, o in optimizers.items()}
-    for which in optimizers:
+    for network in optimizers:
         for name, params in trained.items():
             for p in params:
-                p.requires_grad_(name == which)
-        loss, _ = task.loss(batch, 0, which)
+                p.requires_grad_(name == network)
+        loss, _ = task.loss(batch, 0, network)
         loss.backward()
     silent = [
         name

@@ -310,7 +310,7 @@ def test_nothing_half_written_stays(tmp_path, monkeypatch):
     def full(job):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(synthetic_dump, "_write_lines", full)
+    monkeypatch.setattr(synthetic_dump, "_write_metadata_file", full)
     with pytest.raises(OSError, match="No space left"):
         write_dump(tmp_path / "dump", 10, size=16)
     assert not list(tmp_path.iterdir())

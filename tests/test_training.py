@@ -466,7 +466,8 @@ def test_what_was_learned_is_in_the_checkpoint_and_what_must_match_is_compared(f
 
     with pytest.raises(
         CheckpointError,
-        match="checkpoint-4 belongs to another training: encoder 1f then, 2f now; widths .1, 2. then, .1, 3. now[.] Resume",
+        match="checkpoint-4 belongs to another training: encoder 1f then, 2f now; "
+        "widths .1, 2. then, .1, 3. now[.] Resume",
     ):
         go({"encoder": "2f", "widths": (1, 3)})
     assert go({"encoder": "1f", "widths": [1, 2], "new": 3}).step == 40
@@ -489,7 +490,8 @@ def test_another_optimizer_is_refused_in_a_sentence(then, tmp_path):
     for now in {"muon", "adamw", "adam"} - {then}:
         with pytest.raises(
             CheckpointError,
-            match=f"was trained with optimizer={then}, not {now}; resume it with optimizer={then}, or start a new run[.]$",
+            match=f"was trained with optimizer={then}, not {now}; resume it with optimizer={then}, "
+            "or start a new run[.]$",
         ):
             train(Built(now), Points(), FakeRun(tmp_path / "b"), **SETTINGS, resume_from=tmp_path)
 
@@ -609,7 +611,8 @@ from mmgen.training.loop import is_main
 make = lambda name: t.FakeRun({str(tmp_path)!r} + name) if is_main() else None
 t.train(t.Plain(), t.Points(), make("/two"), **{settings!r})
 t.train(t.Noisy(), t.Points(), make("/gan"), **{settings!r})
-t.train(t.Noisy(), t.Points(), make("/again"), **{settings!r}, resume_from={str(tmp_path)!r} + "/gan/checkpoints/checkpoint-6")
+again = {str(tmp_path)!r} + "/gan/checkpoints/checkpoint-6"
+t.train(t.Noisy(), t.Points(), make("/again"), **{settings!r}, resume_from=again)
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """

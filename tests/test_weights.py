@@ -453,10 +453,13 @@ def test_half_precision_is_opened_without_a_second_copy(tmp_path):
         with torch.device("meta"): network, small = make(), torch.nn.Sequential(torch.nn.Linear(8, 8, bias=False))
         save_file({"0.weight": torch.ones(8, 8).half()}, sys.argv[1])
         load_into(small, load_state(sys.argv[1], half=True), "warm")
-        save_file({name: torch.full(v.shape, 0.5, dtype=torch.float16) for name, v in network.state_dict().items()}, sys.argv[1])
+        halves = {name: torch.full(v.shape, 0.5, dtype=torch.float16) for name, v in network.state_dict().items()}
+        save_file(halves, sys.argv[1])
+        del halves
         size = 16 * 2048**2 * 2
         with open("/proc/self/clear_refs", "w") as file: file.write("5")  # the peak starts anew
-        resident = lambda name: int(next(line for line in open("/proc/self/status") if line.startswith(name)).split()[1]) * 1024
+        status = lambda name: next(line for line in open("/proc/self/status") if line.startswith(name))
+        resident = lambda name: int(status(name).split()[1]) * 1024
         before = resident("VmRSS")
         load_into(network, load_state(sys.argv[1], half=True), "half")
         assert all(p.dtype == torch.float32 and (p == 0.5).all() for p in network.parameters())

@@ -65,8 +65,8 @@ def bottlenecks() -> nn.Sequential:
 class ArcFace(nn.Module):
     """Photographs of aligned faces (B, 3, H, W) in [-1, 1] -> embeddings (B, 512) of length 1
 
-    Inputs are resized to 256 px, cropped to the face and averaged to 112 px. Deng et al. 2019, ArcFace, with the backbone
-    IR-SE50 (squeeze and excitation); the names of parameters are those of `model_ir_se50.pth`.
+    Inputs are resized to 256 px, cropped to the face and averaged to 112 px; parameters have the names of
+    `model_ir_se50.pth`. Source: Deng et al. 2019, ArcFace, with the backbone IR-SE50 (squeeze and excitation).
     """
 
     def __init__(self):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 # %% ../../nbs/backbones/residual.ipynb #2b4c6c02
 class EncoderBlock(nn.Module):
-    "(B, ins, H, W) -> (B, outs, H/2, W/2): two convolutions beside an averaged shortcut, scaled by 0.7 to keep the variance"
+    "(B, ins, H, W) -> (B, outs, H/2, W/2): two convolutions plus a shortcut, times 0.7 to keep the variance"
 
     def __init__(self, ins: int, outs: int):
         super().__init__()

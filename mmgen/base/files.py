@@ -36,8 +36,10 @@ def _is_root(folder: Path) -> bool:
 
 
 def repo_root() -> Path:
-    """`$MMGEN_ROOT`, else the nearest folder with mmgen's settings.ini above the working directory or this file, else the
-    working directory."""
+    """The repository's root: `$MMGEN_ROOT`, or a folder with mmgen's settings.ini, or the working directory.
+
+    Such a folder is the nearest one above the working directory, else above this file.
+    """
     if os.environ.get("MMGEN_ROOT"):
         return Path(os.environ["MMGEN_ROOT"]).expanduser().resolve()
     cwd = Path.cwd().resolve()
@@ -52,7 +54,7 @@ def repo_root() -> Path:
 def found_path(
     path: str | Path,  # ~ is the home folder
 ) -> Path:
-    "The path from the working directory, or from the repository's root where only that exists: a notebook runs in its own folder."
+    "The path below the working directory, or below the repository's root if only that exists (notebooks run in nbs/)."
     path = Path(path).expanduser()
     return repo_root() / path if not path.exists() and (repo_root() / path).exists() else path
 
@@ -148,7 +150,7 @@ def replace_folder(
     new: Path,  # complete
     folder: Path,  # beside it; replaced where it is there
 ) -> None:
-    "Give a folder the name of another, of which nothing is left; neither is ever there in part, and between two renamings neither at all."
+    "Replaces `folder` by `new` with two renames; never partial, briefly absent."
     old = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}.tmp")
     if folder.exists():
         os.replace(folder, old)
@@ -173,7 +175,7 @@ def _names(path: Path, fd: int) -> bool:
 def lock(
     fd: int,  # an open file's
 ) -> None:
-    "Lock a file for this process; BlockingIOError where another has it. Nothing on Windows, and on those disks of clusters that know no locks."
+    "Locks a file for this process; BlockingIOError if another holds it. No effect on Windows and disks without locks."
     try:
         if fcntl:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,7 +196,7 @@ def locked(
     folder: str | Path,  # made where missing
     name: str = ".lock",  # the lock file in it; runs with different names do not exclude each other
 ):
-    "Holds a folder for this run alone; raises FolderInUse at once where another run, or this one, holds it already; see `lock`."
+    "Holds a folder for this run alone; FolderInUse at once if another run, or this one, holds it; see `lock`."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name
@@ -205,7 +207,7 @@ def locked(
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             lock(fd)
-            # the holder before us may have removed the file between our open and our lock: then we hold a file without a name
+            # the last holder may have removed the file between open and lock: then the lock has no name
             if _names(path, fd):
                 break
         except BlockingIOError:

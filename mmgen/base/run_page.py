@@ -65,7 +65,7 @@ def chart(
     width: int = 340,  # pixels
     height: int = 190,
 ) -> str:  # an SVG element
-    "One or two lines over the steps; logarithmic where all values are positive and the largest is more than 30 times the smallest."
+    "One or two lines over the steps; logarithmic if all values are positive and span more than a factor of 30."
     lines = {name: thinned(points) for name, points in lines.items()}
     steps, values = zip(*[point for points in lines.values() for point in points])
     log = min(values) > 0 and max(values) > 30 * min(values)
@@ -79,7 +79,8 @@ def chart(
     ticks = [10**tick for tick in _ticks(low, high)] if log else _ticks(low, high)
     name = html.escape(title) + (" (logarithmic)" if log else "")
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img" font-family="sans-serif" font-size="11">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img" '
+        'font-family="sans-serif" font-size="11">',
         f'<text x="{left}" y="15" font-weight="bold" fill="#222">{name}</text>',
     ]
     for tick in ticks:
@@ -147,9 +148,11 @@ def _rows(record):
         yield m["name"], number(m["value"]) + (f" {m['unit']}" if m.get("unit") else ""), " · ".join(rest)
 
 # %% ../../nbs/base/run_page.ipynb #28a694e2
-STYLE = """body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1120px; margin: 2em auto; padding: 0 1em }
+STYLE = """body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff }
+body { max-width: 1120px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.5em; margin-bottom: .2em } h2 { font-size: 1.15em; margin-top: 1.8em }
-table { border-collapse: collapse } td { padding: .15em 1.2em .15em 0; vertical-align: top; overflow-wrap: anywhere } td.n { text-align: right; white-space: nowrap }
+table { border-collapse: collapse }
+td { padding: .15em 1.2em .15em 0; vertical-align: top; overflow-wrap: anywhere } td.n { text-align: right; white-space: nowrap }
 tr + tr td { border-top: 1px solid #e5e5e5 } figure { margin: 1em 0 } figure img { max-width: 100% }
 figcaption, .about { color: #555 } .failed { background: #fdecea; padding: .6em 1em; border-left: 4px solid #b3261e }
 summary { cursor: pointer; margin-top: 1em }"""

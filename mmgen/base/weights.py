@@ -31,8 +31,8 @@ from .runs import to_json, without_folders
 from .schema import SCHEMAS, WeightsError, checked, read_json
 
 # %% ../../nbs/base/weights.ipynb #c9ae96fd
-FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # ours and transformers', diffusers'
-OLD_FILES = ("pytorch_model.bin", "diffusion_pytorch_model.bin")  # theirs until 2023, pickles
+FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors")  # of mmgen and transformers, of diffusers
+OLD_FILES = ("pytorch_model.bin", "diffusion_pytorch_model.bin")  # of transformers and diffusers until 2023, pickles
 SHARDS = tuple(file.replace(".", "-*-of-*.") for file in FILES)  # one network in several files
 VARIANTS = tuple(file.replace(".", ".*.") for file in (*FILES, *OLD_FILES))  # fp16, non_ema (not averaged), ...
 TORCH_FILES = (".pt", ".pth", ".bin", ".ckpt")  # pickles
@@ -50,69 +50,76 @@ def packaged(
 def at_hand(
     name_or_path: str | Path,  # a folder or file, or a packaged name
 ) -> Path | None:
-    "The folder (or file) of weights on this machine, the hub's cache left out; None where there is none."
+    "The folder (or file) of weights on this machine, without the hub's cache; None if there is none."
     path, name = Path(os.path.expanduser(name_or_path)), str(name_or_path)
     for place in (path, repo_root() / path) if name else ():
         if place.exists():
             return place
     return packaged().get(name)
 
-
+# %% ../../nbs/base/weights.ipynb #a0dc5139
 def resolve(
     name_or_path: str | Path,  # a folder or file, a packaged name, or owner/model on the hub
-    download: bool = True,  # False: of the hub, only what its cache has already
-    weights: bool = True,  # False: of the hub, only what lies beside them, such as a tokenizer
+    download: bool = True,  # False: from the hub, only what its cache has already
+    weights: bool = True,  # False: from the hub, only the small files beside them, such as a tokenizer
 ) -> Path:
-    "The folder (or file) of weights; WeightsError names what there is where nothing is found."
+    "The folder (or file) of weights: on this machine, packaged, or from the hub; WeightsError lists what is available."
     if (place := at_hand(name_or_path)) is not None:
         return _within_run(place)
-    name, known = str(name_or_path), packaged()
-    there = f"Packaged weights: {', '.join(known) or 'none'}; a folder or a hub name (owner/model) also do."
-    if (path := Path(os.path.expanduser(name))).is_absolute() and path.parent.is_dir():
-        cached = next(
-            (part.removeprefix("models--").replace("--", "/") for part in path.parts if part.startswith("models--")),
-            None,
-        )
-        raise WeightsError(
-            f"The hub's cache holds {cached} without {path.name}; with a network, what is missing is fetched."
-            if cached
-            else f"There is no {path.name} in the folder {path.parent}."
-        )
+    name = str(name_or_path)
+    available = f"Packaged weights: {', '.join(packaged()) or 'none'}; a folder or a hub name (owner/model) also do."
+    path = Path(os.path.expanduser(name))
+    if path.is_absolute() and path.parent.is_dir():
+        raise WeightsError(_missing_in_folder(path))
     hub_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name)
     if not hub_name or Path(name).suffix in (".safetensors", ".pkl", *TORCH_FILES):
-        raise WeightsError(f"There are no weights {name!r}. {there}")
-    from huggingface_hub import constants, snapshot_download
+        raise WeightsError(f"There are no weights {name!r}. {available}")
+    try:
+        return _from_hub(name, download, weights)
+    except Exception as e:  # the hub raises many kinds: no network, no such name, no permission
+        reason = str(e).strip().splitlines()[0].rstrip(".") if str(e).strip() else type(e).__name__
+        raise WeightsError(
+            f"{name!r} is not a folder here and the hub did not give it ({reason}). "
+            f"The hub's cache holds {', '.join(_cached_names()) or 'nothing'}. {available}"
+        ) from e
 
-    def fetched(files):
-        read = [
-            "*.json",
-            "*.txt",
-            "*.md",
-            *(form for file in files for form in (file, f"*/{file}")),
-        ]  # no second copies in other forms, which are gigabytes
-        return Path(
+
+def _from_hub(name: str, download: bool, weights: bool) -> Path:
+    "A hub model's folder in the cache, with its weights in the first form that it has: safetensors, .bin, a variant."
+    from huggingface_hub import snapshot_download
+
+    forms = ((*FILES, *SHARDS), (*FILES, *OLD_FILES), VARIANTS) if weights else ((),)
+    for files in forms:  # one form alone: copies in others take gigabytes
+        patterns = ["*.json", "*.txt", "*.md", *(where for file in files for where in (file, f"*/{file}"))]
+        folder = Path(
             snapshot_download(
-                name, allow_patterns=read, ignore_patterns=["safety_checker/*"], local_files_only=not download
+                name, allow_patterns=patterns, ignore_patterns=["safety_checker/*"], local_files_only=not download
             )
         )
+        if any(next(folder.rglob(file), None) for file in files):
+            break
+    return folder
 
-    try:
-        for files in ((*FILES, *SHARDS), (*FILES, *OLD_FILES), VARIANTS) if weights else ((),):
-            folder = fetched(files)
-            if any(next(folder.rglob(file), None) for file in files):
-                break
-        return folder
-    except Exception as e:  # the hub raises many kinds: no network, no such name, no permission
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        cached = ", ".join(
-            sorted(each.name[8:].replace("--", "/") for each in Path(constants.HF_HUB_CACHE).glob("models--*"))
-        )
-        text = f"{name!r} is not a folder here and the hub did not give it ({reason.rstrip('.')}). The hub's cache holds {cached or 'nothing'}. {there}"
-        raise WeightsError(text) from e
+
+def _cached_names() -> list[str]:
+    "The names of the models in the hub's cache."
+    from huggingface_hub import constants
+
+    folders = Path(constants.HF_HUB_CACHE).glob("models--*")
+    return sorted(folder.name.removeprefix("models--").replace("--", "/") for folder in folders)
+
+
+def _missing_in_folder(path: Path) -> str:
+    "The message for a path whose folder exists: in the hub's cache, or anywhere else."
+    cached = next((part for part in path.parts if part.startswith("models--")), None)
+    if cached is None:
+        return f"There is no {path.name} in the folder {path.parent}."
+    model = cached.removeprefix("models--").replace("--", "/")
+    return f"The hub's cache holds {model} without {path.name}; with a network, what is missing is fetched."
 
 
 def _within_run(place: Path) -> Path:
-    "A run's only folder of weights in place of the run's folder; WeightsError names them where there are several."
+    "The only folder of weights in a run's folder; other folders as they are; WeightsError if a run has several."
     if not (place / "run.json").is_file() or (place / "config.json").is_file():
         return place
     inside = sorted(file.parent for file in place.glob("*/config.json"))
@@ -144,7 +151,7 @@ def as_floats(
     where: str,  # what the weights are called, for the message
     half: bool = False,  # True: those of 16 bits stay as they are
 ) -> dict[str, torch.Tensor]:
-    "Floats as float32; WeightsError for weights of 8 bits and fewer, which want a scale."
+    "Floats as float32; WeightsError for weights of 8 bits and fewer, which need a scale."
     small = [
         k
         for k, v in state.items()
@@ -188,71 +195,65 @@ def weight_files(
 def header(
     path: Path,  # of weights
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:  # name -> shape, and the notes of whoever made it
-    "What a .safetensors file says of itself, its numbers unread; nothing for files of other kinds."
+    "Shapes and metadata of a .safetensors file, without reading its numbers; empty for other files."
     try:
         with safe_open(path, "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.metadata() or {}
     except (SafetensorError, OSError, ValueError):
         return {}, {}
 
-
+# %% ../../nbs/base/weights.ipynb #64a2ba3b
 def load_state(
     path: str | Path,  # .safetensors, or .pt, .pth, .bin, .ckpt; or a folder of weights
     half: bool = False,  # True: floats of 16 bits stay as they are, for `load_into`, which copies one tensor at a time
 ) -> dict[str, torch.Tensor]:
-    "The state dict in a file, on the CPU, floats as float32; WeightsError where it cannot be read safely."
+    "The state dict in a file or folder, on the CPU, floats as float32; WeightsError if it cannot be read safely."
     path = Path(path)
     if path.is_dir():
-        path, *more = weight_files(path)
-        if more:
-            return load_state(path, half) | {
-                name: value for shard in more for name, value in load_state(shard, half).items()
-            }
+        return {name: value for file in weight_files(path) for name, value in load_state(file, half).items()}
     if not path.is_file():
         raise WeightsError(f"There is no file {path.name} in the folder {path.parent.name or '.'}.")
     name = f"{path.resolve().parent.name}/{path.name}" if path.name in (*FILES, *OLD_FILES) else path.name
     if path.suffix == ".safetensors":
-        try:
-            state = load_file(path)
-        except (SafetensorError, OSError, ValueError) as e:
-            with open(path, "rb") as file:
-                start = file.read(2)
-            what = disguise(path) or (
-                "a zip or a pickle, as torch writes; its name must end in .pt"
-                if start in (b"PK", b"\x80\x02")
-                else None
-            )
-            raise WeightsError(
-                f"{name} was not opened: it is {what}."
-                if what and "safetensors" not in what
-                else f"{name} is damaged, cut short or not a safetensors file ({e})."
-            ) from e
+        state = _load_safetensors(path, name)
     elif path.suffix in TORCH_FILES:
         state = _unpickle(path)
+    elif kind := disguise(path):
+        raise WeightsError(f"{path.name} was not opened: it is {kind}.")
     else:
         endings = ", ".join((".safetensors", *TORCH_FILES))
-        raise WeightsError(
-            f"{path.name} was not opened: it is {what}."
-            if (what := disguise(path))
-            else f"{path.name} is not weights: the name must end in one of {endings}."
-        )
+        raise WeightsError(f"{path.name} is not weights: the name must end in one of {endings}.")
     if isinstance(state, dict) and "string_to_param" in state:
         raise WeightsError(f"{path.name} is a textual inversion, a new word for a text encoder and no model.")
-    if not (
-        isinstance(state, dict)
-        and state
-        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
-    ):
+    named_tensors = isinstance(state, dict) and all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    )
+    if not state or not named_tensors:
         raise WeightsError(f"{path.name} is not a state dict: names and tensors were expected.")
     return as_floats(state, name, half)
 
 
+def _load_safetensors(path: Path, name: str) -> dict[str, torch.Tensor]:
+    "The tensors in a file; WeightsError if it is damaged, or says which other kind of file it is."
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as e:
+        with open(path, "rb") as file:
+            start = file.read(2)
+        kind = disguise(path)
+        if not kind and start in (b"PK", b"\x80\x02"):
+            kind = "a zip or a pickle, as torch writes; its name must end in .pt"
+        if kind and "safetensors" not in kind:
+            raise WeightsError(f"{name} was not opened: it is {kind}.") from e
+        raise WeightsError(f"{name} is damaged, cut short or not a safetensors file ({e}).") from e
+
+# %% ../../nbs/base/weights.ipynb #904e19f2
 def load_into(
     module: nn.Module,  # what the weights go into; untouched where they do not fit
     state: dict[str, torch.Tensor],  # name -> tensor
     where: str,  # what the weights are called, for the message
 ) -> nn.Module:
-    "Copy `state` into `module`, which may be on the device meta; every name and shape must agree, else WeightsError says which do not."
+    "Copies `state` into `module`, also one on the device meta; WeightsError lists names and shapes that differ."
     own = module.state_dict()
     finite = lambda v: v.sum(dtype=torch.float32 if v.dtype.itemsize == 2 else None).isfinite()  # float16 ends at 65504
     wrong = {
@@ -293,11 +294,11 @@ def fingerprint(
             digest.update(name.encode() + p.detach().cpu().half().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
-
+# %% ../../nbs/base/weights.ipynb #66464681
 def read_fields(
     file: Path,  # JSON
 ) -> dict:
-    "What a file of JSON holds; WeightsError where it holds no fields."
+    "The fields of a JSON file; WeightsError if it holds none."
     return read_json(file)
 
 
@@ -305,15 +306,15 @@ def read_config(
     folder: Path,  # of weights
     cls: type | None = None,  # a module that the fields shall build
 ) -> dict:
-    "Its config.json; WeightsError where that holds no fields, or those of another module. Names like _this are left out."
+    "Its config.json without names like _this; WeightsError if it holds no fields or those of another module."
     config, known = (
         {k: v for k, v in read_fields(folder / "config.json").items() if not k.startswith("_")},
         list(inspect.signature(cls).parameters) if cls else [],
     )
     if cls and (strange := [k for k in config if k not in known]):
         raise WeightsError(
-            f"{cls.__name__}.load: {folder.name} holds another model: its config.json has {', '.join(strange[:3])}{', …' if strange[3:] else ''}, "
-            f"and a {cls.__name__} has {', '.join(known[:3])}, …."
+            f"{cls.__name__}.load: {folder.name} holds another model: its config.json has "
+            f"{', '.join(strange[:3])}{', …' if strange[3:] else ''}, and a {cls.__name__} has {', '.join(known[:3])}, …."
         )
     if cls and cls.__name__ in SCHEMAS:
         checked(cls.__name__, config, f"{folder.name}/config.json")
@@ -325,7 +326,7 @@ def build_model(
     state: dict[str, torch.Tensor],  # its weights
     where: str,  # what the weights are called, for the message
 ) -> nn.Module:
-    "The module with its weights. It is built without memory first, so no configuration can ask for more than the file holds."
+    "The module with its weights, built without memory first: no configuration can ask for more than the file holds."
     try:
         with torch.device("meta"):
             plan = make()
@@ -441,7 +442,7 @@ def package(
     earlier: Sequence[str | Path] = (),  # folders of the runs that it went on from by `init_from`, first one first
     replace: bool = False,  # weights of this name, where there are such
 ) -> Path:
-    "Copy weights and records of a run to where `packaged` finds them; WeightsError where a run is not complete, or the name is taken."
+    "Adds weights and record of a run to the packaged ones; WeightsError if it is incomplete or the name is taken."
     from mmgen.base.runs import load_run
 
     if Path(name).name != name or name.startswith(".") or "\\" in name:
@@ -457,7 +458,8 @@ def package(
         raise WeightsError(f"The run {record['run_id']} has no weights in {folder}/model.safetensors.")
     if (root / name).exists() and not replace:
         raise WeightsError(
-            f"There are weights called {name} already; choose another name, or replace them: package(..., replace=True)."
+            f"There are weights called {name} already; choose another name, "
+            "or replace them: package(..., replace=True)."
         )
     new = root / f".{name}-{uuid.uuid4().hex[:8]}.tmp"
     try:
@@ -495,9 +497,14 @@ def _add_records(folder: Path, records: list[dict], runs: tuple) -> None:
         configs = [{k: v for k, v in record["config"].items() if k != "run_id"} for record in records]
         differ = [k for k in configs[-1] if any(config.get(k) != configs[-1][k] for config in configs)]
         rows = [
-            f"| {record['run_id']} | {record['wall_seconds']:.0f} | {', '.join(f'{k} {config[k]}' for k in differ if k in config)} |"
+            f"| {record['run_id']} | {record['wall_seconds']:.0f} | "
+            + ", ".join(f"{k} {config[k]}" for k in differ if k in config)
+            + " |"
             for record, config in zip(records, configs)
         ]
-        text = "Each run began with the weights of the one before.\n\n| run | seconds | parameters that differ |\n| --- | --- | --- |\n"
+        text = (
+            "Each run began with the weights of the one before.\n\n"
+            "| run | seconds | parameters that differ |\n| --- | --- | --- |\n"
+        )
         card = (folder / "README.md").read_text("utf-8").rstrip()
         atomic_write(folder / "README.md", f"{card}\n\n## Rounds\n\n{text}" + "\n".join(rows) + "\n")

@@ -210,7 +210,7 @@ def fit(
     "Trains a small CLIP as `config` says and writes it to the run's folder `clip-portraits`."
     from mmgen.base.weights import load_into, model_card
     from mmgen.data.sources import content_sha256, load_source, to_arrays
-    from mmgen.training.loop import train
+    from mmgen.training.publish import parameter_count, train_in_run
 
     source = load_source(config.data, "train", config.size, config.images, config.seed)
     held = load_source(config.data, "validation", config.size, config.held_out, config.seed)
@@ -232,15 +232,15 @@ def fit(
     if start:
         load_into(model, start.model.state_dict(), config.init_from)
     counts = {
-        name: sum(p.numel() for p in part.parameters())
+        name: parameter_count(part)
         for name, part in (("all", model), ("text", model.text_model), ("vision", model.vision_model))
     }
     beyond = overflow((caption(as_tags(row)) for row in held_tags), tokenizer, config.text_length)
-    run.note(
-        parameters=counts,
-        beyond_the_limit={name: n for name, n in beyond.items() if name != "lost"},
-        data={"rows": len(images), "sha256": (content := content_sha256(images, tags))},
-    )
+    notes = {
+        "parameters": counts,
+        "beyond_the_limit": {name: n for name, n in beyond.items() if name != "lost"},
+        "data": {"rows": len(images), "sha256": content_sha256(images, tags)},
+    }
     data = ClaimBatches(
         images,
         tags,
@@ -252,10 +252,9 @@ def fit(
         config.caption_shuffle,
     )
     task = CLIPTask(model, optimizer=config.optimizer)
-    task.facts, task.learned = {"data": content[:12]}, {"tokenizer": tokenizer_files(tokenizer)}
+    task.learned = {"tokenizer": tokenizer_files(tokenizer)}
     task.must_match = {name: getattr(config, name) for name in ("text_heads", "vision_heads")}  # no weight tells them
-    result = train(task, data, run, **config.loop)
-    run.checkpoint(result.checkpoint)
+    result = train_in_run(task, data, config, run, notes)
     clip = CLIP(result.ema.float(), tokenizer, config.device)
     results = judge(clip, held_images, held_tags, run)
     few = [caption(as_tags(row)) for row in held_tags[:8]]

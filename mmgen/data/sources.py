@@ -74,13 +74,14 @@ class ImageColumn:
 
     def __init__(
         self,
-        dataset,  # a `datasets.Dataset` with the column image
+        dataset,  # a `datasets.Dataset`
         size: int,  # side of the square, pixels
         fit: str = "crop",
+        column: str = "image",  # its images: files, their bytes or their paths
     ):
         from datasets import Image as ImageFeature
 
-        self.rows = dataset.cast_column("image", ImageFeature(decode=False))
+        self.rows, self.column = dataset.cast_column(column, ImageFeature(decode=False)), column
         self.size, self.fit, self.threads = size, fit, Threads()
         self.told = None
 
@@ -89,7 +90,7 @@ class ImageColumn:
 
     def __getitem__(self, rows) -> np.ndarray:
         numbers = range(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows).tolist()
-        files = self.rows[rows if isinstance(rows, slice) else numbers]["image"]
+        files = self.rows[rows if isinstance(rows, slice) else numbers][self.column]
         return np.stack(self.threads.map(self._decode, zip(files, numbers)))
 
     def _decode(self, job):

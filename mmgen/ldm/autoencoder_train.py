@@ -13,7 +13,7 @@ from torch.func import functional_call
 from ..backbones.perceptual import perceptual_distance
 from ..base.images import pick_device, psnr, seed_everything, sheet, to_float
 from ..base.runs import Run
-from ..base.weights import load_into, model_card, save_weights
+from ..base.weights import load_into
 from ..data.batches import Batches
 from ..data.columns import load_columns
 from ..data.edits import neighbours
@@ -21,9 +21,10 @@ from ..data.sources import content_sha256
 from .autoencoder import AutoencoderKL
 from .autoencoder_loss import PatchDiscriminator, adaptive_weight, hinge_loss
 from .config import AutoencoderConfig
-from ..training.loop import Task, train
+from ..training.loop import Task
 from ..training.losses import edit_gain, reconstruction_nll
 from ..training.optimizers import build
+from ..training.publish import parameter_count, publish, train_in_run
 
 # %% ../../nbs/ldm/autoencoder_train.ipynb #d3855c91
 # What is trained: autoencoder, discriminator and log-variance s, so that one checkpoint holds all.
@@ -226,13 +227,12 @@ def fit(
     if config.init_from:
         load_into(model, AutoencoderKL.load(config.init_from, "cpu").state_dict(), where=config.init_from)
     task = AutoencoderTask(model, **config.loss_config, samples=held_out[:16])
-    run.note(
-        parameters={name: sum(p.numel() for p in part.parameters()) for name, part in task.model.named_children()},
-        data={"rows": len(images), "sha256": (content := content_sha256(images))},
-    )
-    task.facts, task.must_match = {"data": content[:12]}, {"norm_num_groups": config.norm_num_groups}
-    result = train(task, Batches(columns, config.batch_size, config.seed), run, **config.loop)
-    run.checkpoint(result.checkpoint)
+    task.must_match = {"norm_num_groups": config.norm_num_groups}
+    notes = {
+        "parameters": {name: parameter_count(part) for name, part in task.model.named_children()},
+        "data": {"rows": len(images), "sha256": content_sha256(images)},
+    }
+    result = train_in_run(task, Batches(columns, config.batch_size, config.seed), config, run, notes)
 
     outputs = reconstruct(result.ema, held_out)
     decibels = psnr(held_out, outputs)
@@ -252,18 +252,17 @@ def fit(
         "reconstructions", sheet(rows, cell=max(64, min(config.size, 128))), "held-out images and their reconstructions"
     )
 
-    model_config = result.ema.config | {"scaling_factor": scale}
-    card = model_card(
+    folder = publish(
+        run,
+        "autoencoder",
+        result.ema,
         "Autoencoder",
-        model_config,
-        run.record,
         f"Encodes images of {config.size} px to {config.latent_channels} channels at 1/{config.factor} of the side.",
         data=f"{len(images)} images of {config.data}",
         limits="Made for images like those that it was trained on.",
+        config=result.ema.config | {"scaling_factor": scale},
     )
-    save_weights(run.path / "autoencoder", result.ema.state_dict(), model_config, card, run.record)
-    run.artifact(run.path / "autoencoder" / "model.safetensors")
-    written = AutoencoderKL.load(run.path / "autoencoder", pick_device(config.device))
+    written = AutoencoderKL.load(folder, pick_device(config.device))
     return {
         "autoencoder": written,
         "originals": held_out,

@@ -209,7 +209,7 @@ class UNetJob(Job):
     sampler: str = "euler"  # ddpm, ddim, dpmsolver++, unipc, euler or heun
     sampler_steps: int = 12  # denoising steps
     guidance: float = 2.0  # classifier-free guidance scale; 1: off
-    edit_images: int = 16  # held-out portraits to edit; 0: none
+    edit_images: int = 16  # held-out portraits to edit
     edit_tags: str = "green hair, red eyes, sunglasses, long hair"  # the edits
     edit_strength: float = 0.75  # 0 keeps the image, 1 starts from noise
     decoding: str = "paired"  # of edits: paired, residual or plain; see editing/editor
@@ -285,7 +285,7 @@ class LDMConfig(UNetJob):
     tag_dropout: float = 0.1  # probability of dropping a tag (once, likewise)
     caption_dropout: float = 0.1  # probability of dropping the caption, for guidance
     # samples and edits
-    sample_images: int = 32  # images sampled from held-out captions; 0: none
+    sample_images: int = 32  # images sampled from held-out captions
 
     job: ClassVar[str] = "ldm"
     choices: ClassVar[dict] = UNetJob.choices | {"latent_scale": ("channel", "scalar")}

@@ -35,8 +35,9 @@ from ..metrics.held_out import edits_to_try, record_edits, record_samples
 from ..metrics.oracle import Oracle, score_editor
 from ..training.checkpoints import learned
 from ..training.feeding import shared_rows
-from ..training.loop import Task, train
+from ..training.loop import Task
 from ..training.optimizers import build
+from ..training.publish import parameter_count, train_in_run
 
 # %% ../../nbs/ldm/train.ipynb #2cead7c7
 # Eq. 1 with the caption dropout of classifier-free guidance (Ho & Salimans 2022)
@@ -197,16 +198,15 @@ def train_pipeline(config, run, device):
         draw,
         config.masked,
     )
-    task.facts, task.learned = {"data": data.facts["sha256"][:12]}, data.learned
+    task.learned = data.learned
     task.must_match = frozen(autoencoder, text_encoder) | fixed_fields(config) | {"latent_scale": config.latent_scale}
-    run.note(
-        parameters={"unet": sum(p.numel() for p in unet.parameters())},
-        beyond_the_limit={name: n for name, n in data.beyond.items() if name != "lost"},
-        data=data.facts,
-    )
-    done = train(task, Batches(data.columns, config.batch_size, config.seed, data.transform), run, **config.loop)
-    run.note(training={"steps": done.step, "seconds": round(done.seconds, 1)})
-    run.checkpoint(done.checkpoint)
+    notes = {
+        "parameters": {"unet": parameter_count(unet)},
+        "beyond_the_limit": {name: n for name, n in data.beyond.items() if name != "lost"},
+        "data": data.facts,
+    }
+    batches = Batches(data.columns, config.batch_size, config.seed, data.transform)
+    done = train_in_run(task, batches, config, run, notes, ("steps", "seconds"))
     if held_out:
         run.metric("held-out loss", held_out_loss(task, done.ema, held_out), n=len(held_out["latents"]))
     return around(done.ema)

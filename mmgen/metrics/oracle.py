@@ -18,14 +18,15 @@ from torch import nn
 from ..base.images import pick_device, psnr, seed_everything, sheet, to_float
 from ..base.runs import Run
 from ..base.schema import WeightsError
-from ..base.weights import build_model, load_state, model_card, read_config, resolve, save_weights
+from ..base.weights import build_model, load_state, read_config, resolve
 from ..data import portraits
 from ..data.batches import Batches
 from ..data.edits import Edit, as_batch
 from ..data.sources import content_sha256, load_source, to_arrays
 from .config import OracleConfig
-from ..training.loop import Task, train
+from ..training.loop import Task
 from ..training.optimizers import build
+from ..training.publish import parameter_count, publish, train_in_run
 
 # %% ../../nbs/metrics/oracle.ipynb #0adfab19
 def classes(
@@ -228,13 +229,13 @@ def fit(
     truth = labels([portraits.sample(seed) for seed in dataset["seed"]])
     seed_everything(config.seed)
     task = OracleTask(Oracle(classes(), config.width, config.size), config.optimizer)
-    run.note(
-        parameters={"oracle": sum(p.numel() for p in task.model.parameters())},
-        data={"rows": len(images), "sha256": (content := content_sha256(images, tags))},
-    )
-    task.facts = {"data": content[:12]}
+    notes = {
+        "parameters": {"oracle": parameter_count(task.model)},
+        "data": {"rows": len(images), "sha256": content_sha256(images, tags)},
+    }
     task.must_match = {"classes": hashlib.sha256(json.dumps(classes()).encode()).hexdigest()[:16]}
-    done = train(task, Batches({"image": images, "labels": truth}, config.batch_size, config.seed), run, **config.loop)
+    data = Batches({"image": images, "labels": truth}, config.batch_size, config.seed)
+    done = train_in_run(task, data, config, run, notes)
     oracle = done.ema.to(device).eval()
     seeds = portraits.seeds(config.held_out, "validation")
     faces = [portraits.sample(seed) for seed in seeds]
@@ -250,21 +251,14 @@ def fit(
             sheet({"held-out": shown[:8]}, titles),
             "held-out portraits under what the oracle sees: hair and eye colour",
         )
-    folder = run.path / "oracle-portraits"
-    save_weights(
-        folder,
-        oracle.state_dict(),
-        oracle.config,
-        model_card(
-            "Oracle for portraits",
-            {"width": config.width, "size": config.size},
-            run.record,
-            "Names every attribute of a rendered portrait. It judges edits; train nothing against it.",
-            f"{config.images} rendered portraits (Adventurer by Lisa Wischofsky, CC BY 4.0).",
-            "Knows one drawing style; what it says of any other picture means nothing.",
-        ),
-        run.record,
+    publish(
+        run,
+        "oracle-portraits",
+        oracle,
+        "Oracle for portraits",
+        "Names every attribute of a rendered portrait. It judges edits; train nothing against it.",
+        f"{config.images} rendered portraits (Adventurer by Lisa Wischofsky, CC BY 4.0).",
+        "Knows one drawing style; what it says of any other picture means nothing.",
+        shown={"width": config.width, "size": config.size},
     )
-    run.artifact(folder / "model.safetensors")
-    run.checkpoint(done.checkpoint)
     return oracle, found

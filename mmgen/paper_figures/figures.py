@@ -20,7 +20,7 @@ from ..base.weights import fingerprint, resolve
 from ..benchmark.config import EvaluateConfig
 from ..benchmark.counterfactuals import counterfactuals
 from ..benchmark.parts import load_part, parse, parts
-from ..benchmark.sheets import wishes
+from ..benchmark.pictures import wishes
 from ..benchmark.tables import table
 from ..benchmark.workers import run_parts
 from ..data.captions import as_tags, caption

@@ -22,7 +22,7 @@ from ..base.runs import Run, to_json
 from ..base.schema import WeightsError
 from ..base.settings import split_list
 from ..base.weights import OLD_FILES, at_hand, fingerprint, resolve
-from ..benchmark.sheets import wishes
+from ..benchmark.pictures import wishes
 from ..clip.model import CLIP
 from ..data.images import open_image
 from ..data.portraits import render

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..base.files import atomic_write, repo_root
-from .tables import clock, markdown, percent, plain, ratio, whole
+from .tables import clock, interval, markdown, percent, plain, ratio, whole, wilson
 
 # %% ../../nbs/report/measurements.ipynb #97e5af7d
 def read_rows(
@@ -62,6 +62,7 @@ class Measurement(NamedTuple):
     values: dict[str, tuple[str, Callable]]  # measured columns -> heading, writer
     match: Callable = bool  # row -> whether it belongs here
     over: str = ""  # a column whose values are averaged
+    shares: tuple[str, ...] = ("reached", "edits reached")  # values that are shares of n edits: with a Wilson interval
 
 
 def averaged(
@@ -110,10 +111,20 @@ def section(
     if m.over:
         rows = averaged(rows, tuple(m.key), m.values)
     values = {name: column for name, column in m.values.items() if any(row.get(name) is not None for row in rows)}
+
+    def written(row, name, write):
+        if row.get(name) is None:
+            return "–"
+        return (
+            interval(wilson(row[name], row["n"]), write)
+            if name in m.shares and "n" in row and not m.over
+            else write(row[name])
+        )
+
     cells = [
         [
             *(str(row.get(name, "–")) for name in m.key),
-            *("–" if row.get(name) is None else write(row[name]) for name, (_, write) in values.items()),
+            *(written(row, name, write) for name, (_, write) in values.items()),
         ]
         for row in rows
     ]
@@ -252,6 +263,21 @@ STYLEGAN = (
         "generated",
         {"images": "images"},
         FD | {"n": ("n", whole), "seconds per image": ("time per image", clock)},
+        lambda row: row.get("n") == 5000,
+    ),
+    Measurement(
+        "Fidelity and diversity of generated images",
+        "Density (1: as dense around the test portraits as these are) and coverage (the share of test portraits with a "
+        "generated image among their neighbours; Naeem et al. 2020), k = 5.",
+        "generated",
+        {"images": "images"},
+        {
+            f"{measure} ({extractor})": (f"{measure} ({extractor})", ratio)
+            for extractor in ("EfficientNet-Lite0", "oracle")
+            for measure in ("density", "coverage")
+        }
+        | {"n": ("n", whole)},
+        lambda row: "coverage (oracle)" in row,
     ),
     Measurement(
         "Starts of the generator",
@@ -467,8 +493,9 @@ PARTS = {
 INTRO = (
     "Each table is made of a benchmark's rows. *Reached*: the oracle reads the asked attribute on the result. *Kept*: the "
     "mean over all other attributes of how often they are still read. *Skill*: 1 − MSE(result, exact target) / MSE(source, "
-    "exact target), the median: 1 is the exact answer, 0 a copy of the source. Times are of shared machines; ratios are of "
-    "one run."
+    "exact target), the median: 1 is the exact answer, 0 a copy of the source. Brackets hold the 95 % Wilson interval of a "
+    "share of n edits; the other columns are means without interval, because the rows hold no single values. Times are of "
+    "shared machines; ratios are of one run."
 )
 
 

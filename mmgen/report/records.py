@@ -74,18 +74,19 @@ def label(
 
 # %% ../../nbs/report/records.ipynb #871a00f2
 class ReportError(ValueError):
-    "A report that cannot be made of what is there."
+    "A report cannot be written from these records; the message says why."
 
 
 class Evidence(NamedTuple):
-    "Records of evaluations, and all their rows."
+    "Records of evaluations with their scores."
 
-    records: list[dict]
-    rows: list[dict]  # those of scores.json, each with its `run`
-    pictures: dict[str, dict]  # run -> what its pictures.json says
+    records: list[dict]  # run.json of each run
+    rows: list[dict]  # of all scores.json, each with its `run`
+    pictures: dict[str, dict]  # run -> pictures.json
     folder: Path  # of the runs
+    outcomes: dict[str, dict] = {}  # run -> rows.json, where it is there: the outcome of each single edit
 
-
+# %% ../../nbs/report/records.ipynb #6ebb5c28
 ROW = {
     "editor": str,
     "task": str,
@@ -96,7 +97,7 @@ ROW = {
     "n": int,
     "failed": int,
     "scores": dict,
-}
+}  # fields of a row of scores.json and their types
 
 
 def _json(file, run):
@@ -107,52 +108,65 @@ def _json(file, run):
 
 
 def _checked(row, number, run):
+    "A row of scores.json with its run, scores as floats, and memory as a score."
     for key, kind in ROW.items():
         if not isinstance(row, dict) or not isinstance(row.get(key), kind):
             raise ReportError(
                 f"Run {run}: row {number} of scores.json has no {key!r} as evaluate writes it; run evaluate again."
             )
-    for name, value in row["scores"].items():
-        if not (isinstance(value, list) and len(value) == 3):
+    for name, score in row["scores"].items():
+        if not (isinstance(score, list) and len(score) == 3):
             raise ReportError(
-                f"Run {run}: row {number} of scores.json: {name!r} must be [value, low, high], not {value!r}; run evaluate again."
+                f"Run {run}: row {number} of scores.json: {name!r} must be [value, low, high], not {score!r}; "
+                "run evaluate again."
             )
-    number = lambda v: float("nan") if v is None else float(v)  # a score that could not be computed is "nan" or null
-    scores = {name: [number(v) for v in value] for name, value in row["scores"].items()}
+    as_float = lambda v: float("nan") if v is None else float(v)  # "nan" or null: the score could not be computed
+    scores = {name: [as_float(v) for v in score] for name, score in row["scores"].items()}
     if "memory_mib" in row:
-        scores["memory"] = [number(row["memory_mib"])] * 3
+        scores["memory"] = [as_float(row["memory_mib"])] * 3
     return row | {"run": run, "scores": scores}
 
 
+def _read_run(folder):
+    "The verified record of one evaluation; RunError or ReportError if it cannot be used."
+    if not (folder / "run.json").is_file():
+        evaluations = sorted(f.parent.name for f in folder.parent.glob("*/scores.json"))
+        raise ReportError(
+            f"There is no run {folder.name!r} in {folder.parent.parent.name}/{folder.parent.name}; "
+            f"evaluations there: {', '.join(evaluations) or 'none'}."
+        )
+    record = verify_run(folder, ("scores.json", *(["rows.json"] if (folder / "rows.json").is_file() else [])))
+    if record["name"] != "evaluate" or record["status"] != "completed":
+        raise ReportError(
+            f"Run {folder.name}: a completed evaluate was expected, this is {record['name']}, {record['status']}."
+        )
+    return record
+
+
 def evidence(
-    runs: str,  # names of folders, separated by commas; the first ones count first
+    runs: str,  # names of folders, separated by commas; the first ones take precedence
     folder: str | Path | None = None,  # of the runs; None: reports/runs in the repository
 ) -> Evidence:
-    "The records of evaluations, verified; RunError or ReportError says which one cannot be used and why."
+    """Reads and verifies records of evaluations.
+
+    Raises RunError if a record or one of its files was changed, ReportError if a run is missing, is no completed
+    evaluation, or has scores that `evaluate` would not write.
+    """
     folder = Path(folder) if folder is not None else repo_root() / "reports" / "runs"
-    records, rows, pictures = [], [], {}
+    records, rows, extra = [], [], {"pictures": {}, "rows": {}}
     for run in split_list(runs, str):
-        if not (folder / run / "run.json").is_file():
-            there = sorted(f.parent.name for f in folder.glob("*/scores.json"))
-            raise ReportError(
-                f"There is no run {run!r} in {folder.parent.name}/{folder.name}; evaluations there: {', '.join(there) or 'none'}."
-            )
-        record = verify_run(folder / run, ("scores.json",))
-        if record["name"] != "evaluate" or record["status"] != "completed":
-            raise ReportError(
-                f"Run {run}: a completed evaluate was expected, this is {record['name']}, {record['status']}."
-            )
-        records.append(record)
+        records.append(_read_run(folder / run))
         rows += [_checked(row, number, run) for number, row in enumerate(_json(folder / run / "scores.json", run))]
-        if (folder / run / "pictures.json").is_file():
-            pictures[run] = _json(folder / run / "pictures.json", run)
+        for name, contents in extra.items():
+            if (folder / run / f"{name}.json").is_file():
+                contents[run] = _json(folder / run / f"{name}.json", run)
     if not records:
         raise ReportError('A report needs at least one run of evaluate, e.g. runs="evaluate-500".')
-    return Evidence(records, rows, pictures, folder)
+    return Evidence(records, rows, extra["pictures"], folder, extra["rows"])
 
 # %% ../../nbs/report/records.ipynb #192a89b4
 def select(
-    found: Evidence,
+    evidence: Evidence,
     task: str = "edit",  # edit, nothing or back
     kind: str = "all",  # all, a kind of edit, or unseen combination
     own: bool = True,  # at the Editor's own strength
@@ -160,7 +174,7 @@ def select(
 ) -> dict[str, dict]:
     "The row of each Editor that answers a question, in the records' order; copies and ceilings first, then by family."
     kept = {}
-    for row in found.rows:
+    for row in evidence.rows:
         if (row["task"], row["kind"], row["own"], row["prompts"]) == (task, kind, own, prompts):
             kept.setdefault(row["editor"], row)
     order = lambda spec: (
@@ -191,13 +205,15 @@ def editing(
 
 
 def curve(
-    found: Evidence,
+    evidence: Evidence,
     spec: str,  # of an Editor
     kind: str = "all",
     prompts: str = "tags",
 ) -> list[dict]:
     "An Editor's rows over its strengths, weakest first; of its own strength the row that is marked so."
-    rows = [r for r in found.rows if (r["editor"], r["task"], r["kind"], r["prompts"]) == (spec, "edit", kind, prompts)]
+    rows = [
+        r for r in evidence.rows if (r["editor"], r["task"], r["kind"], r["prompts"]) == (spec, "edit", kind, prompts)
+    ]
     at = {}
     for row in sorted(rows, key=lambda r: not r["own"]):
         at.setdefault(row["strength"], row)

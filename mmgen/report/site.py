@@ -13,6 +13,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from ..base.files import atomic_write, repo_root
+from .figures_page import write_report
 from .measurements import write_measurements
 from .pages import write_dataset, write_settings
 from .records import Evidence, evidence, label, learned_from, select
@@ -26,7 +27,7 @@ PAGES = ("results", "measurements", "preliminary", "dataset", "settings")  # the
 def anchor(
     text: str,  # of a heading
 ) -> str:
-    "A heading's name in links."
+    "The name of a heading in links."
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
@@ -34,36 +35,41 @@ def to_html(
     text: str,  # Markdown
     page: str,  # its name, which begins its anchors
 ) -> str:
-    "A report as HTML."
+    "A report as HTML, with a menu of its sections below its title."
     reader = MarkdownIt("commonmark", {"html": True}).enable("table")
     tokens = reader.parse(text)
+    sections = []
     for token, inside in zip(tokens, tokens[1:]):
         if token.type == "heading_open":
             token.attrSet("id", page if token.tag == "h1" else f"{page}-{anchor(inside.content)}")
-    made = reader.renderer.render(tokens, reader.options, {})
-    made = made.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
-    made = re.sub(
+            if token.tag == "h2":
+                sections.append((token.attrGet("id"), inside.content))
+    body = reader.renderer.render(tokens, reader.options, {})
+    body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
+    body = re.sub(
         r"<p>(<img [^>]*>)</p>\n<p><em>(.*?)</em></p>",
         r'<figure><div class="wide">\1</div><figcaption>\2</figcaption></figure>',
-        made,
+        body,
         flags=re.S,
     )
-    made = re.sub(r"<p>(<img [^>]*>)</p>", r'<figure><div class="wide">\1</div></figure>', made)
-    made = re.sub(rf'href="({"|".join(PAGES)})\.md"', r'href="#\1"', made)
-    return re.sub(r"<(t[dh])( style=[^>]*)?>(.*?)</t", _cell, made)
+    body = re.sub(r"<p>(<img [^>]*>)</p>", r'<figure><div class="wide">\1</div></figure>', body)
+    body = re.sub(rf'href="({"|".join(PAGES)})\.md"', r'href="#\1"', body)
+    body = re.sub(r"<(t[dh])( style=[^>]*)?>(.*?)</t", _cell, body)
+    if len(sections) > 1:
+        links = "\n".join(f'<a href="#{name}">{html.escape(title)}</a>' for name, title in sections)
+        body = body.replace("</h1>", f'</h1>\n<p class="menu">{links}</p>', 1)
+    return body
 
 
-def _cell(found):
+def _cell(match):
     "A table's cell: numbers to the right, their intervals small, short texts in one line."
-    tag, style, inside = found.groups()
-    kind = (
-        " class=number"
-        if "right" in (style or "")
-        else ""
-        if len(re.sub(r"<.*?>", "", inside)) <= 40
-        else " class=long"
-    )
-    return f"<{tag}{kind}>" + re.sub(r" (\([−\d., ]+ … [−\d., ]+\))", r" <small>\1</small>", inside) + "</t"
+    tag, style, inside = match.groups()
+    if "right" in (style or ""):
+        kind = " class=number"
+    else:
+        kind = "" if len(re.sub(r"<.*?>", "", inside)) <= 40 else " class=long"
+    small = re.sub(r" (\([−\d., a-zμ]+ … [−\d., a-zμ]+\))", r" <small>\1</small>", inside)
+    return f"<{tag}{kind}>{small}</t"
 
 # %% ../../nbs/report/site.ipynb #364828d0
 STYLE = """
@@ -73,12 +79,12 @@ STYLE = """
 html{scroll-padding-top:3.5rem;-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.6 system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif}
 nav{position:sticky;top:0;z-index:1;background:var(--paper);border-bottom:1px solid var(--line);overflow-x:auto;white-space:nowrap}
-nav div,main{max-width:70rem;margin:0 auto;padding:0 1.25rem}
+nav div,main{max-width:78rem;margin:0 auto;padding:0 1.25rem}
 nav a{display:inline-block;padding:.7rem .9rem .7rem 0;text-decoration:none}
 nav a:first-child{font-weight:650;color:var(--ink)}
-article{padding:1.5rem 0 2.5rem;border-bottom:1px solid var(--line)}
+article{padding:.4rem 0 2.5rem;border-bottom:1px solid var(--line)}
 article:last-of-type{border:0}
-h1{font-size:2rem;line-height:1.2;margin:1.2rem 0 .8rem}
+h1{font-size:2rem;line-height:1.2;margin:1rem 0 .5rem}
 h2{font-size:1.4rem;line-height:1.3;margin:2.6rem 0 .6rem}
 h3{font-size:1.08rem;line-height:1.35;margin:1.8rem 0 .5rem}
 p,ul,figcaption{max-width:46rem;margin:.7rem 0}
@@ -89,18 +95,20 @@ code{font:.875em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background
 .wide{overflow-x:auto;margin:.8rem 0}
 table{border-collapse:collapse;font-size:.875rem;line-height:1.4}
 th,td{padding:.38rem .75rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;white-space:nowrap}
-th{font-weight:600;border-bottom-color:var(--soft);vertical-align:bottom}
+th{font-weight:600;white-space:normal;border-bottom-color:var(--soft);vertical-align:bottom}
 th:first-child,td:first-child{padding-left:0}
 .number{text-align:right;font-variant-numeric:tabular-nums}
 .long{min-width:14rem;white-space:normal}
 td small{color:var(--soft);font-size:.85em;white-space:nowrap}
-.number small{display:block}
+td:not(.long) small{display:block}
 tbody tr:hover{background:var(--tint)}
 figure{margin:1.4rem 0}
 figure img{display:block;max-width:none;height:auto}
 figure img[src$=".svg"]{min-width:32rem;width:100%;max-width:44rem}
 figure img[src$=".jpg"]{background:#fff;padding:.4rem;border-radius:4px}
 figcaption{color:var(--soft);font-size:.875rem;line-height:1.5}
+.menu{max-width:none;margin:0 0 1rem;font-size:.9rem;line-height:1.7}
+.menu a{margin-right:1rem;white-space:nowrap;text-decoration:none}
 summary{cursor:pointer;color:var(--link);margin:.5rem 0}
 @media(max-width:40rem){body{font-size:15px}h1{font-size:1.6rem}h2{font-size:1.25rem}nav div,main{padding:0 1rem}}
 @media print{nav{display:none}.wide{overflow:visible}}
@@ -110,33 +118,32 @@ summary{cursor:pointer;color:var(--link);margin:.5rem 0}
 def write_index(
     folder: str | Path,  # with the Markdown reports
 ) -> str:
-    "Writes index.html from the Markdown reports that are there; its text."
+    "Writes index.html from the Markdown reports of the folder; returns its text."
     folder = Path(folder)
     texts = {page: (folder / f"{page}.md").read_text("utf-8") for page in PAGES if (folder / f"{page}.md").is_file()}
     titles = {page: text.splitlines()[0].lstrip("# ") for page, text in texts.items()}
     links = [f'<a href="#{page}">{html.escape(title)}</a>' for page, title in titles.items()]
     if "## Conclusion" in texts.get("results", ""):
         links.insert(1, '<a href="#results-conclusion">Conclusion</a>')
-    lean = lambda text: re.sub(
-        r"</(td|th|tr)>\n?", "", text
-    )  # HTML needs no end tags in tables, and there are thousands of cells
+    lean = lambda text: re.sub(r"</(td|th|tr)>\n?", "", text)  # HTML needs no end tags in its thousands of cells
     articles = [
         f'<article>\n{lean(to_html(text, page))}<p><a href="{page}.md">This part as Markdown</a></p>\n</article>'
         for page, text in texts.items()
     ]
-    made = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    page = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<title>mmgen: latent diffusion and StyleCLIP on the same edits</title>\n<link rel="icon" href="data:,">\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n<nav><div>{''.join(links)}</div></nav>\n<main>\n"
         + "\n".join(articles)
         + "\n</main>\n</body>\n</html>\n"
     )
-    atomic_write(folder / "index.html", made)
-    return made
+    atomic_write(folder / "index.html", page)
+    return page
 
 # %% ../../nbs/report/site.ipynb #f00dfa12
 def front_table(
-    found: Evidence,
+    evidence: Evidence,
 ) -> str:
     "The comparison of all Editors at their own strength, as README.md shows it."
     cells = [
@@ -150,7 +157,7 @@ def front_table(
             ),
             clock(row["scores"]["seconds"][0]),
         ]
-        for spec, row in select(found).items()
+        for spec, row in select(evidence).items()
         if "decoding" not in spec
     ]
     return markdown(
@@ -172,19 +179,27 @@ def fill(
 
 # %% ../../nbs/report/site.ipynb #8d642483
 def build(
-    runs: str,  # records of evaluations in reports/runs, separated by commas; the first ones count first
+    runs: str,  # records of evaluations in reports/runs, separated by commas; the first ones take precedence
     out: str | Path | None = None,  # folder of the reports; None: reports in the repository, and README.md
     root: str | Path | None = None,  # of the records; None: reports/runs in the repository
     seeds: str = "",  # records of trainings that differ in their seed
+    preliminary: str = "preliminary",  # record of nbs/paper_figures.ipynb; passed over if there is none
 ) -> Path:
-    "Writes the Markdown reports, their figures, and index.html, which shows preliminary.md too where it is there; the page."
-    folder, found = Path(out) if out is not None else repo_root() / "reports", evidence(runs, root)
-    write_results(found, folder, seeds)
+    """Writes the Markdown reports, their figures, and index.html; returns its path.
+
+    Raises RunError or ReportError if a record was changed or cannot be used.
+    """
+    folder = Path(out) if out is not None else repo_root() / "reports"
+    runs_folder = Path(root) if root is not None else repo_root() / "reports" / "runs"
+    records = evidence(runs, root)
+    if (runs_folder / preliminary / "run.json").is_file():
+        write_report(runs_folder / preliminary, folder)
+    write_results(records, folder, seeds)
     write_measurements(folder)
     write_dataset(folder)
     write_settings(folder)
     write_index(folder)
     if out is None:
         readme = repo_root() / "README.md"
-        atomic_write(readme, fill(readme.read_text("utf-8"), {"results": front_table(found)}))
+        atomic_write(readme, fill(readme.read_text("utf-8"), {"results": front_table(records)}))
     return folder / "index.html"

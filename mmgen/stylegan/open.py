@@ -37,7 +37,7 @@ def open_encoder(
 ) -> Encoder | E4E:
     """An encoder of W+ with weights, frozen, in evaluation mode
 
-    Published file: e4e_ffhq_encode.pt (Tov et al. 2021). Raises WeightsError if the folder or the file holds no encoder.
+    Published file: e4e_ffhq_encode.pt (Tov et al. 2021). Raises WeightsError if the folder or file holds no encoder.
     """
     path = resolve(name_or_path)
     if path.is_file():

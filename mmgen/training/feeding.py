@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 # %% ../../nbs/training/feeding.ipynb #f9eafcbb
 class _Steps:
-    "Data as a `DataLoader` wants it"
+    "Data as a map-style data set for `DataLoader`: item i is the batch of step i."
 
     def __init__(self, data):
         self.data = data
@@ -28,8 +28,8 @@ class _Steps:
 
 def feed(
     data,  # .batch(step) -> dict of CPU tensors and lists
-    first: int,  # step of the first batch
-    stride: int,  # number of processes that take turns
+    first: int,  # number of the first batch
+    stride: int,  # number of processes, which take batches in turn
     device: torch.device,
     workers: int = 0,  # processes that make the batches; 0: this one
 ) -> Iterator[dict]:

@@ -26,7 +26,7 @@ from .checkpoints import relative_name
 
 # %% ../../nbs/training/guards.ipynb #dcf10db0
 class TrainingDiverged(RuntimeError):
-    "The loss became nan, infinite or huge"
+    "The loss became nan, infinite or huge."
 
     def __init__(self, step: int, ids: list, checkpoint: Path | None, what: str):
         self.step, self.ids, self.checkpoint = step, ids, checkpoint
@@ -38,7 +38,7 @@ class TrainingDiverged(RuntimeError):
 
 
 class LossWatch:
-    "Collects the values of each step, reads them in one go, and finds the first bad one"
+    "Collects the values of each step, reads them together, and returns the first bad one."
 
     def __init__(self, accelerator: Accelerator, factor: float = 100.0, window: int = 100):
         self.accelerator, self.factor, self.rows = accelerator, factor, []
@@ -48,7 +48,7 @@ class LossWatch:
         self.rows.append((step, values))
 
     def read(self) -> tuple[int, int, str] | None:  # (step, process, what) of the first bad loss
-        "Fetch what was added since the last call: one wait for the device and the other processes"
+        "Reads the values added since the last call, with one wait for the device and the other processes."
         values = [torch.as_tensor(v).detach() for _, row in self.rows for v in row.values()]
         if not values:
             return None
@@ -63,7 +63,7 @@ class LossWatch:
                 self.values[name].append(statistics.fmean(column))
 
     def _bad(self, name: str, column: list[float]) -> tuple[int, str] | None:
-        "(process, what) where a loss or a gradient is bad"
+        "(process, fault) if a loss or a gradient is bad, else None."
         loss, past, limit = name.startswith("loss"), self.history[name], math.inf
         float16 = self.accelerator.scaler is not None  # such a run skips steps with infinite gradients itself
         if not loss and (float16 or not name.startswith("grad_norm")):
@@ -80,14 +80,14 @@ class LossWatch:
                 past.append(abs(value))
 
     def means(self) -> dict[str, float]:
-        "The mean of each value since the last call"
+        "The mean of each value since the last call."
         means, self.values = {k: statistics.fmean(v) for k, v in self.values.items()}, defaultdict(list)
         return means
 
 # %% ../../nbs/training/guards.ipynb #907d6364
 @contextmanager
 def graceful_stop() -> Iterator[SimpleNamespace]:
-    "SIGINT and SIGTERM set `.asked`; a second SIGINT, a second later, raises KeyboardInterrupt"
+    "SIGINT and SIGTERM set `asked`; another SIGINT, at least a second later, raises KeyboardInterrupt."
     stop, first = SimpleNamespace(asked=False), [math.inf]
 
     def handler(number, frame):
@@ -107,12 +107,12 @@ def graceful_stop() -> Iterator[SimpleNamespace]:
 
 
 def wants_bar() -> bool:
-    "A bar in JupyterLab and in a terminal, lines under papermill"
+    "Whether to show a bar (JupyterLab, terminal) instead of lines (papermill)."
     return "JPY_SESSION_NAME" in os.environ or sys.stderr.isatty()
 
 
 def progress_line(step: int, steps: int, values: dict, seconds: float, done: float) -> str:
-    "What is printed every `log_every` steps; `done` is the share of the run, 0..1"
+    "The line printed every `log_every` steps; `done` is the share of the run that is done, 0 to 1."
     clock = lambda s: f"{int(s) // 60}:{int(s) % 60:02d}"
-    said = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-    return f"step {step}/{steps}  {said}  {clock(seconds)} done, {clock(max(seconds / done - seconds, 0))} left"
+    shown = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+    return f"step {step}/{steps}  {shown}  {clock(seconds)} done, {clock(max(seconds / done - seconds, 0))} left"

@@ -9,7 +9,7 @@ __all__ = ['InstructGuided', 'InstructPix2Pix', 'random_instruct', 'InstructEdit
 import torch
 from torch import Tensor
 
-from ...data.edited_captions import wish_between
+from ...data.edited_captions import instruction_between
 from ..diffusion import noise_like, start
 from .sdedit import LatentEditor
 from ..pipeline import LatentDiffusion, random_pipeline, sampler
@@ -149,7 +149,11 @@ class InstructEditor(LatentEditor):
     def wish(self, source: str, target: str) -> str:
         "What the UNet reads: the difference of the captions; a published one a target without tags of the source, too."
         tags = lambda text: {part.strip() for part in text.split(",")}
-        return target if self.pipeline.unscaled and not tags(source) & tags(target) else wish_between(source, target)
+        return (
+            target
+            if self.pipeline.unscaled and not tags(source) & tags(target)
+            else instruction_between(source, target)
+        )
 
     def reference(self, z, source, strength):
         return self._follow(z, [""] * len(z), 0.0) if self.decoding == "paired" else z

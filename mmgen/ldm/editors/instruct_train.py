@@ -28,7 +28,7 @@ from ..precompute import encode_all, frozen, read_all
 from ..train import LDMTask, build_unet, fixed_fields, held_out_loss, process_config, show_edits
 from ...training.checkpoints import learned
 from ...training.feeding import shared_rows
-from ...training.loop import train
+from ...training.publish import parameter_count, train_in_run
 
 # %% ../../../nbs/ldm/editors/instruct_train.ipynb #345197ea
 # InstructPix2Pix (Brooks et al. 2023), eq. 2, with the source as answer to the empty wish
@@ -143,17 +143,15 @@ def train_instruct(config, run, device):
         config.masked,
     )
     content = [content_sha256(images, wishes), content_sha256(edited)]
-    run.note(
-        parameters={"unet": sum(p.numel() for p in unet.parameters())},
-        data={"rows": len(images), "wishes": len(wishes), "sha256": content, "latents": list(source.shape[1:])},
-    )
+    notes = {
+        "parameters": {"unet": parameter_count(unet)},
+        "data": {"rows": len(images), "wishes": len(wishes), "sha256": content, "latents": list(source.shape[1:])},
+    }
     tags = [tag for tag in known_tags([text.split(", ") for text in wishes]) if not tag.startswith("no ")]
     task.learned = {"mean": mean, "std": std, "tags": list(dict.fromkeys([*known.get("tags", []), *tags]))}
-    task.facts = {"data": [digest[:12] for digest in content]}
     task.must_match = frozen(autoencoder, text_encoder) | fixed_fields(config)
-    done = train(task, Batches(columns, config.batch_size, config.seed), run, **config.loop)
-    run.note(training={"steps": done.step, "seconds": round(done.seconds, 1)})
-    run.checkpoint(done.checkpoint)
+    data = Batches(columns, config.batch_size, config.seed)
+    done = train_in_run(task, data, config, run, notes, ("steps", "seconds"))
     if held_out[2]:
         encoded = [(encode_all(autoencoder, some, device) - source_mean) / source_std for some in held_out[:2]]
         columns = dict(
