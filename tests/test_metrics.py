@@ -1,4 +1,5 @@
-"""Metrics: known answers, agreement with scipy, torchmetrics and transformers, intervals, NaN, the cache, weights that are not there."""
+"""Metrics: known answers, agreement with scipy, torchmetrics and transformers, intervals, NaN, the cache, weights that
+are not there."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"The paper's preliminary experiments: styles and their distance, a foreign model that is missing, a record, and a report of nothing but the record."
+"The paper's preliminary experiments: distance of styles, a missing foreign model, the record and its report."
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"Figures 6 and 7 on published weights: what is missing is named with its source, what is wrong in one sentence, and the whole runs on random weights of the same layouts."
+"Figures 6 and 7 on published weights: errors name what is missing or wrong; the whole runs on random weights."
 
 import os
 import shutil
@@ -59,8 +59,14 @@ def test_all_that_is_missing_is_named_at_once_with_size_licence_and_source(tmp_p
     said = message(config_for("pretrained", identity="model_ir_se50.pth"))
     assert said.startswith("5 of 5 weights are missing") and said.endswith("Here: none.") and "-p download True" in said
     for line in (
-        "model: stable-diffusion-v1-5/stable-diffusion-v1-5 (Stable Diffusion 1.5, 4.27 GB; licence: CreativeML OpenRAIL-M; from https://huggingface.co/stable-diffusion-v1-5/",
-        "generator: data/pretrained/stylegan2-ffhq-config-f.pkl (StyleGAN2 of FFHQ, 382 MB; licence: Nvidia Source Code License-NC, not for commercial use; from https://nvlabs",
+        (
+            "model: stable-diffusion-v1-5/stable-diffusion-v1-5 (Stable Diffusion 1.5, 4.27 GB; licence: "
+            "CreativeML OpenRAIL-M; from https://huggingface.co/stable-diffusion-v1-5/"
+        ),
+        (
+            "generator: data/pretrained/stylegan2-ffhq-config-f.pkl (StyleGAN2 of FFHQ, 382 MB; licence: Nvidia "
+            "Source Code License-NC, not for commercial use; from https://nvlabs"
+        ),
         "encoder: data/pretrained/e4e_ffhq_encode.pt (e4e of FFHQ, 1.2 GB; licence: MIT; the generator in it",
         "clip: openai/clip-vit-large-patch14 (CLIP ViT-L/14, 1.71 GB; licence: MIT; from",
         "identity: model_ir_se50.pth (ArcFace IR-SE50, 175 MB",
@@ -100,9 +106,9 @@ def test_half_a_model_in_the_hubs_cache_is_no_model(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(tmp_path))
     said = message(config_for("pretrained", **PACKAGED | {"model": "owner/sd"}))
     assert (
-        "model: owner/sd: the hub's cache lacks unet/diffusion_pytorch_model.safetensors, vae/diffusion_pytorch_model.safetensors, text_encoder/model.safetensors of it"
-        in said
-    )
+        "model: owner/sd: the hub's cache lacks unet/diffusion_pytorch_model.safetensors, "
+        "vae/diffusion_pytorch_model.safetensors, text_encoder/model.safetensors of it"
+    ) in said
     (tmp_path / "model_index.json").rename(tmp_path / "pytorch_model.bin")
     for part in ("unet", "vae"):
         (tmp_path / part).mkdir()
@@ -185,7 +191,10 @@ def test_a_wrong_network_in_a_place_is_one_sentence_each(random, tmp_path):
         ),
         (
             {"generator": autoencoder},
-            "generator: autoencoder.pt cannot be opened as a StyleGAN2 generator: autoencoder.pt holds no StyleGAN2 generator",
+            (
+                "generator: autoencoder.pt cannot be opened as a StyleGAN2 generator: autoencoder.pt holds no "
+                "StyleGAN2 generator"
+            ),
         ),
         (
             {"generator": vae / "diffusion_pytorch_model.safetensors"},
@@ -195,7 +204,10 @@ def test_a_wrong_network_in_a_place_is_one_sentence_each(random, tmp_path):
         ({"model": vae}, "model: vae cannot be opened as Stable Diffusion: vae is not a latent diffusion model"),
         (
             {"encoder": gan},
-            "encoder: stylegan2.pt cannot be opened as an encoder of StyleGAN2 such as e4e: stylegan2.pt holds no encoder e4e",
+            (
+                "encoder: stylegan2.pt cannot be opened as an encoder of StyleGAN2 such as e4e: stylegan2.pt holds "
+                "no encoder e4e"
+            ),
         ),
         ({"clip": vae}, "clip: vae cannot be opened as a CLIP: vae is not a CLIP model"),
         ({"identity": gan}, "identity: stylegan2.pt cannot be opened as an ArcFace"),

@@ -1,4 +1,5 @@
-"""Reports are what the run records say: known tables and curves, refusals, the committed files byte for byte, the page in a browser."""
+"""Reports are what the run records say: known tables and curves, refusals, the committed files byte for byte, the page
+in a browser."""
 
 import json
 import os
@@ -491,20 +492,32 @@ def test_the_page_in_a_browser(browser, width, scheme):
     run = browser.execute_script
     run("document.querySelectorAll('details').forEach(d => d.open = true)")
     broken = run(
-        "return [...document.images].filter(i => !(i.complete && i.naturalWidth > 0 && i.getBoundingClientRect().width > 100)).map(i => i.src)"
+        (
+            "return [...document.images].filter(i => !(i.complete && i.naturalWidth > 0 && "
+            "i.getBoundingClientRect().width > 100)).map(i => i.src)"
+        )
     )
     hidden = run(
-        "return [...document.querySelectorAll('table')].filter(t => !t.checkVisibility() || t.getBoundingClientRect().height < 30).length"
+        (
+            "return [...document.querySelectorAll('table')].filter(t => !t.checkVisibility() || "
+            "t.getBoundingClientRect().height < 30).length"
+        )
     )
     assert run("return document.images.length") >= 4 and run("return document.querySelectorAll('table').length") > 15
     assert not broken and hidden == 0
     assert run("return document.documentElement.scrollWidth") <= width, "only tables and figures scroll sideways"
     clipped = run(
-        "return [...document.querySelectorAll('table')].filter(t => t.scrollWidth > t.parentElement.clientWidth + 1 && getComputedStyle(t.parentElement).overflowX != 'auto').length"
+        (
+            "return [...document.querySelectorAll('table')].filter(t => t.scrollWidth > "
+            "t.parentElement.clientWidth + 1 && getComputedStyle(t.parentElement).overflowX != 'auto').length"
+        )
     )
     assert clipped == 0
     seen = run(
-        "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor].map(c => c.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0))"
+        (
+            "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor].map(c => "
+            "c.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0))"
+        )
     )
     assert (seen[0] < seen[1]) == (scheme == "light") and abs(seen[0] - seen[1]) > 400
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []

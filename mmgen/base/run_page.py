@@ -152,7 +152,8 @@ STYLE = """body { font: 15px/1.5 system-ui, sans-serif; color: #222; background:
 body { max-width: 1120px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.5em; margin-bottom: .2em } h2 { font-size: 1.15em; margin-top: 1.8em }
 table { border-collapse: collapse }
-td { padding: .15em 1.2em .15em 0; vertical-align: top; overflow-wrap: anywhere } td.n { text-align: right; white-space: nowrap }
+td { padding: .15em 1.2em .15em 0; vertical-align: top; overflow-wrap: anywhere }
+td.n { text-align: right; white-space: nowrap }
 tr + tr td { border-top: 1px solid #e5e5e5 } figure { margin: 1em 0 } figure img { max-width: 100% }
 figcaption, .about { color: #555 } .failed { background: #fdecea; padding: .6em 1em; border-left: 4px solid #b3261e }
 summary { cursor: pointer; margin-top: 1em }"""

@@ -315,7 +315,8 @@ def read_config(
     if cls and (strange := [k for k in config if k not in known]):
         raise WeightsError(
             f"{cls.__name__}.load: {folder.name} holds another model: its config.json has "
-            f"{', '.join(strange[:3])}{', …' if strange[3:] else ''}, and a {cls.__name__} has {', '.join(known[:3])}, …."
+            f"{', '.join(strange[:3])}{', …' if strange[3:] else ''}, "
+            f"and a {cls.__name__} has {', '.join(known[:3])}, …."
         )
     if cls and cls.__name__ in SCHEMAS:
         checked(cls.__name__, config, f"{folder.name}/config.json")

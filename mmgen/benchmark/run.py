@@ -28,9 +28,10 @@ def evaluate(
     config: EvaluateConfig,
     run: Run,
 ) -> list[dict]:  # of `table`
-    """Runs what is missing, and puts scores.json, rows.json and pictures into the run, and the main figures as its metrics.
+    """Runs what is missing, and puts scores.json, rows.json and pictures into the run, and the main figures as its
+    metrics.
 
-    Says why Editors failed; EditError after all is saved where all rows of one did.
+        Says why Editors failed; EditError after all is saved where all rows of one did.
     """
     parts(config)  # an unknown Editor is an error before anything is computed
     folder, rows = run.path / "parts", counterfactuals(max(config.rows, config.slow_rows))

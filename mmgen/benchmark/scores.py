@@ -66,8 +66,10 @@ def pixel_accuracy(
 
 # %% ../../nbs/benchmark/scores.ipynb #6cdb5fa0
 WITHOUT_CLIP = (
-    "The columns CLIP score and CLIP direction will be missing ({}): name a CLIP that no method optimised with `clip`, or train one, papermill "
-    "nbs/train_clip.ipynb clip.ipynb -p seed 1 -r run_id clip-judge (half an hour on two cores), where evaluate looks for it."
+    "The columns CLIP score and CLIP direction will be missing ({}): name a CLIP that no method optimised with "
+    "`clip`, or train one, papermill "
+    "nbs/train_clip.ipynb clip.ipynb -p seed 1 -r run_id clip-judge (half an hour on two cores), where "
+    "evaluate looks for it."
 )
 
 
@@ -78,8 +80,7 @@ class Judges:
         self,
         device=None,  # torch device; None: the best there is
         identity: str = "identity-portraits",  # see `load_identity`
-        clip: str
-        | None = "reports/runs/clip-judge/clip-portraits",  # a CLIP that no method optimised, see `CLIP.load`; None: none
+        clip: str | None = "reports/runs/clip-judge/clip-portraits",  # a CLIP that no method optimises; None: none
     ):
         self.device, self.notes = pick_device(device), []
         self.oracle, self.identity = Oracle.load(device=self.device), load_identity(identity, self.device)

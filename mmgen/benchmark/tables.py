@@ -36,7 +36,10 @@ def joined(
     loaded = [load_part(part.file(folder)) for part in some]
     if len({about["key"] for _, about in loaded}) > 1:
         raise RunError(
-            f"The parts of {some[0].spec} were made by different weights, dials or judges; run evaluate again with resume_from, which makes them anew."
+            (
+                f"The parts of {some[0].spec} were made by different weights, dials or judges; run evaluate again "
+                "with resume_from, which makes them anew."
+            )
         )
     failed = {
         part.start + int(i): why
@@ -118,7 +121,9 @@ def table(
     config: EvaluateConfig,
     folder: Path,  # of the parts
 ) -> list[dict]:  # one for each Editor, task, strength and kind
-    "Means of all scores with their intervals, clustered by source image, over all rows, each kind, and unseen combinations."
+    """Means of all scores with their intervals, clustered by source image, over all rows, each kind, and unseen
+    combinations.
+    """
     rows, found = counterfactuals(max(config.rows, config.slow_rows)), []
     for spec, some in parts(config).items():
         *asked, clock = dict.fromkeys((part.task, part.strength) for part in some)

@@ -98,7 +98,9 @@ def ask(
     prompts: str = "tags",  # or english
     known: dict | None = None,  # of `known_rows`; None: computed here
 ) -> tuple[dict[str, np.ndarray], dict[int, str]]:  # what each row got; why some rows failed
-    "The scores of some rows, their images as uint8 `image`, `seconds` and `memory` in MiB; where the Editor raises, NaN."
+    """The scores of some rows, their images as uint8 `image`, `seconds` and `memory` in MiB; where the Editor
+    raises, NaN.
+    """
     source, exact = (
         as_batch(rows, size_of(which))[::3]
         if known is None

@@ -27,7 +27,7 @@ from ..data.sources import content_sha256
 
 # %% ../../nbs/metrics/features.ipynb #fe4d570a
 def image_set(
-    images,  # a list of files, PIL images, uint8 (H, W, 3) or float (3, H, W); or what `as_images` takes; or an `ImageColumn`
+    images,  # a list of files, PIL images or arrays; what `as_images` takes; or an `ImageColumn`
     what: str = "A metric",  # who asks, for errors
 ):  # what can be indexed by an array: a list becomes a float32 tensor (N, 3, H, W) in [-1, 1]
     "Images of one size, opened where they are files; ValueError says which one is none, or of another size."
@@ -54,7 +54,8 @@ def image_set(
         if found[-1].shape != found[0].shape:
             (h, w), (first_h, first_w) = found[-1].shape[1:], found[0].shape[1:]
             raise ValueError(
-                f"{what} wants images of one size: image {name} has {w} × {h} pixels, image {names[0]} has {first_w} × {first_h}; "
+                f"{what} wants images of one size: image {name} has {w} × {h} pixels, image {names[0]} has "
+                f"{first_w} × {first_h}; "
                 "mmgen.data.images.open_image(file, size) resizes."
             )
     return torch.stack(found) if found else torch.empty(0, 3, 1, 1)
@@ -70,7 +71,10 @@ def as_images(
         return x, torch.ones(len(x), dtype=torch.bool)
     if not x.is_floating_point() or x.ndim != 4 or x.shape[1] != 3:
         raise ValueError(
-            f"A metric wants images uint8 (N, H, W, 3) or float (N, 3, H, W) in [-1, 1], not {x.dtype} of shape {tuple(x.shape)}."
+            (
+                f"A metric wants images uint8 (N, H, W, 3) or float (N, 3, H, W) in [-1, 1], not {x.dtype} of "
+                f"shape {tuple(x.shape)}."
+            )
         )
     return x.float(), (x.abs() <= 1.01).flatten(1).all(1).cpu()
 
@@ -84,11 +88,17 @@ def trained_file(
     path = Path(path or Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1])
     if not path.is_file():
         raise WeightsError(
-            f"{columns} will be missing: the trained weights are not at {path}. Get them with: curl -L --create-dirs -o {shlex.quote(str(path))} {url}"
+            (
+                f"{columns} will be missing: the trained weights are not at {path}. Get them with: curl -L "
+                f"--create-dirs -o {shlex.quote(str(path))} {url}"
+            )
         )
     if not sha256(path).startswith(url[-12:-4]):
         raise WeightsError(
-            f"{columns} will be missing: the SHA-256 of {path} does not begin with {url[-12:-4]}, so these are other weights or the file is damaged."
+            (
+                f"{columns} will be missing: the SHA-256 of {path} does not begin with {url[-12:-4]}, so these are "
+                "other weights or the file is damaged."
+            )
         )
     return path
 
@@ -169,7 +179,7 @@ def features(
 
 def extract(
     judge: Extractor,
-    images,  # uint8 (N, H, W, 3) as an array or an `ImageColumn`, float (N, 3, H, W) in [-1, 1], or a list, see `image_set`
+    images,  # uint8 (N, H, W, 3), float (N, 3, H, W) in [-1, 1], an `ImageColumn` or a list, see `image_set`
     sources: Sequence | None = None,  # of each image, what it was made from (a seed, a name); None: each stands alone
     batch_size: int = 100,
     cache: bool | str | Path = False,  # a folder; True: data/cache in the repository
@@ -179,7 +189,10 @@ def extract(
     images = image_set(images, "extract")
     if not len(images) or (sources is not None and len(sources) != len(images)):
         raise ValueError(
-            f"extract: {len(images)} images and {'no' if sources is None else len(sources)} sources; at least one image, and a source for each, were expected."
+            (
+                f"extract: {len(images)} images and {'no' if sources is None else len(sources)} sources; at least "
+                "one image, and a source for each, were expected."
+            )
         )
 
     def read(part):

@@ -62,7 +62,8 @@ def fd(
     (found,) = set_scores([name], every, real, made, 2, draws, seed)
     if min(found.n, found.reference) <= width:
         warnings.warn(
-            f"{name} of {found.reference} and {found.n} images in {width} dimensions: a covariance of so few has not full rank, so the "
+            f"{name} of {found.reference} and {found.n} images in {width} dimensions: a covariance of so few "
+            "has not full rank, so the "
             "number is biased upward; compare it only with numbers of the same counts.",
             MetricWarning,
             2,

@@ -26,7 +26,9 @@ def edits_to_try(
     captions: Sequence[str],  # of held-out images
     most: int = 4,
 ) -> list[str]:  # [] where the captions have no tags in common, as sentences
-    "The tags that are tried as edits: those asked for; of the defaults those that a caption has or, where none has any, the commonest tags that at most half of the captions have."
+    """The tags that are tried as edits: those asked for; of the defaults those that a caption has or, where none
+    has any, the commonest tags that at most half of the captions have.
+    """
     counts = Counter(tag for text in captions for tag in dict.fromkeys(as_tags(text)))
     known = [tag for tag in asked if tag in counts]
     if tuple(asked) != tuple(usual):
@@ -64,7 +66,9 @@ def record_edits(
     source: Sequence[str],  # captions of the images
     target: Sequence[str],  # of the wanted images
 ) -> None:
-    "The CLIP score of edits with the wanted captions, that of the sources with them, and the directional similarity; rows that ask for no change are left out."
+    """The CLIP score of edits with the wanted captions, that of the sources with them, and the directional
+    similarity; rows that ask for no change are left out.
+    """
     rows = [i for i, (old, new) in enumerate(zip(source, target)) if old != new]
     if not rows:
         return

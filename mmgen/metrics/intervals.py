@@ -56,7 +56,8 @@ def _failed(name, good, labels=None):
         )
         left = "" if good.sum() > 1 else "; with fewer than two rows left there is no interval"
         warnings.warn(
-            f"{name}: {len(failed)} of {len(good)} rows are no images in [-1, 1] or give no number ({which}, counted from 0); "
+            f"{name}: {len(failed)} of {len(good)} rows are no images in [-1, 1] or give no number ({which}, "
+            "counted from 0); "
             f"they count as failed and are in no mean{left}.",
             MetricWarning,
             3,
@@ -102,7 +103,10 @@ def score(
     sources = np.arange(len(x)) if sources is None else np.asarray(sources)
     if x.ndim != 1 or not len(x) or len(sources) != len(x):
         raise ValueError(
-            f"{name}: rows of shape {x.shape} and {len(sources)} sources; at least one row, and a source for each, were expected."
+            (
+                f"{name}: rows of shape {x.shape} and {len(sources)} sources; at least one row, and a source for "
+                "each, were expected."
+            )
         )
     good = np.isfinite(x)
     failed, kept = _failed(name, good), x[good]
@@ -170,7 +174,10 @@ def set_scores(
     "Figures that compare two sets of features, with intervals."
     if real.hash != made.hash:
         raise ValueError(
-            f"{names[0]}: the sets were read by different extractors, {real.name} ({real.hash}) and {made.name} ({made.hash})."
+            (
+                f"{names[0]}: the sets were read by different extractors, {real.name} ({real.hash}) and "
+                f"{made.name} ({made.hash})."
+            )
         )
     (x, of_x, good_x), (y, of_y, good_y) = _rows("real", real), _rows("made", made)
     labels = [f"{which} image {i}" for which, good in (("real", good_x), ("made", good_y)) for i in range(len(good))]

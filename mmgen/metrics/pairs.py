@@ -83,7 +83,10 @@ def pair_metric(
             f"LPIPS ({name.removeprefix('lpips-')})", lambda x, y: net(x, y).flatten(), device, fingerprint(net)
         )
     raise ValueError(
-        f"There is no measure of pairs {name!r}; choose from psnr, ssim, perceptual, {', '.join('lpips-' + net for net in BACKBONES)}."
+        (
+            f"There is no measure of pairs {name!r}; choose from psnr, ssim, perceptual, "
+            f"{', '.join('lpips-' + net for net in BACKBONES)}."
+        )
     )
 
 

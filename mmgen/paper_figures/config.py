@@ -89,7 +89,7 @@ class PretrainedConfig(Settings):
     face: str | None = None  # photograph of a face, cropped as in FFHQ; None: a drawn portrait
     fit: str = "crop"  # to a square: crop (the centre), pad (all, on white) or top
     face_shows: str = "a face"  # caption of the face
-    prompts: str = "a face with green hair,a face with blue eyes,a smiling face,a face with glasses"  # captions of the targets, separated by commas
+    prompts: str = "a face with green hair,a face with blue eyes,a smiling face,a face with glasses"  # by commas
     manga: str | None = None  # manga image; None: a black and white portrait
     manga_shows: str = "a manga drawing of a face"  # caption of the manga image
     manga_prompt: str = "blue eyes"  # caption of the target of the manga image

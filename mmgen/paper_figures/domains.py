@@ -135,7 +135,9 @@ def style_edits(
     kind: str,  # hair color, glasses on, glasses off or hair length
     n: int,
 ) -> list[Edit]:
-    "The first n test faces in which more than 1 % of the pixels change so (a hat hides hair); PortraitError where there are none."
+    """The first n test faces in which more than 1 % of the pixels change so (a hat hides hair); PortraitError
+    where there are none.
+    """
     if kind not in STYLE_KINDS:
         raise PortraitError(f"There are no edits {kind!r}; choose from {', '.join(STYLE_KINDS)}.")
     attribute, of = STYLE_KINDS[kind]

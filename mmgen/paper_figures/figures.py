@@ -47,9 +47,13 @@ from mmgen.paper_figures.domains import (
 )
 
 # %% ../../nbs/paper_figures/figures.ipynb #524bfeee
-COMMANDS = """python -m mmgen.jobs.launch autoencoder data=portraits:mixture run_id=mixture-autoencoder max_seconds=215 batch_size=64 ema_decay=0.9995 mixed_precision=bf16
-python -m mmgen.jobs.launch clip data=portraits:mixture run_id=mixture-clip max_seconds=90 batch_size=256 mixed_precision=bf16
-python -m mmgen.jobs.launch ldm data=portraits:mixture run_id=mixture-ldm autoencoder=reports/runs/mixture-autoencoder/autoencoder text_encoder=reports/runs/mixture-clip/clip-portraits max_seconds=175 images=40000 batch_size=256 ema_decay=0.9995 mixed_precision=bf16"""
+COMMANDS = """python -m mmgen.jobs.launch autoencoder data=portraits:mixture run_id=mixture-autoencoder max_seconds=215
+batch_size=64 ema_decay=0.9995 mixed_precision=bf16
+python -m mmgen.jobs.launch clip data=portraits:mixture run_id=mixture-clip max_seconds=90 batch_size=256
+mixed_precision=bf16
+python -m mmgen.jobs.launch ldm data=portraits:mixture run_id=mixture-ldm
+autoencoder=reports/runs/mixture-autoencoder/autoencoder text_encoder=reports/runs/mixture-clip/clip-portraits
+max_seconds=175 images=40000 batch_size=256 ema_decay=0.9995 mixed_precision=bf16"""
 
 
 def load_models(
@@ -63,8 +67,10 @@ def load_models(
             found[key] = open_pipeline(name, device)
         except WeightsError as error:
             raise WeightsError(
-                f"The {key} model {name} cannot be loaded: {error} These commands, from the repository's folder, make the foreign model "
-                f"in ten minutes on a GPU (without one leave out max_seconds and what follows, and take two hours):\n{COMMANDS}"
+                f"The {key} model {name} cannot be loaded: {error} These commands, from the repository's "
+                "folder, make the foreign model "
+                "in ten minutes on a GPU (without one leave out max_seconds and what follows, and take two "
+                f"hours):\n{COMMANDS}"
             ) from error
     return found
 
@@ -266,7 +272,9 @@ def known_words(
     config: PreliminaryConfig,
     models: dict[str, LatentDiffusion],
 ) -> list[dict]:
-    "The foreign model on the benchmark's hair colours and glasses, with captions cut to the tags that it was trained with."
+    """The foreign model on the benchmark's hair colours and glasses, with captions cut to the tags that it was
+    trained with.
+    """
     model, oracle, found = models["foreign"], Oracle.load(device=models["foreign"].device), []
     known = lambda texts: [caption([tag for tag in as_tags(text) if tag in model.tags]) for text in texts]
     for kind in ("hair color", "glasses on"):

@@ -61,7 +61,10 @@ PUBLISHED = {
         "e4e of FFHQ",
         "1.2 GB",
         "MIT; the generator in it is Nvidia's, not for commercial use",
-        "https://drive.google.com/file/d/1cUv_reLE6k3604or78EranS7XzuVMWeO, which https://github.com/omertov/encoder4editing names",
+        (
+            "https://drive.google.com/file/d/1cUv_reLE6k3604or78EranS7XzuVMWeO, which "
+            "https://github.com/omertov/encoder4editing names"
+        ),
     ),
     "openai/clip-vit-large-patch14": Published(
         "CLIP ViT-L/14", "1.71 GB", "MIT", "https://huggingface.co/openai/clip-vit-large-patch14"
@@ -70,7 +73,10 @@ PUBLISHED = {
         "ArcFace IR-SE50",
         "175 MB",
         "MIT",
-        "https://drive.google.com/file/d/1KW7bjndL3QG3sxBbZxreGHigcCCpsDgn, which https://github.com/omertov/encoder4editing names",
+        (
+            "https://drive.google.com/file/d/1KW7bjndL3QG3sxBbZxreGHigcCCpsDgn, which "
+            "https://github.com/omertov/encoder4editing names"
+        ),
     ),
 }
 PARTS = {
@@ -124,7 +130,10 @@ def find(
         return found
     here = "; ".join(f"{field} ({config.weights[field]})" for field in found) or "none"
     raise WeightsError(
-        f"{len(missing)} of {len(config.weights)} weights are missing. Put the files where the parameters say, or say where they are; hub names are fetched with -p download True.\n"
+        (
+            f"{len(missing)} of {len(config.weights)} weights are missing. Put the files where the parameters say, "
+            "or say where they are; hub names are fetched with -p download True.\n"
+        )
         + "\n".join(missing)
         + f"\nHere: {here}."
     )
@@ -189,7 +198,9 @@ def measure(
     shows: str,  # caption of the source
     texts: list[str],  # N captions
 ) -> list[dict]:
-    "Of each picture: CLIP score (100 times the cosine with its text), CLIP direction (-1 … 1), and the mean absolute change in per cent of the range."
+    """Of each picture: CLIP score (100 times the cosine with its text), CLIP direction (-1 … 1), and the mean
+    absolute change in per cent of the range.
+    """
     x, before, n = to_float(made), to_float(source).expand(len(made), -1, -1, -1), len(made)
     with torch.no_grad():
         old, said, told = judge.images(before[:1]).expand(n, -1), judge.text(texts), judge.text([shows]).expand(n, -1)

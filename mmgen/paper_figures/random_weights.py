@@ -107,7 +107,9 @@ def random_weights(
     folder: str | Path,  # where they go
     seed: int = 0,
 ) -> dict[str, Path]:  # model, generator, encoder, clip
-    "Stable Diffusion as a folder of diffusers, StyleGAN2 and e4e as StyleCLIP has them, CLIP as transformers has it; 32 and 16 pixels."
+    """Stable Diffusion as a folder of diffusers, StyleGAN2 and e4e as StyleCLIP has them, CLIP as transformers
+    has it; 32 and 16 pixels.
+    """
     folder = Path(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -73,7 +73,8 @@ def ceilings(
     if lines:
         head = ["way", "n", "PSNR, dB ↑", "attributes read % ↑", "per image", "edits reached % ↑", "kept % ↑"]
         parts += [
-            "Single portraits, reconstructed; then hair-colour edits by the text mapper from those W+ codes, decoded plainly. "
+            "Single portraits, reconstructed; then hair-colour edits by the text mapper from those W+ codes, "
+            "decoded plainly. "
             "The code of lowest error is not always the one that edits best.",
             markdown(head, lines, "lr"),
             "*`python benchmarks/reconstruction.py`, `python benchmarks/inversion.py`; rows in "
@@ -124,8 +125,10 @@ def loops(
         return ""
     head = ["method", "n", "nothing: distance ↓", "flips % ↓", "back: distance ↓", "flips % ↓"]
     return (
-        "## Edits to nothing, there and back\n\n*Nothing*: target and source caption are equal, so the exact answer is the "
-        "source. *Back*: the result is edited back to the source caption. Distances to the source are root mean squares in "
+        "## Edits to nothing, there and back\n\n*Nothing*: target and source caption are equal, so the exact "
+        "answer is the "
+        "source. *Back*: the result is edited back to the source caption. Distances to the source are root "
+        "mean squares in "
         "255 levels.\n\n" + markdown(head, lines, "lr")
     )
 
@@ -159,7 +162,8 @@ def decoding(
             cells = [interval(rows[spec]["scores"].get(score), WRITE.get(score, ratio)) for score in scores]
             lines.append([name, decoding_of(spec), str(rows[spec]["n"]), *cells])
     head = (
-        "## Residual against plain decoding\n\nPlain: decode(edit). Residual: source + decode(edit) − decode(source), which "
+        "## Residual against plain decoding\n\nPlain: decode(edit). Residual: source + decode(edit) − "
+        "decode(source), which "
         "cancels the reconstruction error. Paired: residual, with the source sampled as the edit is.\n\n"
     )
     if not lines:
@@ -197,7 +201,8 @@ def one_text(
         return ""
     head = ["mapper", "edit", "strength", "n", "reached % ↑", "kept % ↑", "skill ↑", "each of a batch"]
     return (
-        "## Mappers of one text\n\nThe published latent mapper knows one text, taught by CLIP alone. Test portraits of another "
+        "## Mappers of one text\n\nThe published latent mapper knows one text, taught by CLIP alone. Test "
+        "portraits of another "
         "colour, not the rows of the comparison above. *Kept*: mean over attributes of how often they are still read. "
         "*Skill*: a median here.\n\n"
         + markdown(head, lines, "llr")

@@ -97,7 +97,8 @@ FAMILY = {
     None: "**Undecided**: one family has no interval of skill.",
 }
 TAUGHT = (
-    "*Learned from: what taught the edit itself. The {} were trained with a loss on pairs of portraits that differ in one "
+    "*Learned from: what taught the edit itself. The {} were trained with a loss on pairs of portraits that "
+    "differ in one "
     "attribute (`edit_weight`) as well.*"
 )
 
@@ -188,7 +189,8 @@ def _first_claim(ours, theirs):
     return [
         "StyleCLIP's preliminary results were considerably more impressive than the diffusion model's (5)",
         verdict_here,
-        f"skill: {skills}. Here both families are trained on the same portraits; the paper compared models pretrained on "
+        f"skill: {skills}. Here both families are trained on the same portraits; the paper compared models "
+        "pretrained on "
         "FFHQ and on LAION-5B",
     ]
 
@@ -302,7 +304,10 @@ def conclusion(
         "## Which Editor when",
         "By need:",
         which_editor(evidence),
-        "By kind of edit, the method of highest skill in each group (level: its 95 % interval overlaps the highest one's):"
+        (
+            "By kind of edit, the method of highest skill in each group (level: its 95 % interval overlaps the "
+            "highest one's):"
+        )
         if kinds
         else "",
         kinds,

@@ -83,21 +83,32 @@ def figure(
     return buffer.getvalue()
 
 # %% ../../nbs/report/figures_page.ipynb #0b0f41a2
-ABOUT = """Section 4.1 of the paper and figures 6, 7 and 8, on drawings. Made from the record of one run ([run.json]({where}/run.json), [scores.json]({where}/scores.json));
-the run is `papermill nbs/paper_figures.ipynb out.ipynb -r run_id {run_id}`. Brackets are 95 % intervals, clustered by source image."""
-STAND_INS = """**Stand-ins.** No pretrained StyleGAN2, Stable Diffusion, photograph of a face or manga page is used here. Adventurer portraits stand for the images to edit; lorelei, black lines on white,
-for manga; a latent diffusion model trained on eight other drawing styles for Stable Diffusion trained on LAION. All images have 64 pixels.
+ABOUT = """Section 4.1 of the paper and figures 6, 7 and 8, on drawings. Made from the record of one run
+([run.json]({where}/run.json), [scores.json]({where}/scores.json));
+the run is `papermill nbs/paper_figures.ipynb out.ipynb -r run_id {run_id}`. Brackets are 95 % intervals, clustered by
+source image."""
+STAND_INS = """**Stand-ins.** No pretrained StyleGAN2, Stable Diffusion, photograph of a face or manga page is used
+here. Adventurer portraits stand for the images to edit; lorelei, black lines on white,
+for manga; a latent diffusion model trained on eight other drawing styles for Stable Diffusion trained on LAION. All
+images have 64 pixels.
 The shift between two drawing styles is not that between photographs and manga."""
-FIGURE_6 = """The paper compares StyleCLIP on StyleGAN2 of FFHQ, faces only, with Stable Diffusion, trained on anything; calls that comparison "not fair"; and finds diffusion unsatisfactory and StyleCLIP
+FIGURE_6 = """The paper compares StyleCLIP on StyleGAN2 of FFHQ, faces only, with Stable Diffusion, trained on
+anything; calls that comparison "not fair"; and finds diffusion unsatisfactory and StyleCLIP
 considerably more impressive. Here both families learn from the same portraits and read the same captions."""
-FIGURE_7 = """The paper edits a manga image with "blue eyes" and a model that was not trained on manga. It fails, and the paper attributes this to domain shift."""
-AT_HOME = """The same model on test images of the styles that it was trained on, to separate the domain shift from what the model cannot do at home:"""
+FIGURE_7 = """The paper edits a manga image with "blue eyes" and a model that was not trained on manga. It fails, and
+the paper attributes this to domain shift."""
+AT_HOME = """The same model on test images of the styles that it was trained on, to separate the domain shift from what
+the model cannot do at home:"""
 FIGURE_8 = """The same images and prompts, with the model trained on adventurer. Lorelei is foreign to it, too."""
-LIMITS = """* These experiments show the effect of a shift of drawing style on each part (autoencoder, CLIP, diffusion) of one architecture, with known answers.
-* They do not show how Stable Diffusion or StyleGAN2 do on manga. The shift from photographs is larger; but Stable Diffusion has read far more words and seen far more kinds of images.
+LIMITS = """* These experiments show the effect of a shift of drawing style on each part (autoencoder, CLIP, diffusion)
+of one architecture, with known answers.
+* They do not show how Stable Diffusion or StyleGAN2 do on manga. The shift from photographs is larger; but Stable
+Diffusion has read far more words and seen far more kinds of images.
 {unread}* *Words known* separates edits whose words the foreign model can read from the others.
-* Plain decoding is the paper's. Paired decoding adds the difference of two reconstructions to the source, which cancels the autoencoder's error; an edit without effect then costs nothing.
-* The mapper learned from rendered pairs, optimisation and directions from CLIP alone, SDEdit from captioned images. The generator was trained without a GPU; a better one would help all three StyleCLIP methods.
+* Plain decoding is the paper's. Paired decoding adds the difference of two reconstructions to the source, which
+cancels the autoencoder's error; an edit without effect then costs nothing.
+* The mapper learned from rendered pairs, optimisation and directions from CLIP alone, SDEdit from captioned images.
+The generator was trained without a GPU; a better one would help all three StyleCLIP methods.
 * Latent optimisation has {slow} edits, the other methods {rows}."""
 
 

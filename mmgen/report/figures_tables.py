@@ -114,7 +114,8 @@ def shift(rows: list[dict]) -> str:
     n = psnr("adventurer")[0]["n"]
     return "\n\n".join(
         [
-            f"**Distance** between the styles, {distances[0]['name']}; a second sample of adventurer shows the distance "
+            f"**Distance** between the styles, {distances[0]['name']}; a second sample of adventurer shows the "
+            "distance "
             "within one style:",
             markdown(["styles", "n of each", distances[0]["name"]], apart),
             f"**Autoencoders**, PSNR in dB of {n} test images:",
@@ -157,12 +158,14 @@ def adventurer_edits(rows: list[dict]) -> str:
     ]
     return "\n\n".join(
         [
-            "**Adventurer**, edits reached in per cent, judged by the oracle. *Words known*: the share of these edits whose "
+            "**Adventurer**, edits reached in per cent, judged by the oracle. *Words known*: the share of "
+            "these edits whose "
             "words occur in the foreign model's training captions.",
             markdown(["edit", "n", "words known, %", *HEADS], reached),
             "All edits; flips in per cent:",
             markdown(["", *HEADS], others),
-            f"The style of the first {drawn_as('mixture', 'own', WAYS[0])['n']} results, in per cent (style of the nearest "
+            f"The style of the first {drawn_as('mixture', 'own', WAYS[0])['n']} results, in per cent (style of "
+            "the nearest "
             "image in features of EfficientNet-Lite0):",
             markdown(["drawn as", *HEADS], drawn),
             "The foreign model on edits and captions of known words alone; this failure is not due to unknown words:",
@@ -182,7 +185,8 @@ def other_styles(rows: list[dict]) -> str:
         for style, kind in styles
     ]
     return (
-        "**The other styles** have no oracle, but the renderer draws exact answers for some edits; skill against them (1: exact, "
+        "**The other styles** have no oracle, but the renderer draws exact answers for some edits; skill "
+        "against them (1: exact, "
         "0: a copy of the source, below 0: worse than a copy):\n\n" + markdown(["style", "edit", "n", *HEADS], lines)
     )
 
@@ -221,8 +225,10 @@ def verdict(rows: list[dict]) -> str:
         [
             "Edits reached by both models, in per cent:",
             markdown(["decoding", "foreign model", "own model", "95 % intervals"], reached),
-            "Each model at home and on other styles: skill in hair colour, and PSNR of its autoencoder. *Foreign* is a relation: "
-            "where the own model leaves its style, it is the foreign one. Compare each model with itself, because captions of "
+            "Each model at home and on other styles: skill in hair colour, and PSNR of its autoencoder. "
+            "*Foreign* is a relation: "
+            "where the own model leaves its style, it is the foreign one. Compare each model with itself, "
+            "because captions of "
             "the mixture have few tags and leave most of the image open.",
             markdown(["model", "style", "skill, plain", "skill, paired", "PSNR, dB"], places),
         ]
@@ -241,6 +247,7 @@ def unread(rows: list[dict]) -> str:
     if not kinds:
         return ""
     return (
-        f"* No caption of the foreign model's training named the edits of: {', '.join(kinds)}. There it lacks the words as "
+        f"* No caption of the foreign model's training named the edits of: {', '.join(kinds)}. There it lacks "
+        "the words as "
         "well, which Stable Diffusion would have known."
     )

@@ -352,7 +352,10 @@ STYLEGAN = (
 COSTS = (
     Measurement(
         "Precision",
-        "Edits by the packaged models in float32 and in 16 bits: quality by the oracle, and the ratio of times in one run.",
+        (
+            "Edits by the packaged models in float32 and in 16 bits: quality by the oracle, and the ratio of times "
+            "in one run."
+        ),
         "precision",
         {"editor": "Editor", "precision": "precision"},
         EDIT | {"ratio": ("times as fast as float32", ratio), "n": ("n", whole)},
@@ -491,10 +494,14 @@ PARTS = {
 
 # %% ../../nbs/report/measurements.ipynb #9b67b21a
 INTRO = (
-    "Each table is made of a benchmark's rows. *Reached*: the oracle reads the asked attribute on the result. *Kept*: the "
-    "mean over all other attributes of how often they are still read. *Skill*: 1 − MSE(result, exact target) / MSE(source, "
-    "exact target), the median: 1 is the exact answer, 0 a copy of the source. Brackets hold the 95 % Wilson interval of a "
-    "share of n edits; the other columns are means without interval, because the rows hold no single values. Times are of "
+    "Each table is made of a benchmark's rows. *Reached*: the oracle reads the asked attribute on the result. "
+    "*Kept*: the "
+    "mean over all other attributes of how often they are still read. *Skill*: 1 − MSE(result, exact target) / "
+    "MSE(source, "
+    "exact target), the median: 1 is the exact answer, 0 a copy of the source. Brackets hold the 95 % Wilson "
+    "interval of a "
+    "share of n edits; the other columns are means without interval, because the rows hold no single values. "
+    "Times are of "
     "shared machines; ratios are of one run."
 )
 

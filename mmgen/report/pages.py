@@ -53,7 +53,8 @@ def dump_section(
     if name == "synthetic":
         year = config["form"] if config["form"] != "auto" else "2017"
         about = (
-            f"a synthetic dump of {whole(config['posts'])} posts in the layout of Danbooru{year}, with damage of twelve kinds "
+            f"a synthetic dump of {whole(config['posts'])} posts in the layout of Danbooru{year}, with damage "
+            "of twelve kinds "
             "planted in 5 % of them; the counts of damage equal what was planted"
         )
     kept = ", ".join(f"{part} {whole(rows)}" for part, rows in counts["kept"].items())
@@ -65,10 +66,14 @@ def dump_section(
     ]
     return [
         "## A Danbooru dump",
-        f"`papermill nbs/prepare_danbooru.ipynb` makes a training set from a dump on disk. Its record `{run.name}` is of "
-        f"{about}. {whole(counts['metadata']['lines'])} lines of metadata and {whole(counts['metadata']['posts'])} posts gave "
-        f"{whole(counts['images']['images'])} images of {config['size']} pixels ({kept}; the last three digits of the id "
-        f"choose the split, 950 to 999 are the test), with {counts['choice']['tags'] / counts['choice']['chosen']:.1f} tags "
+        "`papermill nbs/prepare_danbooru.ipynb` makes a training set from a dump on disk. Its record "
+        f"`{run.name}` is of "
+        f"{about}. {whole(counts['metadata']['lines'])} lines of metadata and "
+        f"{whole(counts['metadata']['posts'])} posts gave "
+        f"{whole(counts['images']['images'])} images of {config['size']} pixels ({kept}; the last three digits "
+        "of the id "
+        "choose the split, 950 to 999 are the test), with "
+        f"{counts['choice']['tags'] / counts['choice']['chosen']:.1f} tags "
         "per chosen post on average.",
         markdown(["what", "stage", "n", "why it is dropped or changed"], dropped, "llrl"),
         NEAR_DUPLICATES["dropped" if config["drop_copies"] else "kept"].format(whole(pairs)),
@@ -134,9 +139,12 @@ def write_dataset(
     combinations = "; ".join(sorted(" + ".join(sorted(names)) for names in held_out()))
     parts = [
         "# Data set",
-        "The paper uses 300 000 images of Danbooru2017 with 37 tags each on average (section 4.2). **These portraits stand in "
-        "for them**: a renderer draws faces from named options, so every tag is true and every edit has an exact answer. "
-        f"They have {np.mean([len(names) for names in face_tags]):.1f} tags each on average (over {whole(COUNTED)} training "
+        "The paper uses 300 000 images of Danbooru2017 with 37 tags each on average (section 4.2). **These "
+        "portraits stand in "
+        "for them**: a renderer draws faces from named options, so every tag is true and every edit has an "
+        "exact answer. "
+        f"They have {np.mean([len(names) for names in face_tags]):.1f} tags each on average (over "
+        f"{whole(COUNTED)} training "
         "portraits), in Danbooru's vocabulary where it has a word. They lack variety: one pose, flat colours, a white "
         "background, 64 pixels.",
         "![Sample portraits of three styles](figures/dataset-sheet.jpg)",
@@ -146,7 +154,8 @@ def write_dataset(
         "## Splits",
         "A portrait is its seed, so splits are ranges of seeds; any number of portraits can be drawn from each.",
         _splits(faces),
-        f"{len(held_out())} combinations of attributes occur in no training or validation portrait and measure edits of "
+        f"{len(held_out())} combinations of attributes occur in no training or validation portrait and measure "
+        "edits of "
         f"unseen faces: {combinations}.",
         "## Styles",
         _styles(),
@@ -205,10 +214,12 @@ def write_settings(
     "Writes settings.md; returns the text."
     parts = [
         "# Settings",
-        "How models are trained (section 4.3): `paper` is the paper's setting to the letter, `small` is for two CPU cores and "
+        "How models are trained (section 4.3): `paper` is the paper's setting to the letter, `small` is for "
+        "two CPU cores and "
         "the source of most numbers of these reports.",
         "## What the packaged weights were trained with",
-        "From the record of each run (`mmgen/packaged/*/run*.json`). Most runs end by the clock; steps are given where the "
+        "From the record of each run (`mmgen/packaged/*/run*.json`). Most runs end by the clock; steps are "
+        "given where the "
         "record has them.",
         made_by(),
         "## The paper's setting, and where this differs",

@@ -17,7 +17,8 @@ from .tables import levels, markdown, ratio
 MEASURES = ("CLIP score", "CLIP direction", "change, %")
 TITLE = "## Figures 6 and 7 on published weights"
 ABOUT = (
-    "Only this section uses weights that others published: {names}. Face: {face}; manga image: {manga}. {stand_ins}The run is "
+    "Only this section uses weights that others published: {names}. Face: {face}; manga image: {manga}. "
+    "{stand_ins}The run is "
     "`papermill nbs/paper_figures_published.ipynb out.ipynb -r run_id {run_id}` ([run.json]({where}/run.json), "
     "[scores.json]({where}/scores.json)), {minutes:.0f} minutes."
 )

@@ -189,7 +189,9 @@ def select(
 def editing(
     rows: dict[str, dict],  # of `select`
 ) -> list[str]:
-    "The Editors that edit; of those that differ in nothing but decoding or the training seed of their model, the first."
+    """The Editors that edit; of those that differ in nothing but decoding or the training seed of their model,
+    the first.
+    """
     firsts = {}
     for spec in rows:
         if name_of(spec) in CEILINGS:

@@ -103,7 +103,7 @@ def failure_sheet(
             for part in range(3):
                 tile = Image.fromarray(tiles[line, 3 * group + part]).resize((cell, cell), Image.Resampling.LANCZOS)
                 page.paste(tile, (x + part * cell, y))
-            text = f"{failure['kind']} → {failure['tag']}\n{failure_text(failure)}"
+            text = f"{failure['kind']}: {failure['tag']}\n{failure_text(failure)}"
             pen.multiline_text((x + 1.5 * cell, y + cell + 15), text, "black", font, "mm", 2, "center")
     return np.asarray(page)
 
@@ -114,7 +114,8 @@ def _broken(spec):
 
 # %% ../../nbs/report/results.ipynb #2a3f4689
 CAPTION = (
-    "The first {n} edits of the benchmark, not selected: one row for each method at its own strength, one column for each "
+    "The first {n} edits of the benchmark, not selected: one row for each method at its own strength, one "
+    "column for each "
     "edit. The baselines do not edit."
 )
 
@@ -198,8 +199,10 @@ def pictures(
 
 # %% ../../nbs/report/results.ipynb #f4d72d8a
 SOURCES = (
-    "The numbers come from these records of `papermill nbs/evaluate.ipynb`, which are checked against their hashes when the "
-    "report is made; training times from the records of the packaged weights; tables of benchmarks from the rows named below "
+    "The numbers come from these records of `papermill nbs/evaluate.ipynb`, which are checked against their "
+    "hashes when the "
+    "report is made; training times from the records of the packaged weights; tables of benchmarks from the "
+    "rows named below "
     "them. *Scores*: every mean with its interval. *Rows*: the outcome of each single edit, for paired tests."
 )
 
@@ -249,8 +252,10 @@ def copy_records(
 # %% ../../nbs/report/results.ipynb #c1f4904c
 INTRO = """# Results
 
-A latent diffusion model and StyleCLIP edit the same images with the same prompts and are scored by the same judges (section 4 of the paper).
-**The portraits are stand-ins** for manga: drawn faces of 64 pixels, one style and pose, for which the renderer draws the exact answer of each edit. They say nothing about real manga or photographs."""
+A latent diffusion model and StyleCLIP edit the same images with the same prompts and are scored by the same judges
+(section 4 of the paper).
+**The portraits are stand-ins** for manga: drawn faces of 64 pixels, one style and pose, for which the renderer draws
+the exact answer of each edit. They say nothing about real manga or photographs."""
 
 
 def write_results(

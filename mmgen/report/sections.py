@@ -36,7 +36,8 @@ ABOUT = {
     "reached": "share of edits whose result shows the requested attribute, read by the oracle, a classifier that no "
     "method was trained against",
     "flips": "share of the other attributes that change although nobody asked for it",
-    "skill": "1 − error of the edit / error of the unedited source, both against the exact answer in pixels: 1 is exact, "
+    "skill": "1 − error of the edit / error of the unedited source, both against the exact answer in pixels: 1 is "
+    "exact, "
     "0 is a copy of the source, below 0 is worse than a copy. The mean is dominated by a few failures",
     "perceptual skill": "the same in features of EfficientNet-Lite0",
     "IoU": "correct pixels among those that change or should change (CIE76 ΔE, as in PaintBench)",
@@ -57,7 +58,8 @@ def definitions(
     titles = {c.title.split(" (")[0].removesuffix(" %") for c in expand((*EXACT, *PAPER), select(evidence).values())[0]}
     lines = [f"- **{name}**: {text}." for name, text in ABOUT.items() if titles & set(name.split(", "))]
     return (
-        "## Scores\n\nEach method edits test portraits at its own strength. Brackets hold the 95 % interval from a bootstrap "
+        "## Scores\n\nEach method edits test portraits at its own strength. Brackets hold the 95 % interval "
+        "from a bootstrap "
         "over source portraits; it is left out if all resamples agree. ↑ higher is better, ↓ lower is better.\n\n"
         + "\n".join(lines)
     )
@@ -79,7 +81,8 @@ def comparison(
     counts = sorted({row["n"] for row in chosen.values()})
     size = f"{counts[-1]} edits per method" + (", fewer for slow methods (column n)" if len(counts) > 1 else "")
     parts = [
-        f"## Comparison\n\nBoth families at each method's own strength: {size}. The baselines: *copy-input* returns the source; "
+        f"## Comparison\n\nBoth families at each method's own strength: {size}. The baselines: *copy-input* "
+        "returns the source; "
         "*reconstruction* and *inversion* encode and decode it.",
         "### Against the exact answers",
         exact,
@@ -104,8 +107,9 @@ def trade_off(
             cells = [interval(row["scores"].get(score), WRITE.get(score, ratio)) for score in scores]
             rows.append([label(spec), f"{row['strength']:g}" + (" (own)" if row["own"] else ""), str(row["n"]), *cells])
     captions = {
-        "results-curves.svg": "Up: more edits reached. Left: fewer attributes flipped. One point per strength, a ring at the "
-        "method's own; crosses are 95 % intervals. Solid: latent diffusion. Dashed: StyleCLIP.",
+        "results-curves.svg": "Up: more edits reached. Left: fewer attributes flipped. "
+        "One point per strength, a ring at the method's own; crosses are 95 % intervals. "
+        "Solid: latent diffusion. Dashed: StyleCLIP.",
         "results-zoom.svg": "The same between 0 and 5 % of flips.",
         "results-skill.svg": "Skill over strength. Values below −0.55 are drawn at the edge; the table has them.",
     }
@@ -157,7 +161,8 @@ def unseen(
         return ""
     head = ["method", "n", "reached %: all", "unseen", "flips %: all", "unseen", "skill: all", "unseen"]
     return (
-        "## Unseen combinations\n\nFaces with a combination that was held out from all training (such as white hair with a "
+        "## Unseen combinations\n\nFaces with a combination that was held out from all training (such as white "
+        "hair with a "
         "mohawk), beside all faces of the benchmark; *n* counts the unseen ones.\n\n" + markdown(head, lines, "lr")
     )
 

@@ -43,7 +43,10 @@ def trained(
         record = load_run(folder / run / "run.json")
         if record["name"] not in JOBS or record["status"] != "completed":
             raise ReportError(
-                f"Run {run}: a completed training of {', '.join(JOBS)} was expected, this is {record['name']}, {record['status']}."
+                (
+                    f"Run {run}: a completed training of {', '.join(JOBS)} was expected, this is {record['name']}, "
+                    f"{record['status']}."
+                )
             )
         found.setdefault(record["name"], []).append(record)
     told = lambda record: {k: v for k, v in record["config"].items() if k not in ("seed", "run_id")}
@@ -52,7 +55,10 @@ def trained(
             differ = [k for k in told(some[0]) if told(record).get(k) != told(some[0])[k]]
             if differ:
                 raise ReportError(
-                    f"Runs {some[0]['run_id']} and {record['run_id']} differ in {', '.join(differ)}: seeds are compared where all else is equal."
+                    (
+                        f"Runs {some[0]['run_id']} and {record['run_id']} differ in {', '.join(differ)}: seeds are "
+                        "compared where all else is equal."
+                    )
                 )
     return {job: found[job] for job in JOBS if job in found}
 
@@ -65,7 +71,10 @@ def training_seeds(
     groups, rows, about = trained(runs, folder), [], []
     for job, records in groups.items():
         about.append(
-            f"{JOBS[job]}: {len(records)} models of {clock(np.mean([record['wall_seconds'] for record in records]))} each on {machine(records)}"
+            (
+                f"{JOBS[job]}: {len(records)} models of "
+                f"{clock(np.mean([record['wall_seconds'] for record in records]))} each on {machine(records)}"
+            )
         )
         measured = [{m["name"]: m for m in record["metrics"]} for record in records]
         for title, (names, write) in SCORES.items():
@@ -84,7 +93,9 @@ def training_seeds(
         return ""
     n = sorted({m["n"] for records in groups.values() for record in records for m in record["metrics"]})
     return (
-        "## Training seeds\n\nThe same training with other seeds, mean ± standard deviation over models: how much of a difference is luck. The oracle on "
-        f"{' or '.join(map(str, n))} test portraits of each kind, not the rows of the comparison above. {'; '.join(about)}. *Kept* is the mean over attributes of how often they are still read.\n\n"
+        "## Training seeds\n\nThe same training with other seeds, mean ± standard deviation over models: how "
+        "much of a difference is luck. The oracle on "
+        f"{' or '.join(map(str, n))} test portraits of each kind, not the rows of the comparison above. "
+        f"{'; '.join(about)}. *Kept* is the mean over attributes of how often they are still read.\n\n"
         + markdown(["method", "score", *KINDS], rows, "llr")
     )

@@ -77,8 +77,10 @@ STYLE = """
 @media(prefers-color-scheme:dark){:root{--ink:#d1d7de;--soft:#9198a1;--line:#3d444d;--paper:#0d1117;--tint:#161b22;--link:#58a6ff}}
 *{box-sizing:border-box}
 html{scroll-padding-top:3.5rem;-webkit-text-size-adjust:100%}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.6 system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif}
-nav{position:sticky;top:0;z-index:1;background:var(--paper);border-bottom:1px solid var(--line);overflow-x:auto;white-space:nowrap}
+body{margin:0;background:var(--paper);color:var(--ink);
+font:16px/1.6 system-ui,-apple-system,"Segoe UI",Helvetica,Arial,sans-serif}
+nav{position:sticky;top:0;z-index:1;background:var(--paper);border-bottom:1px solid
+var(--line);overflow-x:auto;white-space:nowrap}
 nav div,main{max-width:78rem;margin:0 auto;padding:0 1.25rem}
 nav a{display:inline-block;padding:.7rem .9rem .7rem 0;text-decoration:none}
 nav a:first-child{font-weight:650;color:var(--ink)}
@@ -91,7 +93,9 @@ p,ul,figcaption{max-width:46rem;margin:.7rem 0}
 ul{padding-left:1.2rem}
 li{margin:.2rem 0}
 a{color:var(--link)}
-code{font:.875em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:var(--tint);border-radius:4px;padding:.1em .3em;overflow-wrap:anywhere}
+code{font:.875em
+ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;background:var(--tint);border-radius:4px;padding:.1em
+.3em;overflow-wrap:anywhere}
 .wide{overflow-x:auto;margin:.8rem 0}
 table{border-collapse:collapse;font-size:.875rem;line-height:1.4}
 th,td{padding:.38rem .75rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;white-space:nowrap}
