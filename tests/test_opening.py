@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_pretrained import padded, randomised, text_tower, to_compvis_unet, to_compvis_vae, to_openclip, unet, vae
 
 import mmgen
-from mmgen.app.demo import Workbench
-from mmgen.app.panel import build_editor
+from mmgen.app.workbench import Workbench, build_editor
 from mmgen.base.schema import WeightsError
 from mmgen.base.weights import load_state
 from mmgen.clip.model import VOCABULARY, clip_tokenizer, train_tokenizer

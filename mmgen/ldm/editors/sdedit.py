@@ -10,7 +10,7 @@ from ...clip.model import CLIP
 from ...editing.editor import CodeEditor
 from ...editing.protocol import EditError
 from ..open import open_pipeline
-from ..pipeline import LatentDiffusion
+from ..pipeline import PRECISIONS, LatentDiffusion
 
 # %% ../../../nbs/ldm/editors/sdedit.ipynb #09c9ba46
 class LatentEditor(CodeEditor):
@@ -22,6 +22,7 @@ class LatentEditor(CodeEditor):
 
     name = "latent"
     model_class = LatentDiffusion  # what `model` is or is loaded as
+    precisions = tuple(PRECISIONS)
 
     def __init__(
         self,
