@@ -35,7 +35,9 @@ def imports() -> dict[str, set[str]]:
                 base = ".".join(package + ([node.module] if node.module else []))
                 for alias in node.names if base.split(".")[0] == "mmgen" else ():
                     name = f"{base}.{alias.name}"
-                    graph[module].add(name if (ROOT.parent / name.replace(".", "/")).with_suffix(".py").exists() else base)
+                    graph[module].add(
+                        name if (ROOT.parent / name.replace(".", "/")).with_suffix(".py").exists() else base
+                    )
     return graph
 
 

@@ -66,7 +66,7 @@ def _known(image, grid, original):
 
 
 def _end(share, ring, width):
-    "Where a bar ends: the first line, counted from outside, that is largely not of its colour. And how much: 0.5, 0.2; 0 where it does not end straight."
+    "Where a bar ends (the first line from outside that is largely of another colour), and how sharply: 0.5, 0.2 or 0."
     for level in (0.5, 0.2):
         end = int(np.argmax(share >= level))
         before, near = share[: max(0, end - ring)], share[: max(0, end - width)]
@@ -278,7 +278,8 @@ def inventory(
     for folder in there:
         if _leads_out(folder, root):
             raise InventoryError(
-                f"{folder} is a symbolic link to {os.path.realpath(folder)}, which is outside of the dump; mount or move it there."
+                f"{folder} is a symbolic link to {os.path.realpath(folder)}, which is outside of the dump; "
+                f"mount or move it there."
             )
         for entry in os.scandir(folder):
             if entry.is_symlink() and _leads_out(entry.path, root):

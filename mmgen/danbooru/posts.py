@@ -67,7 +67,7 @@ def _writer(path: Path):
 
 
 def _write_part(path: Path, connection, part: Part, form: str) -> tuple[Counter, np.ndarray, list[int]]:
-    "Write the posts of a part: the counts, the ids that were written and those of posts without tags. Strictly first, for most dumps have no bad line."
+    "Write the posts of a part; its counts, the ids written, the ids without tags. Strict first: most have no bad line."
     import duckdb
     import pyarrow as pa
 
@@ -148,7 +148,8 @@ def write_posts(
     out, name = Path(out), getattr(connection, "name", "duckdb")
     if name not in ("duckdb", "pyspark"):
         raise MetadataError(
-            f"Files are read on DuckDB or Spark, not on {name}; for a table that is there already, run posts(table, form)."
+            f"Files are read on DuckDB or Spark, not on {name}; for a table that is there already, run posts(table, "
+            f"form)."
         )
     try:
         files = find_metadata(source)

@@ -107,7 +107,8 @@ def _dump(config, out):
     source = _synthetic(config, out) if config.source == "synthetic" else found_path(config.source)
     if not source.is_dir():
         raise ValueError(
-            f"There is no dump at {config.source}; give its folder, with metadata/ and 512px/ or original/ in it, or synthetic."
+            f"There is no dump at {config.source}; give its folder, with metadata/ and 512px/ or original/ in it, "
+            f"or synthetic."
         )
     image_folders(source, split_list(config.pictures, str))
     return source
@@ -132,7 +133,8 @@ def _choose(config, about, out, files):
         if not choice["chosen"]:
             most = max(choice["dropped"], key=choice["dropped"].get)
             raise ValueError(
-                f"No post is left: {choice['dropped'][most]:,} of {choice['posts']:,} were dropped for {most!r} ({WHY[most][1]})."
+                f"No post is left: {choice['dropped'][most]:,} of {choice['posts']:,} were dropped for {most!r} "
+                f"({WHY[most][1]})."
             )
         if (out / ".records" / "settings.json").is_file():
             settle(out, {"posts": plan_shards(new / "selection.parquet", files).digest})
@@ -214,7 +216,8 @@ def _prepare(config, run, out):
     missing = [name for name in ("train", "validation", "test") if not kept.get(name)]
     if missing:
         say(
-            f"no image came into {' and '.join(missing)}, by the last three digits of the ids; training needs train and validation: take a larger n"
+            f"no image came into {' and '.join(missing)}, by the last three digits of the ids; "
+            f"training needs train and validation: take a larger n"
         )
     say(f"images: {images['images']:,} in {sum(len(part['shards']) for part in manifest['splits'].values())} shards")
     found = {
@@ -239,7 +242,7 @@ def _prepare(config, run, out):
 # %% ../../nbs/danbooru/prepare.ipynb #50b248c0
 def facts(
     folder: str | Path,  # of the training set
-) -> dict:  # tags: (tag, category, count); ratings; sizes: (width, height); per_image: tags of an image; examples: uint8 (n, size, size, 3)
+) -> dict:  # tags (tag, category, count), ratings, sizes (width, height), per_image, examples (n, size, size, 3)
     "What the figures show."
     import ibis
     import pyarrow.compute as pc

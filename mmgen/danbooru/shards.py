@@ -199,7 +199,7 @@ def _size(count):
 
 @contextmanager
 def _room(folder, plan, images_of, left):
-    "Refuses a job that the disk cannot hold, by the size of a few of its images, and says so when the disk fills up all the same."
+    "Refuses a job that the disk cannot hold, by the size of a few images; ShardError also if the disk fills up later."
     rows = np.concatenate(list(plan.splits.values()))
     rows = rows[plan.paths[rows] != ""]
     some = rows[np.linspace(0, len(rows) - 1, min(16, len(rows))).astype(int)]
@@ -209,7 +209,8 @@ def _room(folder, plan, images_of, left):
     free = shutil.disk_usage(folder).free
     if left * each > free:
         raise ShardError(
-            f"The shards need about {_size(left * each)} more, and the disk of {folder} has {_size(free)} free: make room there; {said}."
+            f"The shards need about {_size(left * each)} more, and the disk of {folder} has {_size(free)} free: "
+            f"make room there; {said}."
         )
     try:
         yield
@@ -221,7 +222,8 @@ def _room(folder, plan, images_of, left):
         if missing < 0.1 * total * each:
             missing = max([missing, *sizes])  # a shard is written anew without its copies
         raise ShardError(
-            f"The disk of {folder} is full: about {_size(missing)} are still needed, {_size(shutil.disk_usage(folder).free)} "
+            f"The disk of {folder} is full: about {_size(missing)} are still needed, "
+            f"{_size(shutil.disk_usage(folder).free)} "
             f"are free (or the size of files is limited); {said}."
         ) from e
 
@@ -242,7 +244,7 @@ def write_image_shards(
     workers: int | None = None,  # threads; None: one more than there are cores. They change no byte
     progress: bool | None = None,  # a bar; None: where one can be seen
 ) -> dict:  # posts, images, each damage, near-duplicates
-    "Write the images of the selected posts as shards, or finish what an earlier call began; ShardError says in a sentence what is in the way."
+    "Write the images of the selected posts as shards, or complete an earlier call. Raises ShardError if it cannot."
     for name, value, good in (
         ("fit", fit, fit in FITS),
         ("format", format, format in ("jpeg", "png")),

@@ -46,7 +46,7 @@ _ENOUGH = 200  # posts, a seventh of which would be general by now
 def as_rated(
     posts,  # an ibis table of posts
 ) -> tuple:  # an ibis table of posts, and how many of them were rated anew
-    "The posts with `s` in the sense of their time: where none is general and all are older than that rating, it was safe, and counts as general."
+    "The posts with `s` as general where it means safe: none is general and all are older than the rating `general`."
     table = posts.aggregate(
         posts=posts.count(),
         general=(posts.rating == "general").sum(),
@@ -171,7 +171,7 @@ def select(
     relatives: bool = True,  # children of a kept post stay
     files=None,  # an Arrow table with the ids that have a file (`inventory`); None: all have
     memory: str = "2GB",  # that DuckDB may take before it uses the disk
-) -> dict:  # posts, how many of them are general as `as_rated` says, dropped (each reason), usable, chosen, splits, vocabulary, tags
+) -> dict:  # posts, general (by `as_rated`), dropped (by reason), usable, chosen, splits, vocabulary, tags
     "Choose posts and write them with their tags, sorted by id."
     for name, given, known in (
         ("ratings", ratings, RATINGS),

@@ -25,13 +25,18 @@ _DATES = {"2017": ("2005-05-24T03:35:31", "2018-01-01"), "2021": ("2005-05-24T03
 BLOCK, WIDTH = 2_000, 2_200  # so many posts are drawn at once, with ids from a range so wide
 
 # %% ../../nbs/danbooru/synthetic_posts.ipynb #e22f0698
-_SYLLABLES = "a ba chi do e fu ga ha i ji ka ko ku ma me mi mo na ne no o pi ra re ri ro ru sa se shi so su ta te to tsu u wa ya yo yu za zu".split()
+_SYLLABLES = (
+    "a ba chi do e fu ga ha i ji ka ko ku ma me mi mo na ne no o pi ra re ri ro ru "
+    "sa se shi so su ta te to tsu u wa ya yo yu za zu"
+).split()
 _LOOKS = (
-    "black white red blue green yellow pink purple brown orange grey striped checkered plaid floral frilled torn wet long short "
+    "black white red blue green yellow pink purple brown orange grey striped checkered plaid floral frilled torn wet "
+    "long short "
     "open folded tied see-through sleeveless layered fur-trimmed gold silver polka_dot"
 ).split()
 _THINGS = (
-    "shirt skirt dress jacket coat ribbon bow hat scarf gloves socks boots shoes necktie bag belt kimono hoodie apron cape "
+    "shirt skirt dress jacket coat ribbon bow hat scarf gloves socks boots shoes necktie bag belt kimono hoodie "
+    "apron cape "
     "umbrella sky flower star moon cup book chair table window door sword bell feather leaf cat dog bird fish butterfly"
 ).split()
 _SIGNS = (
@@ -51,7 +56,8 @@ _SIGNS = (
     "=_=",
 )
 _META = (
-    "highres absurdres commentary commentary_request translated bad_id bad_pixiv_id english_commentary translation_request scan "
+    "highres absurdres commentary commentary_request translated bad_id bad_pixiv_id english_commentary "
+    "translation_request scan "
     "official_art lowres md5_mismatch partial_commentary duplicate third-party_edit"
 ).split()
 
@@ -70,7 +76,7 @@ def _invented(n, first):
 
 @lru_cache(maxsize=1)
 def _words():
-    "Every tag's name, category and JSON, in alphabetical order, and for each kind the numbers of its tags, common ones first."
+    "Name, category and JSON of every tag in alphabetical order; the tags of each kind by number, common ones first."
     faces = [tag.replace(" ", "_") for tag in vocabulary() if not tag.startswith("no ")]
     people = ["solo", "1girl", "1boy", "1other"]
     general = [f"{look}_{thing}" for look in _LOOKS for thing in _THINGS] + [
@@ -193,17 +199,25 @@ def _times(stamps):
 
 # %% ../../nbs/danbooru/synthetic_posts.ipynb #aa9b5a8f
 _OLD = (
-    '{"id":"%d","created_at":"%s","uploader_id":"%d","score":"%d","source":%s,"md5":"%s","last_commented_at":"%s","rating":"%s",'
-    '"image_width":"%d","image_height":"%d","is_note_locked":false,"file_ext":"%s","last_noted_at":"1970-01-01 00:00:00 UTC",'
-    '"is_rating_locked":false,"parent_id":"%d","has_children":false,"approver_id":"%d","file_size":"%d","is_status_locked":false,'
-    '"up_score":"%d","down_score":"%d","is_pending":%s,"is_flagged":%s,"is_deleted":%s,"updated_at":"%s","is_banned":%s,'
+    '{"id":"%d","created_at":"%s","uploader_id":"%d","score":"%d","source":%s,"md5":"%s","last_commented_at":"%s",'
+    '"rating":"%s",'
+    '"image_width":"%d","image_height":"%d","is_note_locked":false,"file_ext":"%s","last_noted_at":"1970-01-01 '
+    '00:00:00 UTC",'
+    '"is_rating_locked":false,"parent_id":"%d","has_children":false,"approver_id":"%d","file_size":"%d",'
+    '"is_status_locked":false,'
+    '"up_score":"%d","down_score":"%d","is_pending":%s,"is_flagged":%s,"is_deleted":%s,"updated_at":"%s",'
+    '"is_banned":%s,'
     '"pixiv_id":"%d","tags":[%s],"pools":[%s],"favs":[%s]}'
 )
 _NEW = (
-    '{"id":"%d","created_at":"%s","uploader_id":"%d","score":"%d","source":%s,"md5":"%s",%s"rating":"%s","image_width":"%d",'
-    '"image_height":"%d","fav_count":"%d","file_ext":"%s",%s"has_children":false,%s"file_size":"%d","up_score":"%d","down_score":"%d",'
-    '"is_pending":%s,"is_flagged":%s,"is_deleted":%s,"updated_at":"%s","is_banned":%s,%s"bit_flags":"0","has_active_children":false,'
-    '"has_visible_children":false,"has_large":%s,"tag_count":"%d",%s"tag_string":%s,%s,"file_url":"https://example.org/%s.%s"}'
+    '{"id":"%d","created_at":"%s","uploader_id":"%d","score":"%d","source":%s,"md5":"%s",%s"rating":"%s",'
+    '"image_width":"%d",'
+    '"image_height":"%d","fav_count":"%d","file_ext":"%s",%s"has_children":false,%s"file_size":"%d","up_score":"%d",'
+    '"down_score":"%d",'
+    '"is_pending":%s,"is_flagged":%s,"is_deleted":%s,"updated_at":"%s","is_banned":%s,%s"bit_flags":"0",'
+    '"has_active_children":false,'
+    '"has_visible_children":false,"has_large":%s,"tag_count":"%d",%s"tag_string":%s,%s,'
+    '"file_url":"https://example.org/%s.%s"}'
 )
 
 

@@ -72,13 +72,15 @@ def _rows(
         raise SourceError(f"{path.name} is not in UTF-8; please save it so.") from e
     except Exception as e:  # csv's and pyarrow's
         raise SourceError(
-            f"{path.name} cannot be read as {path.suffix[1:]}: {(str(e).splitlines() or [type(e).__name__])[0].rstrip('.')}."
+            f"{path.name} cannot be read as {path.suffix[1:]}: "
+            f"{(str(e).splitlines() or [type(e).__name__])[0].rstrip('.')}."
         ) from e
     if path.suffix == ".csv":
         long = next((number for rest, number, _ in lines if any(rest)), None)
         if long:
             raise SourceError(
-                f"{path.name} has more fields in line {long} than in its first line: put captions with commas in quotes."
+                f"{path.name} has more fields in line {long} than in its first line: "
+                f"put captions with commas in quotes."
             )
         return [row for *_, row in lines]
     if path.suffix != ".jsonl":
@@ -158,7 +160,7 @@ def _says_something(row: dict, path: Path) -> bool:
 
 
 def _booru(row: dict) -> dict:
-    "A post: its tags have underscores, and where they are a text, spaces between them; artists and the like are left out."
+    "The tags of a post: with underscores, separated by spaces if a text; artists and other categories are left out."
     if isinstance(row.get("sentences"), list):
         return {"captions": row["sentences"]}  # Karpathy's splits of COCO and Flickr
     tags, own = row.get("tags"), any(row.get(name) for name in ("tag_string", "tag_string_general", "tags_general"))

@@ -104,7 +104,8 @@ def _files(
     linked = sorted(p for p in found if not p.suffix and p.is_symlink() and p.is_dir())
     if linked:
         _notice(
-            f"{linked[0]} is a link to a folder, and links are not followed; name {linked[0].resolve()}, or move it here."
+            f"{linked[0]} is a link to a folder, and links are not followed; name {linked[0].resolve()}, "
+            f"or move it here."
         )
     return sorted(found)
 
@@ -133,7 +134,8 @@ def _images(
     strange = next((p for p in found if not _is_unicode(str(p))), None)
     if strange:
         raise SourceError(
-            f"The file name {ascii(strange.name)} in {ascii(str(strange.parent))} is not in UTF-8; rename it (an archive from another system?)."
+            f"The file name {ascii(strange.name)} in {ascii(str(strange.parent))} is not in UTF-8; "
+            f"rename it (an archive from another system?)."
         )
     return found
 
@@ -204,7 +206,8 @@ def split_folders(
         _notice(f"The folder {folder} has {told}; {outside} outside of these folders are left out.")
     elif outside:
         raise SourceError(
-            f"The folder {folder} has {told}, and {outside} outside of such folders: move those to train/, or give the others another name."
+            f"The folder {folder} has {told}, and {outside} outside of such folders: move those to train/, "
+            f"or give the others another name."
         )
     return parts
 
@@ -231,7 +234,7 @@ def _class(
     image: Path,
     folder: Path,
 ) -> tuple[int, str]:
-    "Repeats and class of an image from a folder's name, such as 10_green frog: (10, green frog); (1, '') where it has no such name."
+    "Repeats and class of an image by its folder's name: (10, green frog) for 10_green frog; (1, '') for other names."
     inner = image.relative_to(folder).parts[:-1]
     found = re.fullmatch(r"([1-9]\d{0,2})_(.+)", inner[0] if inner else folder.name)
     return (int(found[1]), clean_tag(found[2])) if found else (1, "")
@@ -273,7 +276,8 @@ def _table(
     found = [p for p in others if p.suffix != ".csv" and fits(p, images)]
     if len(found) > 1:
         raise SourceError(
-            f"The folder {folder} has {len(found)} tables, {', '.join(p.name for p in found)}; name one of them instead of the folder."
+            f"The folder {folder} has {len(found)} tables, {', '.join(p.name for p in found)}; "
+            f"name one of them instead of the folder."
         )
     return (found[0] if found else None), [p for p in others if p not in found]
 
@@ -304,12 +308,14 @@ def _from_table(
         )
     if missing:
         _notice(
-            f"{len(missing)} of {len(entries)} images that {path.name} names are not in {folder}: {missing[0]}, for example."
+            f"{len(missing)} of {len(entries)} images that {path.name} names are not in {folder}: {missing[0]}, "
+            f"for example."
         )
     if len(captions) < len(images):
         left = next(p for p in images if p not in captions)
         _notice(
-            f"{len(images) - len(captions)} of {len(images)} images in {folder} are not named in {path.name} and are left out: {left.name}, for example."
+            f"{len(images) - len(captions)} of {len(images)} images in {folder} are not named in {path.name} and are "
+            f"left out: {left.name}, for example."
         )
     return captions
 
@@ -349,7 +355,8 @@ def _from_files(
             captions[image] = caption
     if unreadable:
         raise SourceError(
-            f"{len(unreadable)} of {len(images)} captions in {folder} are not in UTF-8: {unreadable[0].name}, for example; please save them so."
+            f"{len(unreadable)} of {len(images)} captions in {folder} are not in UTF-8: {unreadable[0].name}, "
+            f"for example; please save them so."
         )
     if bare:
         raise SourceError(
@@ -423,7 +430,8 @@ def read_folder(
     several = [p for p, caption in zip(images, captions) if isinstance(caption, First)]
     if several:
         _notice(
-            f"{len(several)} of {len(captions)} images in {folder} have several captions; the first is taken: {several[0].name}, for example."
+            f"{len(several)} of {len(captions)} images in {folder} have several captions; the first is taken: "
+            f"{several[0].name}, for example."
         )
     texts = [c for c in captions if isinstance(c, str) and c]
     if parted_by_spaces(texts):
@@ -442,7 +450,7 @@ def read_folder(
 
 # %% ../../nbs/data/folders.ipynb #baa4c412
 def _of_words(dataset, name: str):
-    "The data set with strings, or lists of strings, in a column: numbers are written out, classes named, nulls left out of lists."
+    "The data set with a column as strings or lists of strings: numbers as text, classes by name, lists without nulls."
     from datasets import ClassLabel, List, Value
 
     feature = dataset.features[name]
@@ -497,7 +505,8 @@ def with_captions(
     else:
         if is_list:
             _notice(
-                f"The data set {data} has up to {max(len(value or ()) for value in values)} texts for an image in {name}; the first is taken."
+                f"The data set {data} has up to {max(len(value or ()) for value in values)} texts for an image in "
+                f"{name}; the first is taken."
             )
         values, kind = [str(value[0] if is_list else value) if value else "" for value in values], Value("string")
     return _replaced(dataset, name, new, values, kind)

@@ -473,7 +473,8 @@ def tell_of_many(
     problems = [problem for _, problem in found if problem]
     if problems:
         warnings.warn(
-            f"The colour profiles of {len(problems)} of {len(found)} images are not used (of the first: {problems[0]}); "
+            f"The colour profiles of {len(problems)} of {len(found)} images are not used (of the first: "
+            f"{problems[0]}); "
             "their colours are taken for sRGB.",
             ImageNotice,
             stacklevel=3,

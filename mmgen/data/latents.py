@@ -80,7 +80,8 @@ def _wait(done, folder):
         if time.monotonic() > said + 60:
             said = time.monotonic()
             print(
-                f"{said - start:.0f} s of waiting for latents of other processes in {folder}, which must be the same folder on all machines.",
+                f"{said - start:.0f} s of waiting for latents of other processes in {folder}, "
+                f"which must be the same folder on all machines.",
                 flush=True,
             )
     return found
@@ -108,7 +109,8 @@ def _encoded(images, encode, rows, group_rows):
             half = exact.astype(np.float16)
         if not np.isfinite(half).all():
             raise ShardError(
-                f"Latents of the rows {some[0]} to {some[-1]} are not finite in float16: the autoencoder's values reach {np.abs(exact).max():g}."
+                f"Latents of the rows {some[0]} to {some[-1]} are not finite in float16: "
+                f"the autoencoder's values reach {np.abs(exact).max():g}."
             )
         yield images.rows[some], exact, half
 

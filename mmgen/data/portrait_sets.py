@@ -122,7 +122,7 @@ def dataset(
     root: str | os.PathLike | None = None,  # default: data/portraits in the repository
     workers: int | None = None,
 ):
-    "A `datasets.Dataset` of portraits (image, tags, seed), rendered once and kept as Parquet; a damaged file is rendered again."
+    "A `datasets.Dataset` of portraits (image, tags, seed), rendered once to Parquet; a damaged file is rendered again."
     from datasets import Dataset
 
     folder = Path(root) if root is not None else repo_root() / "data" / "portraits"

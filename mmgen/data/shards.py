@@ -46,7 +46,7 @@ def shard_schema(
 
 
 class ShardWriter:
-    "A context manager that takes rows and writes shards; what is closed when an error comes stays, the rest leaves no trace."
+    "A context manager that takes rows and writes shards; after an error the complete shards stay, the others vanish."
 
     def __init__(
         self,
@@ -78,7 +78,8 @@ class ShardWriter:
         try:
             if set(columns) != set(self.schema.names):
                 raise ShardError(
-                    f"Rows of {self.split} need the columns {', '.join(self.schema.names)}; they have {', '.join(columns)}."
+                    f"Rows of {self.split} need the columns {', '.join(self.schema.names)}; "
+                    f"they have {', '.join(columns)}."
                 )
             table = pa.table({name: columns[name] for name in self.schema.names}, schema=self.schema)
         except (pa.ArrowException, TypeError, OverflowError) as e:
@@ -177,7 +178,8 @@ class ShardWriter:
                 self._close()
         except OSError as e:
             raise ShardError(
-                f"The shard {self._name()} cannot be written to {self.folder}: {os.strerror(e.errno) if e.errno else e}."
+                f"The shard {self._name()} cannot be written to {self.folder}: "
+                f"{os.strerror(e.errno) if e.errno else e}."
             ) from e
 
     def _close(self):
@@ -260,7 +262,8 @@ def read_manifest(
         whole = whole and all(isinstance(name, str) for name in manifest["columns"])
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise ShardError(
-            f"{folder}/manifest.json is incomplete: it needs columns, and splits with rows and shards (file, rows, bytes, sha256)."
+            f"{folder}/manifest.json is incomplete: it needs columns, and splits with rows and shards (file, rows, "
+            f"bytes, sha256)."
         ) from e
     if not whole:
         raise ShardError(
@@ -318,14 +321,16 @@ class Shards:
         lost = [name for name in self.manifest["columns"] if name not in found.schema.to_arrow_schema().names]
         if found.num_rows != entry["rows"] or lost:
             raise ShardError(
-                f"The shard {entry['file']} in {self.folder} is not the one of the manifest: it has {found.num_rows} rows"
+                f"The shard {entry['file']} in {self.folder} is not the one of the manifest: "
+                f"it has {found.num_rows} rows"
                 + (f" and no column {', '.join(lost)}." if lost else f", not {entry['rows']}.")
             )
         return found
 
     def _damaged(self, name, error):
         return ShardError(
-            f"The shard {name} in {self.folder} is damaged: {str(error).splitlines()[0].rstrip('.')}. Write it again, or take a copy that `verify` accepts."
+            f"The shard {name} in {self.folder} is damaged: {str(error).splitlines()[0].rstrip('.')}. "
+            f"Write it again, or take a copy that `verify` accepts."
         )
 
     def column(
@@ -357,5 +362,6 @@ class Shards:
         for entry in self.entries:
             if sha256(self.folder / entry["file"]) != entry["sha256"]:
                 raise ShardError(
-                    f"The shard {entry['file']} in {self.folder} is not what was written: its SHA-256 is not the manifest's."
+                    f"The shard {entry['file']} in {self.folder} is not what was written: "
+                    f"its SHA-256 is not the manifest's."
                 )
