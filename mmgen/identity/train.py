@@ -105,8 +105,10 @@ def fit(config: IdentityConfig, run: Run) -> tuple[PortraitIdentity, dict]:  # a
         "identity",
         done.ema,
         "Identity of portraits",
-        "Embeds a drawn face; the same character in another hair, colour or glasses stays near, another mouth goes away.",
-        f"{config.images} rendered characters (Adventurer by Lisa Wischofsky, CC BY 4.0), each in two looks and with an impostor.",
+        "Embeds a drawn face; the same character in another hair, colour or glasses stays near, "
+        "another mouth goes away.",
+        f"{config.images} rendered characters (Adventurer by Lisa Wischofsky, CC BY 4.0), "
+        "each in two looks and with an impostor.",
         "Knows one drawing style.",
     )
     return PortraitIdentity.load(folder, pick_device(config.device)), found

@@ -364,8 +364,9 @@ def how_trained(config) -> str:
         return ""
     if not config.adversarial_weight:
         return (
-            "It was trained as an autoencoder, together with an encoder and without a discriminator; its mapping network was then fitted to a "
-            "Gaussian of the encoder's codes. nbs/train_stylegan2.ipynb compares that with the published objective after equal time."
+            "It was trained as an autoencoder, together with an encoder and without a discriminator; "
+            "its mapping network was then fitted to a Gaussian of the encoder's codes. "
+            "nbs/train_stylegan2.ipynb compares that with the published objective after equal time."
         )
     return (
         "Its discriminator looked at features of EfficientNet-Lite0, so FD (EfficientNet-Lite0) flatters it."
