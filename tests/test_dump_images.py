@@ -25,7 +25,7 @@ def stored(image, format="JPEG", **options):
 
 
 def picture(width, height, seed=0, dark=0.0):
-    "A scene that fills its frame: soft colours with grain, a face in the middle; dark: its share of the values, 1 black."
+    "Soft colours with grain, a face in the middle; dark: its share of the values, 1 black."
     rng = np.random.default_rng(seed)
     soft = Image.fromarray(rng.integers(70, 250, (4, 4, 3), dtype=np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC

@@ -145,7 +145,7 @@ def test_a_small_folder_of_ones_own_from_autoencoder_to_edit(tmp_path):
 
 
 def test_a_small_folder_of_ones_own_from_generator_to_edit(tmp_path):
-    "README, 'Your own tagged images', the StyleCLIP way; the generator and what belongs to it have 16 pixels, CLIP sees 64"
+    "Your own tagged images, the StyleCLIP way; generator and encoder have 16 pixels, CLIP sees 64"
     own_images(tmp_path / "mine")
     made = lambda job, folder: f"reports/runs/train_{job}/{folder}"
     networks = {

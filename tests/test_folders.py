@@ -148,7 +148,7 @@ def test_avif(write):
 
 
 def test_kohya_table(write):
-    # after docs/dataset_metadata.md of sd-scripts: tags are a string, the caption comes first, names may lack ending or folder
+    # docs/dataset_metadata.md of sd-scripts: tags are a string, the caption is first, names may lack ending or folder
     table = {
         "00.png": {"caption": "a cat sitting on a sofa in the sun", "tags": "cat, sofa", "image_size": [8, 8]},
         "01": {"caption": "a dog running along a wide beach"},
@@ -575,7 +575,7 @@ def said(folder, *rest):
 
 
 def test_one_tag_a_line(write):
-    "gallery-dl --write-tags, hydrus, taggui: with underscores, spaces, a long title among them, empty lines and Windows' line ends."
+    "gallery-dl, hydrus, taggui: underscores, spaces, a long title, empty lines and Windows' line ends."
     folder = write(
         {
             "00.txt": "1girl\nlong_hair\nblue_eyes\n",
@@ -702,7 +702,8 @@ def test_masks_are_no_pictures(write):
     found, told = said(write(files | {f"{n:02}.txt": f"hat, number {n}" for n in range(3)}))
     assert len(found) == 6 and ["mask"] in found and ["mask", "hat"] in found
     assert told == [
-        "7 masks or conditioning images in … are left out: 00-masklabel.png, 01_mask.png, 02-condlabel.png and 4 more; one that shall be learned needs a caption beside it."
+        "7 masks or conditioning images in … are left out: 00-masklabel.png, 01_mask.png, 02-condlabel.png and 4 "
+        "more; one that shall be learned needs a caption beside it."
     ]
 
 
@@ -750,7 +751,9 @@ def test_formats_are_opened_or_named(write, monkeypatch):
     found, told = said(folder)
     assert found == [["png"]] * 3 + [["jfif"], ["jpe"]]
     assert told == [
-        "Files in … are left out: 2 (05.heic, 06.HEIF): Pillow needs a plug-in: pip install pillow-heif; 1 (07.jxl): Pillow needs a plug-in: pip install pillow-jxl-plugin; 1 (08.mp4): a film; 1 (09.psd): no image format that is read."
+        "Files in … are left out: 2 (05.heic, 06.HEIF): Pillow needs a plug-in: pip install pillow-heif; 1 "
+        "(07.jxl): Pillow needs a plug-in: pip install pillow-jxl-plugin; 1 (08.mp4): a film; 1 (09.psd): no "
+        "image format that is read."
     ]
 
 
@@ -892,7 +895,8 @@ def test_what_lies_beside_and_is_not_read_is_named(write):
     found, told = said(folder)
     assert found == [["hat"]] * 3 and len(told) == 1
     assert told[0] == (
-        "Not read in …: broken.json (is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)); dataset.json (StyleGAN's labels: numbers of classes, no captions); "
+        "Not read in …: broken.json (is not JSON: Expecting property name enclosed in double quotes: line 1 "
+        "column 2 (char 1)); dataset.json (StyleGAN's labels: numbers of classes, no captions); "
         "info.json (names none of the images); notes.csv (names none of the images)."
     )
     (folder / "notes.csv").write_text("image,caption\n00.png,bow\n")

@@ -1,4 +1,4 @@
-"""The rooms of mmgen are layers: a module imports only what lies below it, and no module imports itself through others."""
+"""Rooms are layers: a module imports only what lies below it, and never itself through others."""
 
 import ast
 from collections import defaultdict

@@ -157,7 +157,7 @@ def test_parquet_is_the_same_bytes_with_one_process_or_two(tmp_path):
 
 
 def test_another_process_may_ask_for_the_same_portraits_at_any_moment(tmp_path, monkeypatch):
-    "After each file that the one has written the other finds all or nothing: it neither warns nor takes away what the one has."
+    "After each file that one writes the other finds all or nothing: it neither warns nor deletes."
     write, found = portrait_sets.atomic_write, []
 
     def watched(path, content):

@@ -1,4 +1,4 @@
-"From a dump to a training set and a training: counts equal the damage planted, a stopped run goes on, nothing is done twice."
+"From a dump to a training set: counts equal the planted damage, a stopped run resumes, nothing is done twice."
 
 import json
 import signal
@@ -210,7 +210,8 @@ def test_the_same_command_goes_on_under_the_same_name(tmp_path, monkeypatch, cap
 def test_a_killed_run_goes_on_to_the_same_shards(tmp_path):
     write_dump(tmp_path / "dump", 300, damage=0.02, size=96, originals=False)
     code = (
-        "import sys; from mmgen.danbooru.config import DanbooruConfig; from mmgen.danbooru.prepare import prepare; from mmgen.base.runs import Run\n"
+        "import sys\nfrom mmgen.base.runs import Run\nfrom mmgen.danbooru.config import DanbooruConfig\n"
+        "from mmgen.danbooru.prepare import prepare\n"
         "config = DanbooruConfig(source=sys.argv[1], out=sys.argv[2], size=32, min_tag_count=2)\n"
         "with Run('prepare_danbooru', config, root=sys.argv[2] + '-runs') as run: prepare(config, run)\n"
     )

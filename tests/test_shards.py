@@ -1,4 +1,4 @@
-"Shards: the same bytes for the same rows, a manifest that is checked, reading by row group, and what happens to damage."
+"Shards: the same bytes for the same rows, a checked manifest, reading by row group, and damage."
 
 import io
 import json

@@ -1,4 +1,4 @@
-"Which posts are chosen: every filter with its count, the seeded choice, the vocabulary, the same on DuckDB and on Spark."
+"Which posts are chosen: every filter with its count, the seeded choice, the vocabulary; DuckDB and Spark agree."
 
 import random
 import shutil

@@ -1,4 +1,4 @@
-"Synthetic dumps: their fields are those of the real ones, their damage is what they say, their bytes depend on the arguments alone."
+"Synthetic dumps: real fields, damage as reported, bytes that depend on the arguments alone."
 
 import gzip
 import hashlib

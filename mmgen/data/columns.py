@@ -18,7 +18,7 @@ def load_columns(
 ) -> tuple[dict, torch.Tensor, object]:  # columns of `Batches`; validation images in [-1, 1]; their data set
     """Training columns, validation images (N, 3, size, size) and the data set of the latter.
 
-    The columns are `image`, uint8 (N, size, size, 3), and with an `edit_weight` also `changed`, the same portraits after
+    The columns are `image`, uint8 (N, size, size, 3), and with an `edit_weight` also `changed`, the portraits after
     one edit. Raises ValueError if the edits of other data than portraits are asked for.
     """
     if config.edit_weight and config.data != "portraits":
