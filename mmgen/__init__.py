@@ -5,7 +5,12 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_LAZY = {"editor": "editing.registry", "editors": "editing.registry", "open_image": "data.images"}
+_LAZY = {
+    "edit": "app.workbench",
+    "editor": "editing.registry",
+    "editors": "editing.registry",
+    "open_image": "data.images",
+}
 
 
 def __getattr__(name: str):

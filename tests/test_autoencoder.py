@@ -20,9 +20,9 @@ from mmgen.base.schema import WeightsError
 from mmgen.base.weights import save_weights
 from mmgen.jobs.registry import config_for, parameters_cell
 from mmgen.ldm.autoencoder import AutoencoderKL, Posterior
-from mmgen.ldm.autoencoder_blocks import Upsample2D
 from mmgen.ldm.autoencoder_loss import adaptive_weight
 from mmgen.ldm.autoencoder_train import AutoencoderTask, reconstruct, scaling_factor_of
+from mmgen.ldm.blocks import Upsample2D
 from mmgen.training.loop import train
 
 CONFIGS = [
@@ -347,7 +347,7 @@ def test_lpips_out_of_reach_is_one_clear_sentence(monkeypatch):
 
 
 def test_lpips_measures_and_is_not_trained(monkeypatch):
-    "With random weights in VGG16, whose own cannot be downloaded everywhere; lpips' per-channel weights are its package's."
+    "With random weights in VGG16, whose own may not be downloadable; the per-channel weights are those of lpips."
     from torchvision.models import vgg16
 
     torch.manual_seed(0)

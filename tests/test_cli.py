@@ -84,7 +84,7 @@ def test_results_that_come_at_once_get_names_of_their_own(tmp_path):
     assert not list(tmp_path.glob("b*")) and not list(tmp_path.glob(".*"))
 
 
-@pytest.mark.parametrize("out, said", [("me.txt", "no image format"), ("me.png", "is the picture that is edited")])
+@pytest.mark.parametrize("out, said", [("me.txt", "no image format"), ("me.png", "is the source image")])
 def test_an_edit_never_lands_where_it_should_not(me, out, said, capsys):
     before = me.read_bytes()
     assert main(["edit", str(me), "green hair", "-o", str(me.with_name(out))]) == 1
@@ -99,7 +99,7 @@ def test_an_edit_never_lands_where_it_should_not(me, out, said, capsys):
     "arguments, said",
     [
         (["edit", "nowhere.png", "green hair"], "does not exist"),
-        (["edit", "", "green hair"], "The picture '' has no name"),
+        (["edit", "", "green hair"], "The image '' has no name"),
         (["weights", "~nobody-at-all/x"], "There are no weights"),
         (["edit", "nowhere.png", "green hair", "--editor", "sdedti"], "did you mean 'sdedit'"),
         (["edit", "nowhere.png", "green hair", "--strength", "2"], "strength must be from 0 to 1"),
@@ -241,7 +241,7 @@ def test_samples_that_cannot_be_meant_are_refused(option, value, said, capsys):
     [
         (
             ["edit", "me.png", "green", "hair"],
-            "'hair' is a word too many; several words that belong together stand in quotes",
+            "'hair' is one argument too many; put several words in quotes",
         ),
         (["edit", "a", "b", "--stregnth", "1"], "no option --stregnth; did you mean --strength?"),
         (["train", "ldm", "--learning-rate=1"], "did you mean --lr?"),
@@ -254,14 +254,14 @@ def test_the_option_that_was_meant_is_named(arguments, said, capsys):
     assert stop.value.code == 2 and said in capsys.readouterr().err
 
 
-def test_what_nobody_foresaw_is_one_sentence_with_its_place(monkeypatch, capsys):
+def test_an_unexpected_error_is_one_sentence_with_its_place(monkeypatch, capsys):
     monkeypatch.setattr("mmgen.base.weights.packaged", lambda: 1 / 0)
     assert main(["weights", "--json"]) == 1
     printed = capsys.readouterr()
     assert (
         printed.out == ""
         and printed.err.count("\n") == 1
-        and "not foreseen: ZeroDivisionError (division by zero) in test_cli.py, line" in printed.err
+        and "unexpected error: ZeroDivisionError (division by zero) in test_cli.py, line" in printed.err
     )
 
 
@@ -336,7 +336,8 @@ def test_help_comes_without_torch():
 
         mmgen.editors()
         for words in commands(mmgen.app.cli.build_parser(), []):
-            with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit): mmgen.app.cli.main([*words, "--help"])
+            with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+                mmgen.app.cli.main([*words, "--help"])
             heavy = {"torch", "transformers", "diffusers", "accelerate", "scipy", "matplotlib"} & sys.modules.keys()
             assert "usage: mmgen" in text.getvalue() and not heavy, (words, heavy)
             print(*words)"""

@@ -1,4 +1,4 @@
-"Configurations and JSON beside weights that are damaged: each opens, or is refused in one sentence that names the file."
+"Damaged configurations and JSON beside weights: each opens or is refused in one sentence that names the file."
 
 import json
 import random

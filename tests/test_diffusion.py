@@ -1,4 +1,4 @@
-"The diffusion rooms: parity with diffusers' schedulers, Gaussian data with known answers, partial starts, guidance, bad input."
+"Diffusion: parity with diffusers' schedulers, Gaussian data with known answers, partial starts, guidance, bad input."
 
 import itertools
 

@@ -171,7 +171,7 @@ def test_the_fixed_point_is_the_exact_inverse_of_the_sampler():
     back = lambda n: ddim(network, ddim_invert(network, x0, 8, process, "flow", iterations=n)[0], 8, process, "flow")
     first, fifth, last = ((back(n) - x0).abs().max().item() for n in (1, 5, 40))
     assert last < 1e-4 < fifth < first
-    with pytest.raises(ValueError, match="does not say which noise to add"):
+    with pytest.raises(ValueError, match="does not tell which noise to add"):
         ddim_invert(network, x0, 8, process, "x0")
 
 

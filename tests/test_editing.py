@@ -1,14 +1,19 @@
 """The Editor seam: every editor takes the same arguments and refuses the same mistakes."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import mmgen
-from mmgen.app.panel import edit_image
+from mmgen.app.workbench import edit_image
+from mmgen.data import portraits
 from mmgen.editing.editor import CopyInput, check_edit, residual_decode
 from mmgen.editing.protocol import EditError, Editor
-from mmgen.editing.registry import options_of
+from mmgen.editing.registry import ADVICE, EDITORS, options_of, which_editor
 from mmgen.ldm.editors.sdedit import Reconstruction, SDEdit
 from mmgen.ldm.pipeline import random_pipeline
 
@@ -152,5 +157,31 @@ def test_an_edit_that_left_the_finite_numbers_gives_no_picture():
         def edit(self, images, source, target, strength=None):
             return images * float("nan")
 
-    with pytest.raises(EditError, match="copy-input left the finite numbers"):
+    with pytest.raises(EditError, match="result of copy-input is not finite"):
         edit_image(Lost(), np.zeros((8, 8, 3), np.uint8), "", "smile")
+
+
+def test_one_call_edits_a_file_an_array_or_a_list_as_the_command_does(tmp_path):
+    face = portraits.render(portraits.sample(200_000_007), 32)
+    Image.fromarray(face).save(tmp_path / "me.png")
+    which = SDEdit(PIPELINE, steps=2)
+    one = mmgen.edit(tmp_path / "me.png", "green hair", "blue hair", editor=which)
+    assert isinstance(one, Image.Image) and one.size == (32, 32)
+    assert np.array_equal(one, edit_image(which, face, "blue hair", "green hair"))
+    both = mmgen.edit([face, Image.fromarray(face)], "green hair", ["blue hair", "smile"], 0.5, editor=which)
+    assert [type(result) for result in both] == [type(one)] * 2 and np.asarray(both[0]).std() > 0
+    assert np.array_equal(mmgen.edit(face, "smile", editor="copy-input"), mmgen.open_image(face, 64))
+    assert mmgen.edit([], "smile", [], editor=which) == []
+    for arguments, said in (
+        (dict(editor=which, steps=3, device="cpu"), "takes no steps, device; give them to mmgen.editor"),
+        (dict(editor="copy-input", steps=3), "copy-input has no steps"),
+        (dict(editor=which, source=["a", "b"]), "2 captions for 1 images"),
+    ):
+        with pytest.raises(EditError, match=said):
+            mmgen.edit(face, "smile", **arguments)
+
+
+def test_every_editor_has_advice_and_nothing_at_the_top_needs_torch():
+    assert ADVICE.keys() == EDITORS.keys() and which_editor().count("\n") == len(EDITORS) + 1
+    code = "import sys, mmgen; mmgen.editors(); mmgen.editor; assert not {'torch', 'numpy'} & sys.modules.keys()"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

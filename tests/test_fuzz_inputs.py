@@ -1,6 +1,7 @@
 """Images, captions, tables and folders that are damaged at random: each is read, or refused in one sentence, in time.
 
-Every input is a function of its kind and number, so that one that fails can be made again: `outcome(*INPUTS[kind](number, folder))`."""
+Every input is a function of its kind and number, so a failing one can be repeated:
+`outcome(*INPUTS[kind](number, folder))`."""
 
 import contextlib
 import io
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from mmgen.app.panel import wanted_caption
+from mmgen.app.workbench import wanted_caption
 from mmgen.data.caption_text import SourceError, spaced
 from mmgen.data.captions import as_tags, caption, known_tags
 from mmgen.data.folders import read_folder

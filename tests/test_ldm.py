@@ -1,4 +1,4 @@
-"""Latents and captions that are read once, caption dropout, the training job, and a pipeline that is saved and opened."""
+"""Precomputed latents and captions, caption dropout, the training job, and a pipeline that is saved and opened."""
 
 import json
 import shutil
@@ -230,7 +230,8 @@ def test_a_model_finds_its_frozen_networks_after_a_move(tmp_path, monkeypatch):
     monkeypatch.setenv("MMGEN_ROOT", str(tmp_path / "nowhere"))
     with pytest.raises(
         WeightsError,
-        match=r"away needs its autoencoder, \./reports/runs/vae, which is not here: .*LatentDiffusion.load\(\.\.\., autoencoder=\.\.\.\)",
+        match=r"away needs its autoencoder, \./reports/runs/vae, which is not here: "
+        r".*LatentDiffusion.load\(\.\.\., autoencoder=\.\.\.\)",
     ):
         LatentDiffusion.load(away, "cpu")
     assert same(LatentDiffusion.load(away, "cpu", vae, text))
@@ -255,7 +256,8 @@ def test_encoding_all_images_takes_the_memory_of_a_batch():
         encode_all(Halves(), images[:256], torch.device("cpu"))
         before = peak()
         found = encode_all(Halves(), images, torch.device("cpu"))
-        one_by_one = torch.cat([encode_all(Halves(), part, torch.device("cpu"), 32) for part in np.split(images[:320], 10)])
+        parts = np.split(images[:320], 10)
+        one_by_one = torch.cat([encode_all(Halves(), part, torch.device("cpu"), 32) for part in parts])
         assert torch.equal(found[:320], one_by_one) and found.shape == (12_000, 3, 8, 8)
         print((peak() - before) / (4 * images.size))"""
     child = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from test_pretrained import padded, randomised, text_tower, to_compvis_unet, to_compvis_vae, to_openclip, unet, vae
 
 import mmgen
-from mmgen.app.demo import Workbench
-from mmgen.app.panel import build_editor
+from mmgen.app.workbench import Workbench, build_editor
 from mmgen.base.schema import WeightsError
 from mmgen.base.weights import load_state
 from mmgen.clip.model import VOCABULARY, clip_tokenizer, train_tokenizer
@@ -379,7 +378,8 @@ def test_without_a_tokenizer_the_option_is_named(first, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
         WeightsError,
-        match="needs CLIP's tokenizer .*give tokenizer=, the folder .*bpe_simple_vocab_16e6.txt.gz of the package open_clip",
+        match="needs CLIP's tokenizer .*give tokenizer=, the folder "
+        ".*bpe_simple_vocab_16e6.txt.gz of the package open_clip",
     ):
         mmgen.editor("sdedit", "cpu", model=str(first[0] / "sd.safetensors"))
 
@@ -679,10 +679,9 @@ def test_the_instruct_editor_takes_published_weights(brooks):
     root, _ = brooks
     which = mmgen.editor("instruct-pix2pix", "cpu", model=str(root / "folder"), steps=2)
     assert which.guidance * which.strength == 7.5 and which.image_guidance == 1.5 and which.size == 32
-    assert (
-        which.wish("", "make her hair green") == which.wish("blue hair", "make her hair green") == "make her hair green"
-    )
-    assert which.wish("blue hair, smile", "green hair, smile") == "green hair, no blue hair"
+    for source in ("", "blue hair"):
+        assert which.instruction(source, "make her hair green") == "make her hair green"
+    assert which.instruction("blue hair, smile", "green hair, smile") == "green hair, no blue hair"
     assert which.edit(torch.zeros(1, 3, 32, 32), [""], ["make her hair green"]).isfinite().all()
     with pytest.raises(WeightsError, match="folder is an InstructPix2Pix: .*instruct-pix2pix edits with it"):
         mmgen.editor("sdedit", "cpu", model=str(root / "folder"))

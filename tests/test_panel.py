@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image
 
-from mmgen.app.panel import build_editor, edit_image, open_source, side_by_side, tags_of, wanted_caption
+from mmgen.app.panel import side_by_side
+from mmgen.app.workbench import build_editor, edit_image, open_source, tags_of, wanted_caption
 from mmgen.clip.model import CLIP
 from mmgen.clip.zero_shot import choose_tags
 from mmgen.data import portraits
@@ -69,7 +70,7 @@ def test_clip_finds_tags_whose_groups_it_does_not_know():
 
 
 def test_the_dials_reach_the_editor(monkeypatch):
-    monkeypatch.setattr(LatentDiffusion, "load", classmethod(lambda cls, name, device=None: random_pipeline()))
+    monkeypatch.setattr(LatentDiffusion, "load", classmethod(lambda cls, *given: random_pipeline()))
     which = build_editor(EditConfig(decoding="plain", guidance=3.0, steps=3, seed=5))
     assert build_editor(EditConfig()).steps == SDEdit(random_pipeline()).steps
     with pytest.raises(EditError, match="sdedit has no alpha; it has model, decoding"):

@@ -351,7 +351,7 @@ def test_every_job_and_edit_have_fit():
 
 
 def test_edit_opens_an_image_as_it_is_told(tmp_path):
-    from mmgen.app.panel import open_source
+    from mmgen.app.workbench import open_source
     from mmgen.editing.editor import CopyInput
 
     Image.fromarray(person()).save(tmp_path / "a.png")

@@ -1,4 +1,7 @@
-"Weights made elsewhere: Stable Diffusion and txt2img in folders and single files, kl autoencoders, text towers, UNets without text; small, random, and of the exact layout."
+"""Published weights, small and random but of the exact layout.
+
+Stable Diffusion and txt2img in folders and single files, kl autoencoders, text towers, UNets without text.
+"""
 
 import json
 import re
@@ -89,7 +92,7 @@ def text_tower(tokenizer, width=16, layers=2, act="quick_gelu"):
 
 
 def to_compvis_unet(state, layers=2, levels=3):
-    "diffusers' names → CompVis' input_blocks, middle_block and output_blocks, as openaimodel.py numbers them: an own way back, block by block."
+    "diffusers' names → CompVis' input_blocks, middle_block and output_blocks, numbered as in openaimodel.py."
     out = {}
     inner = {
         "norm1": "in_layers.0",
@@ -173,7 +176,7 @@ def to_compvis_vae(state, levels=3, prefix="first_stage_model."):
 
 
 def to_openclip(tower, extra_layer):
-    "transformers' names → open_clip's text transformer, in which query, key and value are one matrix; and a last layer that Stable Diffusion 2 does not use."
+    "transformers' names → open_clip's (one matrix for q, k and v), with a last layer that SD 2 does not use."
     state = {k: v for k, v in tower.state_dict().items() if not k.endswith("position_ids")}
     layers = tower.config.num_hidden_layers
     for k, v in {k: v for k, v in state.items() if f"layers.{layers - 1}." in k}.items():
@@ -342,7 +345,7 @@ def sd(tmp_path_factory, tokenizer):
 
 
 def as_in_2022(folder, old):
-    "The folder as most of the hub still has it: pickles, the names of attention layers before May 2023, a list of positions; 2.1's `upcast_attention`, no scale of the latents."
+    "A folder as before May 2023: pickles, old names of attention layers, a list of positions, no scale of the latents."
     shutil.copytree(folder, old)
     for part, name in (
         ("unet", "diffusion_pytorch_model"),
@@ -452,7 +455,7 @@ def test_what_does_not_fit_is_named(sd, tmp_path, tokenizer):
 
 @pytest.fixture(scope="module")
 def txt2img(tmp_path_factory):
-    "diffusers' pipeline of latent diffusion as a folder, and in the layout of the original file, in which attention and feed-forward layers alternate."
+    "diffusers' pipeline of latent diffusion, as a folder and as the original file."
     root = tmp_path_factory.mktemp("txt2img")
     (root / "vocab.txt").write_text(
         "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "green", "hair", "a", "face", ","])
@@ -492,7 +495,8 @@ def txt2img(tmp_path_factory):
     for key, value in bert.state_dict().items():
         if m := re.match(r"model\.layers\.(\d)\.(\w+)\.(.+)", key):
             odd, rest = names[m[2]].split(".", 1)
-            new = f"attn_layers.layers.{2 * int(m[1]) + int(odd)}.{rest}.{re.sub(r'^(q|k|v|out)_proj', r'to_' + chr(92) + '1', m[3])}"
+            name = re.sub(r"^(q|k|v|out)_proj", r"to_\1", m[3])
+            new = f"attn_layers.layers.{2 * int(m[1]) + int(odd)}.{rest}.{name}"
         else:
             new = fixed[key.rsplit(".", 1)[0]] + "." + key.rsplit(".", 1)[1]
         single[f"cond_stage_model.transformer.{new}"] = value
@@ -541,7 +545,7 @@ def test_txt2img_needs_its_tokenizer_and_a_kl_autoencoder(txt2img, tmp_path):
 
 
 def without_text(kind):
-    "A UNet of diffusers, and its weights as CompVis wrote them: query, key and value of each head in turn, in one matrix."
+    "A UNet of diffusers, and its weights as CompVis wrote them: q, k and v of each head in turn, in one matrix."
     types = {
         "churches": dict(
             block_out_channels=(64, 64, 64),

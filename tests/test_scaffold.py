@@ -80,7 +80,7 @@ def test_an_installed_copy_edits_a_portrait(tmp_path):
     code = """
 import mmgen, pathlib
 from mmgen.data import portraits
-from mmgen.app.panel import edit_image
+from mmgen.app.workbench import edit_image
 assert pathlib.Path(mmgen.__file__).is_relative_to(pathlib.Path.cwd()), mmgen.__file__
 face = portraits.sample(3)
 print(edit_image(mmgen.editor("sdedit"), portraits.render(face), ", ".join(portraits.tags(face)), "green hair").shape)

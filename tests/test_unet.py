@@ -1,4 +1,4 @@
-"The UNet room: parity with diffusers' UNet2DConditionModel and UNet2DModel, masks, cached context, checkpointing, layouts, bad configs."
+"UNets: parity with diffusers' classes, masks, cached context, checkpointing, layouts, bad configs."
 
 import pytest
 import torch

@@ -17,6 +17,7 @@ from ..base.files import atomic_write
 from ..base.runs import to_json
 from ..base.weights import read_fields, resolve
 from ..ldm.editors.instruct import InstructPix2Pix
+from ..ldm.open import open_pipeline
 from ..ldm.pipeline import LatentDiffusion
 from ..ldm.published.diffusers_folder import ExportError, check_new, save_diffusers
 from ..ldm.published.single_file import save_single_file
@@ -34,7 +35,7 @@ def open_model(
     unet, kind = fields("config.json").get("unet"), str(fields("model_index.json").get("_class_name"))
     reads_source = isinstance(unet, dict) and unet.get("in_channels") == 2 * (unet.get("out_channels") or 0)
     cls = InstructPix2Pix if reads_source or "InstructPix2Pix" in kind else LatentDiffusion
-    return cls.load(path, device, **options), path
+    return open_pipeline(path, device, cls=cls, **options), path
 
 
 def export_model(

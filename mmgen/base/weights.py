@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import mmgen
 from .files import atomic_write, found_path, replace_folder, repo_root
@@ -322,6 +323,22 @@ def read_config(
     return config
 
 
+class _NoValues(TorchFunctionMode):
+    """Within, tensors get a shape and no values, on the meta device: random and initial values are not computed.
+
+    Torch computes them in Python there, and imports its compiler for it, which takes seconds.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        if function in (torch.Tensor.div, torch.Tensor.mul) and args[0].is_meta and isinstance(args[1], (int, float)):
+            return args[0]
+        with torch.device("meta"):
+            return (torch.empty if function in (torch.randn, torch.rand) else function)(*args, **kwargs)
+
+
 def build_model(
     make: Callable[[], nn.Module],  # builds the module from a configuration
     state: dict[str, torch.Tensor],  # its weights
@@ -329,7 +346,7 @@ def build_model(
 ) -> nn.Module:
     "The module with its weights, built without memory first: no configuration can ask for more than the file holds."
     try:
-        with torch.device("meta"):
+        with _NoValues():
             plan = make()
     except WeightsError:
         raise

@@ -51,6 +51,7 @@ class BaseEditor:
     captioner = None  # the `CLIP` that describes images
     dials: Sequence[str] = ()  # numeric attributes that may be set between two edits
     decodings: Sequence[str] = ()
+    precisions: Sequence[str] = ("float32",)
     network: torch.nn.Module | None = None  # whose evaluations take most of the time
     evaluations = 0  # of `network` in one batch
 
@@ -58,7 +59,7 @@ class BaseEditor:
         self,
         precision: str,  # float32, bf16 or fp16
     ) -> None:
-        "Sets the precision of the networks. Raises EditError: most methods compute in float32 only."
+        "Raises EditError unless precision is float32; methods with other `precisions` override it."
         if precision != "float32":
             raise EditError(f"{self.name} computes in float32 only, not in {precision}.")
 

@@ -29,6 +29,7 @@ class Editor(Protocol):
     captioner: "object | None"  # `mmgen.clip.model.CLIP` that can describe images for this method; None: there is none
     dials: Sequence[str]  # numeric attributes that may be set between two edits, beside strength
     decodings: Sequence[str]  # how an edited code may be decoded, the default first; empty: no choice
+    precisions: Sequence[str]  # that `to_precision` takes, the default first
     network: "torch.nn.Module | None"  # whose evaluations take most of the time; None: there is none
     evaluations: int  # of `network` in one batch of `edit`; 0: unknown
 

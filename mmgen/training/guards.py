@@ -18,11 +18,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 
 from .checkpoints import relative_name
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # %% ../../nbs/training/guards.ipynb #dcf10db0
 class TrainingDiverged(RuntimeError):
@@ -40,7 +43,7 @@ class TrainingDiverged(RuntimeError):
 class LossWatch:
     "Collects the values of each step, reads them together, and returns the first bad one."
 
-    def __init__(self, accelerator: Accelerator, factor: float = 100.0, window: int = 100):
+    def __init__(self, accelerator: "Accelerator", factor: float = 100.0, window: int = 100):
         self.accelerator, self.factor, self.rows = accelerator, factor, []
         self.history, self.values = defaultdict(lambda: deque(maxlen=window)), defaultdict(list)
 

@@ -17,21 +17,23 @@ from .sdedit import LatentEditor
 from ..samplers import predict, together, visits
 
 # %% ../../../nbs/ldm/editors/flowedit.ipynb #72d2b276
-# FlowEdit (Kulikov et al. 2024), algorithm 1, with n_min = 0
 @torch.no_grad()
 def flow_edit(
-    source: Callable,
-    target: Callable,  # model(x, t) -> prediction, under the two captions
+    source: Callable,  # model(x, t) → prediction, under the source's caption
+    target: Callable,  # likewise, under the target's caption
     x0: Tensor,  # data, (B, ...)
-    steps: int,
+    steps: int,  # levels that are visited
     process: Schedule | FlowMatching,
     prediction: str = "flow",  # eps, v, flow or x0
     generator: torch.Generator | None = None,  # of the noise
-    strength: float = 1.0,  # level of the first step, 0 … 1; the paper's n_max / T
+    strength: float = 1.0,  # level of the first step, 0 … 1; n_max / T of the publication
     spacing: str | None = None,  # see `Schedule.levels`
-    averages: int = 1,  # noises for each step; the paper's n_avg
+    averages: int = 1,  # noises in each step; n_avg of the publication
 ) -> Tensor:  # like x0
-    "The edited data"
+    """The edited data.
+
+    Kulikov et al. 2024, algorithm 1, with n_min = 0. Raises ValueError if `strength` lies outside 0..1.
+    """
     z, both = x0, together(source, target)
     for t, (a, b), (a_next, b_next) in visits(process, steps, strength, spacing, x0):
         s, ds, moved = b / (a + b), b_next / (a_next + b_next) - b / (a + b), 0
@@ -45,7 +47,10 @@ def flow_edit(
 
 # %% ../../../nbs/ldm/editors/flowedit.ipynb #a1b8b69e
 class FlowEdit(LatentEditor):
-    "Move the latents by the difference of the velocities under both captions."
+    """Moves the latents by the difference of the velocities under both captions.
+
+    Kulikov et al. 2024. Raises EditError if `averages` is less than 1.
+    """
 
     name, strength = "flowedit", 0.6
     decodings = ("residual", "plain")
@@ -57,23 +62,18 @@ class FlowEdit(LatentEditor):
         device=None,
         decoding: str | None = None,
         batch_size: int = 32,  # see `LatentEditor`
-        steps: int = 12,
+        steps: int = 12,  # levels that are visited
         guidance: float = 1.5,  # under the target caption; 1: off
         source_guidance: float | None = None,  # under the source's; None: the same
-        averages: int = 1,  # noises for each step
+        averages: int = 1,  # noises in each step
         seed: int = 0,
-        **opening,
-    ):  # of `LatentEditor`
+        **opening,  # of `LatentEditor`
+    ):
         super().__init__(model, device, decoding, batch_size, **opening)
         if averages < 1:
             raise EditError(f"{self.name}: averages must be 1 or more, not {averages}.")
-        self.steps, self.guidance, self.source_guidance, self.averages, self.seed = (
-            steps,
-            guidance,
-            source_guidance,
-            averages,
-            seed,
-        )
+        self.steps, self.guidance, self.source_guidance = steps, guidance, source_guidance
+        self.averages, self.seed = averages, seed
 
     passes = property(lambda self: self.averages)
 
