@@ -138,7 +138,7 @@ def test_a_packaged_model_brings_its_networks_along_and_refuses_others(tmp_path,
         p.save(run.path / "model", str(tmp_path / "ae"), str(tmp_path / "clip"), "card", run.record)
     with pytest.raises(
         WeightsError,
-        match="model was trained with another autoencoder .* than other .*, and makes no pictures with this one",
+        match="model was trained with another autoencoder .* than other .*, and makes no images with this one",
     ):
         LatentDiffusion.load(run.path / "model", "cpu", autoencoder=tmp_path / "other")
     folder = package(run.path, "model", "mine", tmp_path / "weights")

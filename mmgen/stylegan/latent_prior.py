@@ -49,7 +49,7 @@ class LatentPrior(nn.Module):
         t: Tensor,  # (B,), 0..1
     ) -> Tensor:  # (B, w_dim)
         "v(x, t)"
-        angles = 2 * math.pi * t[:, None] * 2 ** torch.arange(4, device=t.device)
+        angles = math.pi * t[:, None] * 2 ** torch.arange(4, device=t.device)
         h = self.embed(torch.cat([x, t[:, None], angles.sin(), angles.cos()], 1))
         for block in self.blocks:
             h = h + block(h)
