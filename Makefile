@@ -24,6 +24,7 @@ test: $(VENV)/.installed format notebooks
 # the quickest check comes first
 format: $(VENV)/.installed
 	$(BIN)/ruff format --check nbs tests benchmarks docs
+	$(BIN)/ruff check nbs tests benchmarks docs
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
