@@ -1,0 +1,74 @@
+"""Rows of scenes are exact and repeatable; the judge says what a picture shows."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mmgen.benchmark.scene_edits import KINDS, LEVELS, scene_edit, season_hash
+from mmgen.benchmark.scene_judge import SIZE, SceneJudge, at_size, moved, register
+from mmgen.data.characters import attributes
+from mmgen.data.scenes import Scene, render_scene
+
+ROWS = [scene_edit("test", n) for n in range(len(KINDS))]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=KINDS)
+def test_a_row_is_what_it_says(row):
+    assert row.kind in KINDS and row.level in LEVELS and row.instruction.endswith(".")
+    assert row == scene_edit("test", int(row.id.split("-")[1]))
+    plain = json.loads(json.dumps(row.to_dict()))
+    assert (Scene.from_dict(plain["source"]), Scene.from_dict(plain["target"])) == (row.source, row.target)
+    assert row.mask(96).any() == (row.kind != "nothing")
+    for person, attribute, value in row.changes:
+        assert attributes(row.target.people[person].character)[attribute] == value
+    if row.changes and row.kind != "nothing":
+        named = {(person, attribute) for person, attribute, _ in row.changes}
+        for person, (old, new) in enumerate(zip(row.source.people, row.target.people)):
+            before, after = attributes(old.character), attributes(new.character)
+            parts = {a for a in after if after[a] != before[a] and None not in (after[a], before[a])}
+            shared = {a for p, a in named if p == person}
+            assert not parts - shared - {"hat", "hair", "glasses", "eyes"}, row.instruction
+
+
+@pytest.mark.parametrize("row", ROWS, ids=KINDS)
+def test_the_judge_reaches_the_exact_answer_and_no_copy(row):
+    judge = SceneJudge(row)
+    verdict = judge(render_scene(row.target, 512))
+    assert verdict.reached and not verdict.flips and verdict.registration == (0, 0, 1)
+    assert judge(render_scene(row.source, 512)).reached == (row.kind == "nothing")
+    grey = judge(np.full((300, 200, 3), 128, np.uint8))
+    assert grey.flips or not grey.reached
+
+
+def test_a_season_has_its_own_rows_and_one_hash():
+    assert season_hash("a", 2, 48) == season_hash("a", 2, 48) != season_hash("b", 2, 48)
+    assert scene_edit("a", 0).source != scene_edit("b", 0).source
+
+
+@pytest.mark.parametrize("motion", [(0, 0, 1.0), (3, -2, 1.0), (-5, 4, 1.0), (0, 0, 1.03), (2, 2, 0.98)])
+def test_shift_and_zoom_are_measured(motion):
+    image = render_scene(ROWS[0].target, SIZE)
+    found = register(moved(image, *motion), image, np.ones((SIZE, SIZE), bool))
+    assert np.abs(np.subtract(found, motion))[:2].max() <= 1 and abs(found[2] - motion[2]) <= 0.01
+    assert register(image, image, np.zeros((SIZE, SIZE), bool)) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((8, 8, 3), np.uint8),
+        np.zeros((64, 64), np.uint8),
+        np.zeros((64, 64, 3)),
+        np.zeros((64, 64, 4), np.uint8),
+    ],
+)
+def test_what_is_no_result_is_said(image):
+    with pytest.raises(ValueError, match="A result is uint8"):
+        at_size(image)
+
+
+def test_results_of_any_size_are_reduced_by_one_rule():
+    image = render_scene(ROWS[0].target, 512)
+    wide = np.concatenate([np.zeros((512, 100, 3), np.uint8), image, np.zeros((512, 100, 3), np.uint8)], 1)
+    assert (at_size(wide) == at_size(image)).all() and at_size(image[::8, ::8]).shape == (SIZE, SIZE, 3)
