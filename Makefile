@@ -38,7 +38,7 @@ book: $(VENV)/.installed
 	$(BIN)/python docs/build.py
 	@echo "Open book/index.html"
 
-# mmgen/ is what the notebooks export, the notebooks are clean, their asserts hold (as nbdev_test checks), and their outputs are current
+# mmgen/ is what the notebooks export, the notebooks are clean, and their asserts hold (as nbdev_test checks); stale outputs are listed
 notebooks: $(VENV)/.installed
 	$(BIN)/python tests/check_notebooks.py
 	$(BIN)/python tests/check_outputs.py
