@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,8 +169,10 @@ def main() -> int:
     # each notebook in a fresh process that inherits the imports that take long
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "transformers", "datasets", "diffusers", "execnb.shell", "nbdev.process"])
-    with context.Pool(given.workers, maxtasksperchild=1) as pool:
-        for file, seconds, differences in pool.imap_unordered(check, files):
+    # not multiprocessing.Pool: its daemonic processes may not have children, and some notebooks start workers
+    with ProcessPoolExecutor(given.workers, mp_context=context, max_tasks_per_child=1) as pool:
+        for job in as_completed([pool.submit(check, file) for file in files]):
+            file, seconds, differences = job.result()
             took.append((seconds, file))
             if differences and (given.strict or not differences[0].startswith("cell ")):
                 failed.append(file)

@@ -371,7 +371,7 @@ def test_the_notebook_says_what_is_missing_and_begins_no_run(tmp_path):
     done = subprocess.run(
         [
             str(Path(sys.executable).parent / "papermill"),
-            str(repo_root() / "nbs" / "pretrained.ipynb"),
+            str(repo_root() / "nbs" / "paper_figures_published.ipynb"),
             str(tmp_path / "out.ipynb"),
             "--no-progress-bar",
             "-r",

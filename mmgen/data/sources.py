@@ -81,7 +81,8 @@ class ImageColumn:
     ):
         from datasets import Image as ImageFeature
 
-        self.rows, self.column = dataset.cast_column(column, ImageFeature(decode=False)), column
+        self.rows = dataset.select_columns(column).cast_column(column, ImageFeature(decode=False))
+        self.column = column
         self.size, self.fit, self.threads = size, fit, Threads()
         self.told = None
 

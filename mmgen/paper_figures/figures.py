@@ -47,13 +47,18 @@ from mmgen.paper_figures.domains import (
 )
 
 # %% ../../nbs/paper_figures/figures.ipynb #524bfeee
-COMMANDS = """python -m mmgen.jobs.launch autoencoder data=portraits:mixture run_id=mixture-autoencoder max_seconds=215
-batch_size=64 ema_decay=0.9995 mixed_precision=bf16
-python -m mmgen.jobs.launch clip data=portraits:mixture run_id=mixture-clip max_seconds=90 batch_size=256
-mixed_precision=bf16
-python -m mmgen.jobs.launch ldm data=portraits:mixture run_id=mixture-ldm
-autoencoder=reports/runs/mixture-autoencoder/autoencoder text_encoder=reports/runs/mixture-clip/clip-portraits
-max_seconds=175 images=40000 batch_size=256 ema_decay=0.9995 mixed_precision=bf16"""
+_LAUNCH = "python -m mmgen.jobs.launch"
+COMMANDS = "\n".join(
+    [
+        f"{_LAUNCH} autoencoder data=portraits:mixture run_id=mixture-autoencoder max_seconds=215 "
+        "batch_size=64 ema_decay=0.9995 mixed_precision=bf16",
+        f"{_LAUNCH} clip data=portraits:mixture run_id=mixture-clip max_seconds=90 batch_size=256 mixed_precision=bf16",
+        f"{_LAUNCH} ldm data=portraits:mixture run_id=mixture-ldm "
+        "autoencoder=reports/runs/mixture-autoencoder/autoencoder "
+        "text_encoder=reports/runs/mixture-clip/clip-portraits "
+        "max_seconds=175 images=40000 batch_size=256 ema_decay=0.9995 mixed_precision=bf16",
+    ]
+)
 
 
 def load_models(

@@ -100,7 +100,8 @@ class Mapper(nn.Module):
             raise ValueError(
                 f"This mapper reads texts (B, 2, {self.condition}) beside the codes: the source and the target caption."
             )
-        if texts is not None and texts.shape != (len(ws), 2, self.condition):
+        # without len(), which would fix the batch size of an exported graph
+        if texts is not None and (texts.shape[1:] != (2, self.condition) or texts.shape[0] != ws.shape[0]):
             raise ValueError(f"This mapper reads texts ({len(ws)}, 2, {self.condition}); got {tuple(texts.shape)}.")
 
     def forward(
