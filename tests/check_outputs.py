@@ -29,6 +29,7 @@ VARIES = [
     r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?)?|\b\d\d:\d\d:\d\d\b",  # dates and times
     r"\b\d{8}-\d{6}(?:-[0-9a-f]{4})?\b",  # names of runs
     r"(?:/[\w.+-]+){2,}/?|\btmp\w{8}\b",  # paths
+    r"images_per_second [\d.e+]+",
     r"\"\w*seconds\": [\d.e-]+|\w*seconds=[\d.e-]+",
     r"\b[0-9a-f]{12,64}\b",  # hashes of files that hold times or paths
     r"\b\d+\.\d+\.\d+(?:\+\w+)?\b",  # versions
