@@ -442,6 +442,23 @@ DATA = (
 )
 ELSEWHERE = (
     Measurement(
+        "Judge of scenes",
+        "Exact answers at 512 px with a planted error: requested edits that are reached, other attributes that are "
+        "taken for changed, and unedited sources that are taken for edited.",
+        "scene_judge",
+        {"planted": "planted error"},
+        {
+            "reached": ("exact answers reached, %", percent),
+            "flips": ("flips, %", percent),
+            "sources_reached": ("sources reached, %", percent),
+            "attributes": ("attributes", whole),
+            "rows": ("rows", whole),
+            "seconds_per_judgement": ("CPU time per row", clock),
+        },
+        lambda row: "planted" in row,
+        shares=(),
+    ),
+    Measurement(
         "Converted weights",
         "Largest difference to the original code's output, small random weights.",
         "formats",
