@@ -74,7 +74,8 @@ def _cell(match):
 # %% ../../nbs/report/site.ipynb #364828d0
 STYLE = """
 :root{color-scheme:light dark;--ink:#1f2328;--soft:#59636e;--line:#d8dee4;--paper:#fff;--tint:#f6f8fa;--link:#0969da}
-@media(prefers-color-scheme:dark){:root{--ink:#d1d7de;--soft:#9198a1;--line:#3d444d;--paper:#0d1117;--tint:#161b22;--link:#58a6ff}}
+@media(prefers-color-scheme:dark){:root{--ink:#d1d7de;--soft:#9198a1;--line:#3d444d;
+--paper:#0d1117;--tint:#161b22;--link:#58a6ff}}
 *{box-sizing:border-box}
 html{scroll-padding-top:3.5rem;-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--paper);color:var(--ink);
