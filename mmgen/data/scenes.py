@@ -19,6 +19,7 @@ from mmgen.data.characters import (
     CharacterError,
     attributes,
     describe,
+    draw,
     phrases,
     render_svg,
     sample,
@@ -61,12 +62,7 @@ class Background:
 def _background_svg(background):
     if background.kind in PLAIN:
         return f'<svg viewBox="0 0 1 1"><rect width="1" height="1" fill="{PLAIN[background.kind]}"/></svg>'
-    from dicebear import Avatar
-
-    from mmgen.data.characters import _style
-
-    text = Avatar(_style(background.kind), {"seed": f"mmgen {background.seed}", "animationVariant": "none"}).to_string()
-    return re.sub(r"<!--.*?-->|<metadata.*?</metadata>", "", text, flags=re.S)
+    return draw(background.kind, {"seed": f"mmgen {background.seed}", "animationVariant": "none"})
 
 # %% ../../nbs/data/scenes.ipynb #5576bdcc
 @dataclass(frozen=True)
