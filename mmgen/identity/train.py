@@ -42,7 +42,7 @@ class IdentityTask(Task):
         x = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.33, soft, x)
         return self.model((x + 0.05 * torch.randn_like(x)).contiguous(memory_format=torch.channels_last))
 
-    def loss(self, batch, step, which):
+    def loss(self, batch, step, optimizer):
         images = torch.cat([batch[name] for name in ("image", "disguised", "impostor")])
         face, positive, negative = self.embed(images).chunk(3)
         logits = face @ torch.cat([positive, negative]).T / self.temperature
