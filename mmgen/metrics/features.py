@@ -64,7 +64,7 @@ def image_set(
             )
     return torch.stack(tensors) if tensors else torch.empty(0, 3, 1, 1)
 
-
+# %% ../../nbs/metrics/features.ipynb #71f4d239
 def as_images(
     images,  # uint8 (N, H, W, 3) or float (N, 3, H, W) in [-1, 1]
 ) -> tuple[torch.Tensor, torch.Tensor]:  # float32 (N, 3, H, W); bool (N,): the row is finite and in [-1, 1]
@@ -133,7 +133,7 @@ def _inception(weights):
     state.seek(0)
     return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], state)
 
-
+# %% ../../nbs/metrics/features.ipynb #94d1bcea
 def extractor(
     name: str = "efficientnet",  # efficientnet, oracle, clip or inception
     device=None,  # torch device; None: CUDA, else MPS, else CPU
@@ -170,7 +170,7 @@ class Features(NamedTuple):
     hash: str  # of its weights
     sources: np.ndarray | None = None  # (N,) id of the source image of each row; None: rows are independent
 
-
+# %% ../../nbs/metrics/features.ipynb #8d4ecae6
 @torch.no_grad()
 def features(
     extractor,  # images (B, 3, H, W) in [-1, 1] → (B, D)
@@ -181,7 +181,7 @@ def features(
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return torch.cat([extractor(part).float().cpu() for part in images.split(batch_size)])
 
-
+# %% ../../nbs/metrics/features.ipynb #31be2d81
 def extract(
     judge: Extractor,
     images,  # uint8 (N, H, W, 3), float (N, 3, H, W) in [-1, 1], an `ImageColumn` or a list, see `image_set`

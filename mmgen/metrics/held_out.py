@@ -56,7 +56,7 @@ def record_samples(
         for label, batch in (("samples", samples), ("held-out images", images)):
             _record(run, clip_score(judge, batch, captions), f"CLIP score of {label}", judge)
 
-
+# %% ../../nbs/metrics/held_out.ipynb #b76c8829
 def record_edits(
     run: Run,
     clip: CLIP,  # of the model

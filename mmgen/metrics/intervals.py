@@ -166,7 +166,7 @@ def _rows(set_name, features):
     )
     return features.values[valid].double(), sources[valid.numpy()], valid.numpy()
 
-
+# %% ../../nbs/metrics/intervals.ipynb #cab890d3
 def set_scores(
     names: list[str],  # of the metrics
     statistic: Callable,  # x (N, D), y (M, D), masks (draws, N), (draws, M) → (metrics, draws)

@@ -215,7 +215,7 @@ class OracleTask(Task):
     def optimizers(self, lr, weight_decay):
         return build(self.optimizer, self.model, lr, weight_decay, outer=("body.0.", "heads"))
 
-    def loss(self, batch, step, which):
+    def loss(self, batch, step, optimizer):
         images = to_float(batch["image"])
         images = images + self.noise * torch.rand(len(images), 1, 1, 1, device=images.device) * torch.randn_like(images)
         logits = self.model(images)
