@@ -829,8 +829,8 @@ REASONS = {  # the beginning of a name -> what the refusal says
     "zip that is encrypted": "encrypted",
     "zip whose entries overlap": "larger than itself",
     "zip of a program": "TorchScript",
-    "zip with two pickles": "none that torch writes",
-    "zip with a name twice": "none that torch writes",
+    "zip with two pickles": "not one that torch writes",
+    "zip with a name twice": "not one that torch writes",
 }
 
 
