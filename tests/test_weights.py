@@ -108,9 +108,7 @@ def test_resolve_names_what_there_is(shelf, name):
 
 
 def test_resolve_says_what_the_hub_said(shelf):
-    with pytest.raises(
-        WeightsError, match=r"'openai/clip' is not a folder .*no route to the hub\).*clip-portraits"
-    ):
+    with pytest.raises(WeightsError, match=r"'openai/clip' is not a folder .*no route to the hub\).*clip-portraits"):
         resolve("openai/clip")
 
 
