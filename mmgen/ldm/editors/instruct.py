@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...data.edited_captions import instruction_between
+from ...editing.editor import check_edit
 from ..diffusion import noise_like, start
 from .sdedit import LatentEditor
 from ..pipeline import LatentDiffusion, random_pipeline, sampler
@@ -123,7 +124,7 @@ def random_instruct(
 
 # %% ../../../nbs/ldm/editors/instruct.ipynb #a9ecaafb
 class InstructEditor(LatentEditor):
-    """Applies the difference of the two captions as an instruction.
+    """Applies an instruction; without one, the difference of the two captions.
 
     Brooks et al. 2023. Raises EditError if the model was not trained on edits.
     """
@@ -131,6 +132,7 @@ class InstructEditor(LatentEditor):
     name, strength = "instruct-pix2pix", 0.5
     decodings = ("paired", "residual", "plain")
     dials = ("guidance",)
+    instructs = True
     model_class = InstructPix2Pix
 
     def __init__(
@@ -151,10 +153,16 @@ class InstructEditor(LatentEditor):
         self.image_guidance = defaults[1] if image_guidance is None else image_guidance
         self.steps, self.seed = steps, seed
 
-    def change(self, z, source, target, strength):
+    def edit(self, images, source, target, strength=None, instruction=None):
+        "See `Editor.edit`."
+        check_edit(images, source, target, strength, self.size, instruction)
+        instruction = [*map(self.instruction, source, target)] if instruction is None else list(instruction)
+        return super().edit(images, source, instruction, strength)  # `change` reads instructions
+
+    def change(self, z, source, instructions, strength):
         if strength == 0:
             return self.reference(z, source, strength)
-        return self._follow(z, [*map(self.instruction, source, target)], strength * self.guidance)
+        return self._follow(z, instructions, strength * self.guidance)
 
     def instruction(self, source: str, target: str) -> str:
         """What the UNet reads: the difference of the captions.
