@@ -19,7 +19,7 @@ from ..base.schema import WeightsError
 from ..base.weights import fingerprint, resolve
 from ..benchmark.config import EvaluateConfig
 from ..benchmark.counterfactuals import counterfactuals
-from ..benchmark.parts import load_part, parse, parts
+from ..benchmark.parts import load_part, parts
 from ..benchmark.pictures import wishes
 from ..benchmark.tables import table
 from ..benchmark.workers import run_parts
@@ -27,6 +27,7 @@ from ..data.captions import as_tags, caption
 from ..data.edited_captions import edited_caption
 from ..data.edits import KINDS, as_batch
 from ..data.portraits import PortraitError, render, tags
+from ..editing.names import parse_editor
 from ..editing.registry import editor
 from ..ldm.open import open_pipeline
 from ..ldm.pipeline import LatentDiffusion
@@ -108,7 +109,7 @@ class Method(NamedTuple):
 
     label: str
     model: str  # own or foreign
-    spec: str  # specification for `mmgen.benchmark.parts.parse`
+    spec: str  # specification for `mmgen.editing.names.parse_editor`
 
 
 def methods(
@@ -335,7 +336,7 @@ def picture(
     model, labels = ROWS[name]
     for method in methods(config):
         if method.model == model and method.label in labels:
-            kind, options = parse(method.spec)
+            kind, options = parse_editor(method.spec)
             results = editor(kind, device, **options).edit(to_float(rows["source"]), before, after)
             rows[method.label] = to_uint8(results).numpy()
     return sheet(rows, [f"{edit.face.style}\n{edit.tag}" for edit in edits]), {

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from ..base.files import repo_root
 from ..base.runs import verify_run
 from ..base.settings import split_list
+from ..editing.names import is_foreign, parse_editor
 from ..editing.registry import EDITORS
 
 # %% ../../nbs/report/records.ipynb #11000176
@@ -32,14 +33,14 @@ def name_of(
     spec: str,  # name[:option=value]...
 ) -> str:
     "The name of an Editor without its options."
-    return spec.split(":")[0]
+    return parse_editor(spec)[0]
 
 
 def options_in(
     spec: str,  # name[:option=value]...
 ) -> dict[str, str]:
     "The options in an Editor's text."
-    return dict(part.partition("=")[::2] for part in spec.split(":")[1:])
+    return dict(part.partition("=")[::2] for part in spec[len(name_of(spec)) :].split(":")[1:])
 
 
 def family(
@@ -50,14 +51,16 @@ def family(
         return "–"
     if name_of(spec) in EDITORS:
         return next((name for module, name in FAMILIES.items() if EDITORS[name_of(spec)].startswith(module)), "–")
+    if is_foreign(name_of(spec)):
+        return "latent diffusion" if spec.startswith("diffusers:") else "–"
     return "StyleCLIP" if name_of(spec).startswith("styleclip") else "latent diffusion"
 
 
 def learned_from(
     spec: str,  # name[:option=value]...
 ) -> str:
-    "Training data of an Editor's edits: captioned images, exact pairs, CLIP alone, or – for baselines."
-    if name_of(spec) in CEILINGS:
+    "Training data of an Editor's edits: captioned images, exact pairs, CLIP alone, or – for baselines and for other people's Editors."
+    if name_of(spec) in CEILINGS or is_foreign(name_of(spec)):
         return "–"
     if name_of(spec) == "styleclip-mapper" and options_in(spec).get("model", "mapper-portraits") in ONE_TEXT:
         return "CLIP alone"
