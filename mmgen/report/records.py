@@ -59,7 +59,7 @@ def family(
 def learned_from(
     spec: str,  # name[:option=value]...
 ) -> str:
-    "Training data of an Editor's edits: captioned images, exact pairs, CLIP alone, or – for baselines and for other people's Editors."
+    "Training data of an Editor's edits: captioned images, exact pairs, CLIP alone, or – (none or not known)."
     if name_of(spec) in CEILINGS or is_foreign(name_of(spec)):
         return "–"
     if name_of(spec) == "styleclip-mapper" and options_in(spec).get("model", "mapper-portraits") in ONE_TEXT:
