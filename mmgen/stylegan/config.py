@@ -39,7 +39,7 @@ class StyleGAN2Config(Job):
     mapping_layers: int = 4  # layers from z to w
     convs: int = 2  # convolutions at each resolution
     mapping: str = "network"  # from z to w: network (StyleGAN2's) or flow (fitted to an encoder's codes)
-    autoencoder: str = "none"  # autoencoder whose latents are generated: name, folder, or none for pixels
+    autoencoder: str = "none"  # name or folder, its latents are generated; none: pixels
     normalisation: str = "demodulation"  # demodulation (StyleGAN2) or adain (StyleGAN, eq. 5)
     noise: bool = True  # noise inputs at every layer
     discriminator: str = "residual"  # residual (published) or projected (EfficientNet-Lite0)
@@ -131,7 +131,7 @@ STYLEGAN2_PRESETS = {
     "small": StyleGAN2Config(
         optimizer="muon",
         steps=6_000,
-        max_seconds=4_500.0,
+        max_seconds=3_600.0,
         lr=1.5e-3,
         lr_schedule="cosine",
         warmup=100,
