@@ -206,6 +206,7 @@ class EncoderConfig(Job):
     # networks
     generator: str = "stylegan2-portraits"  # packaged name or folder of the generator, frozen
     encoder_from: str | None = None  # packaged name or folder of an encoder to start from; None: random
+    autoencoder: str = "none"  # of a generator that makes latents: name or folder; none: it makes pixels
     encoder_base: int = 1_536  # channels of a layer: this / resolution, ...
     encoder_max: int = 128  # ... at most this
     # loss

@@ -84,8 +84,9 @@ class LatentSpace(nn.Module):
 def latent_columns(
     columns: dict[str, np.ndarray],  # image, and where the loss compares edits changed: uint8 (N, size, size, 3)
     autoencoder: AutoencoderKL,  # on the device that computes
+    space: LatentSpace | None = None,  # whose normalisation is used; None: that of `image`
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:  # columns (N, c, size/f, size/f); their mean and deviation (c,)
-    "Normalised latents of the images; mean and deviation are those of `image`"
+    "Normalised latents of the images"
 
     def encode(images):
         key = {"images": content_sha256(images), "autoencoder": fingerprint(autoencoder)}
@@ -93,5 +94,8 @@ def latent_columns(
         return cached("latents", key, lambda: {"latents": encode_all(autoencoder, images, device)})["latents"]
 
     latents = {name: encode(images) for name, images in columns.items()}
-    std, mean = torch.std_mean(latents["image"], (0, 2, 3))
+    if space is None:
+        std, mean = torch.std_mean(latents["image"], (0, 2, 3))
+    else:
+        std, mean = space.std.flatten().cpu(), space.mean.flatten().cpu()
     return {k: (v - mean[:, None, None]) / std[:, None, None] for k, v in latents.items()}, mean, std
