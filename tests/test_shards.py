@@ -217,8 +217,8 @@ def test_a_manifest_is_checked(folder):
     one = lambda **change: good | {"splits": {"train": {"rows": entry["rows"], "shards": [entry | change]}}}
     (folder.parent / "secret.parquet").write_bytes((folder / entry["file"]).read_bytes())
     for manifest, said in [
-        (good | {"kind": "mmgen latents"}, "is of the kind 'mmgen latents'; 'mmgen shards' is needed"),
-        ([], "is of the kind None"),
+        (good | {"kind": "mmgen latents"}, "has the kind 'mmgen latents'; the kind 'mmgen shards' is needed"),
+        ([], "has the kind None"),
         (good | {"schema": 7}, "has the schema 7"),
         (good | {"splits": {"train": {}}}, "is incomplete"),
         (good | {"columns": None}, "is incomplete"),
@@ -237,7 +237,7 @@ def test_a_manifest_is_checked(folder):
     with pytest.raises(ShardError, match="cannot be read"):
         load_source(str(folder))
     (folder / "manifest.json").unlink()
-    with pytest.raises(ShardError, match="holds no manifest.json"):
+    with pytest.raises(ShardError, match="has no manifest.json"):
         load_source(str(folder))
 
 
