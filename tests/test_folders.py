@@ -321,7 +321,7 @@ def test_tables_that_do_not_fit(write):
             '{"file_name": "00.png", "description": "a"}\n',
             "columns file_name, description; it needs tags, or a text as one of text",
         ),
-        ('{"file_name": "x.png", "text": "a"}\n', "names 1 images, and none of them lies in"),
+        ('{"file_name": "x.png", "text": "a"}\n', "names 1 images, but none of them is in"),
     ):
         (folder / "metadata.jsonl").write_text(content)
         with pytest.raises(SourceError, match=message):
@@ -703,7 +703,7 @@ def test_masks_are_no_pictures(write):
     assert len(found) == 6 and ["mask"] in found and ["mask", "hat"] in found
     assert told == [
         "7 masks or conditioning images in … are left out: 00-masklabel.png, 01_mask.png, 02-condlabel.png and 4 "
-        "more; one that shall be learned needs a caption beside it."
+        "more; to use one for training, put a caption beside it."
     ]
 
 
@@ -752,8 +752,8 @@ def test_formats_are_opened_or_named(write, monkeypatch):
     assert found == [["png"]] * 3 + [["jfif"], ["jpe"]]
     assert told == [
         "Files in … are left out: 2 (05.heic, 06.HEIF): Pillow needs a plug-in: pip install pillow-heif; 1 "
-        "(07.jxl): Pillow needs a plug-in: pip install pillow-jxl-plugin; 1 (08.mp4): a film; 1 (09.psd): no "
-        "image format that is read."
+        "(07.jxl): Pillow needs a plug-in: pip install pillow-jxl-plugin; 1 (08.mp4): a video; 1 (09.psd): an "
+        "unsupported image format."
     ]
 
 
@@ -767,7 +767,7 @@ def test_names_that_lead_to_no_file(write):
     os.mkfifo(folder / "other.json")  # reading it would never end
     assert said(folder) == (
         [["hat"]] * 3,
-        ["Files in … are left out: 1 (10.png): a folder; 1 (11.png): a link to nothing; 1 (12.png): not a file."],
+        ["Files in … are left out: 1 (10.png): a folder; 1 (11.png): a broken link; 1 (12.png): not a file."],
     )
 
 

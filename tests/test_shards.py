@@ -175,7 +175,7 @@ def test_reading(folder):
         and sum(shards.groups) == 200
         and shards.column("score").to_pylist() == [-n for n in range(200)]
     )
-    assert len(images.cache._own()[1]) <= 8  # open groups
+    assert len(images.cache._state()[1]) <= 8  # open groups
     some = np.array([0, 15, 16, 100, 199])
     assert np.array_equal(ShardImages(shards, 16, some)[[4, 1]], everything[[199, 15]]) and ShardImages(
         shards, 16, some
@@ -374,9 +374,9 @@ def test_each_group_is_read_once_an_epoch(folder, monkeypatch):
     monkeypatch.setattr(cache, "_read", lambda group, files: read.append(group) or reading(group, files))
     for step in range(200 // 12):
         data.batch(step)
-    cache._own()[3].shutdown()
+    cache._state()[3].shutdown()
     assert max(read.count(g) for g in read) <= 2 and len(read) <= 13 + 8  # those of the next epoch are read ahead
-    assert len(cache._own()[1]) <= 14
+    assert len(cache._state()[1]) <= 14
 
 
 @pytest.mark.parametrize("workers", [1, 2])
