@@ -259,9 +259,8 @@ def fit(
     )
     task = CLIPTask(model, optimizer=config.optimizer)
     task.learned = {"tokenizer": tokenizer_files(tokenizer)}
-    task.must_match = {
-        name: getattr(config, name) for name in ("text_heads", "vision_heads")
-    }  # not visible in the shapes of the weights
+    # the number of heads is not visible in the shapes of the weights
+    task.must_match = {name: getattr(config, name) for name in ("text_heads", "vision_heads")}
     result = train_in_run(task, data, config, run, notes)
     clip = CLIP(result.ema.float(), tokenizer, config.device)
     results = judge(clip, validation_images, validation_tags, run)

@@ -109,7 +109,7 @@ class Batches:
         return self.transform(batch, random.Random(f"{self.seed} {step}")) if self.transform else batch
 
     def _read_ahead(self, position: int):
-        "Reads the row groups of the next half window in the background; called effectively four times per window."
+        "Reads the row groups of the next half window in the background; has an effect at most four times per window."
         rows = min(self.rows, int(self.shards[0].groups[: self.window].sum()))
         if self._read_ahead_at == position // max(1, rows // 4):
             return
