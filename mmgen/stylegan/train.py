@@ -420,9 +420,11 @@ def how_trained(config) -> str:
     if not isinstance(config, StyleGAN2Config):
         return ""
     if not config.adversarial_weight:
+        fitted = "by flow matching" if config.mapping == "flow" else "to a Gaussian"
+        latents = f"It generates the latents of {config.autoencoder}. " if config.autoencoder != "none" else ""
         return (
-            "It was trained as an autoencoder, together with an encoder and without a discriminator; "
-            "its mapping network was then fitted to a Gaussian of the encoder's codes. "
+            f"{latents}It was trained as an autoencoder, together with an encoder and without a discriminator; "
+            f"its mapping network was then fitted {fitted} to the encoder's codes. "
             "nbs/train_stylegan2.ipynb compares that with the published objective after equal time."
         )
     return (
