@@ -91,10 +91,14 @@ def set_figures(
         sets = Features(known[exact], name, hashes, seeds), Features(values, name, hashes, seeds[: len(values)])
         for distance in distances:
             try:
-                doubts = _warnings(distance, sets)
-                # a biased distance still ranks Editors with equally many results
-                keep = not doubts or len(values) == len(rows)
-                result = distance(*sets, seed=seed) if keep else None
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always", MetricWarning)
+                    distance(*sets, draws=0)
+                    # the table has a column for failed rows
+                    doubts = [str(w.message) for w in caught if "rows are no images" not in str(w.message)]
+                    # a biased distance still ranks Editors with equally many results
+                    keep = not doubts or len(values) == len(rows)
+                    result = distance(*sets, seed=seed) if keep else None
             except ValueError as e:
                 notes.append(f"Left out: {e}")
             else:
@@ -102,14 +106,6 @@ def set_figures(
                     scores[result.name] = [result.value, result.low, result.high]
                 notes += [doubt if keep else f"Left out: {doubt}" for doubt in doubts]
     return scores, notes
-
-
-def _warnings(distance, sets):
-    "Warnings of a distance, except about failed rows, which have their own column."
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", MetricWarning)
-        distance(*sets, draws=0)
-    return [str(w.message) for w in caught if "rows are no images" not in str(w.message)]
 
 # %% ../../nbs/benchmark/tables.ipynb #2c38dc59
 NOT_SCORES = ("image", "memory")
