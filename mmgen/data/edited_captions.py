@@ -10,18 +10,18 @@ from .portraits import LENGTHS, Options, PortraitError, change, sample, table, t
 
 # %% ../../nbs/data/edited_captions.ipynb #adfe72ed
 def face_of(
-    known: list[str],  # tags of a portrait
-    style: str = "adventurer",
+    given_tags: list[str],  # tags of a portrait
+    style: str = "adventurer",  # of the renderer
 ) -> Options:
-    "A face that the tags describe; a part without a tag is absent, or the first of its variants."
-    face, spec, known = sample(0, style), table(style), set(known)
+    "A face that the tags describe; a part without a tag is absent, or its first variant if it is not optional."
+    face, spec, given_tags = sample(0, style), table(style), set(given_tags)
     parts = {
-        slot: next((name for name in names if name in known), next(iter(names)))
+        slot: next((name for name in names if name in given_tags), next(iter(names)))
         for slot, names in spec["colors"].items()
     }
     for part, variants in spec["parts"].items():
         tags_of = {name: set(variant["tags"]) for name, variant in variants.items()}
-        of_part = known & set().union(*tags_of.values())
+        of_part = given_tags & set().union(*tags_of.values())
         if of_part:
             parts[part] = max(variants, key=lambda name: len(of_part & tags_of[name]) / len(of_part | tags_of[name]))
         else:
@@ -30,7 +30,7 @@ def face_of(
 
 # %% ../../nbs/data/edited_captions.ipynb #b653cafd
 def _excluded(tag, style):
-    "The tags that cannot be true beside `tag`."
+    "The set of tags that cannot be true together with `tag`."
     spec = table(style)
     for group in (*spec["colors"].values(), LENGTHS):
         if tag in group:
@@ -38,28 +38,28 @@ def _excluded(tag, style):
     for part, variants in spec["parts"].items():
         carriers = [set(v["tags"]) for v in variants.values() if tag.removeprefix("no ") in v["tags"]]
         if carriers and part != "hair":
-            every = {t for v in variants.values() for t in v["tags"]}
-            return every if tag.startswith("no ") else every - set().union(*carriers)
+            group_tags = {t for v in variants.values() for t in v["tags"]}
+            return group_tags if tag.startswith("no ") else group_tags - set().union(*carriers)
     return {tag.removeprefix("no ")} - {tag}
 
 
 def _changed_tags(before, after):
-    "The tags of the options that differ between two faces."
+    "The tags of the second face's options that differ from the first face."
     parts = table(after.style)["parts"]
-    changed = [value for (_, value), (_, old) in zip(after.colors, before.colors) if value != old]
-    for (part, value), (_, old) in zip(after.parts, before.parts):
-        changed += parts[part][value]["tags"] if value not in (old, None) else []
+    changed = [value for (_, value), (_, earlier) in zip(after.colors, before.colors) if value != earlier]
+    for (part, value), (_, earlier) in zip(after.parts, before.parts):
+        changed += parts[part][value]["tags"] if value not in (earlier, None) else []
     return changed
 
-
+# %% ../../nbs/data/edited_captions.ipynb #f12f3f95
 def edited_caption(
-    caption: str,  # tags of the source, joined by commas; "" where unknown
+    caption: str,  # tags of the source, joined by commas; "" if unknown
     tag: str,  # of the edit; "no glasses" removes something
     style: str = "adventurer",
 ) -> str:
-    "The target caption: the tag of the edit and all that follows from it, without what it excludes."
+    "The target caption: the tag, the tags that follow from it, and the source tags that it does not exclude."
     source = [part.strip() for part in caption.split(",") if part.strip()]
-    new = [] if tag.startswith("no ") else [tag]
+    added = [] if tag.startswith("no ") else [tag]
     face = face_of(source, style) if source and set(source) <= set(vocabulary(style)) else None
     try:
         target = change(face, tag) if face else None
@@ -67,16 +67,16 @@ def edited_caption(
         target = None
     if target is None:
         excluded = _excluded(tag, style)
-        return ", ".join(dict.fromkeys([*new, *(t for t in source if t not in excluded)]))
+        return ", ".join(dict.fromkeys([*added, *(t for t in source if t not in excluded)]))
     before, after, changed = tags(face), tags(target), _changed_tags(face, target)
-    kept = [t for t in source if t in after or t not in before]
-    return ", ".join(dict.fromkeys([*new, *kept, *(t for t in after if t in changed)]))
+    remaining = [t for t in source if t in after or t not in before]
+    return ", ".join(dict.fromkeys([*added, *remaining, *(t for t in after if t in changed)]))
 
 # %% ../../nbs/data/edited_captions.ipynb #5a7fd002
 def instruction_between(
-    source: str,  # source caption, "" where unknown
+    source: str,  # source caption; "" if unknown
     target: str,  # target caption
-) -> str:  # "green hair", "no glasses, no eyewear"; "" where the captions have the same tags
+) -> str:  # "green hair", "no glasses, no eyewear"; "" if the captions have the same tags
     'The tags that only the target caption has, and "no …" for those that only the source caption has.'
     before, after = ([part.strip() for part in text.split(",") if part.strip()] for text in (source, target))
     return ", ".join([*(t for t in after if t not in before), *(f"no {t}" for t in before if t not in after)])
