@@ -109,7 +109,8 @@ def opening_of(a: argparse.Namespace) -> dict:
 
 def edit(a: argparse.Namespace) -> dict:
     "Edits one image. Raises ValueError for paths that do not fit, and the errors of `mmgen.edit`."
-    from mmgen.app.workbench import build_editor, edit_image, open_source, tags_of, wanted_caption
+    from mmgen.app.workbench import build_editor, edit_image, open_source, own_size, tags_of, wanted_caption
+    from mmgen.data.images import open_image
 
     config = config_of(a, "edit")
     if not Path(a.image).name:
@@ -124,6 +125,8 @@ def edit(a: argparse.Namespace) -> dict:
     ready = time.perf_counter()
     with bar(editor.network, editor.evaluations):
         result = edit_image(editor, image, source, config.prompt, config.strength)
+    if config.at == "source":
+        result = own_size(open_image(a.image), image, result, config.fit)
     out = save_picture(result, out, kind, keep=a.out is None)
     about = {
         "file": str(out),

@@ -20,6 +20,11 @@ class View(NamedTuple):
     top: float
     side: float
 
+    def covers(self, height: int, width: int) -> Tensor:  # bool (height, width)
+        "Which pixels of the image it shows"
+        inside = lambda n, start: ((torch.arange(n) + 0.5 - start) / self.side - 0.5).abs() <= 0.5
+        return inside(height, self.top)[:, None] & inside(width, self.left)
+
     @classmethod
     def of(cls, width: int, height: int, fit: str = "crop") -> "View":
         "The view of `open_image`. Raises ValueError for another `fit`."
@@ -115,5 +120,5 @@ def lift(
         lifted = torch.lerp(apply_affine(up(coefficients), image), up(after, "bicubic"), shape)
     else:
         lifted = added if method == "add" else up(after, "bicubic")
-    weight = up(edited)
+    weight = up(edited) * view.covers(height, width).to(image)
     return torch.where(weight > 0, torch.lerp(image, lifted, weight), image).clamp(-1, 1)
