@@ -797,11 +797,11 @@ REASONS = {  # the beginning of a name -> what the refusal says
     "call in a torch file": "posix.system",
     "call in an old torch file": "posix.system",
     "call in a key": "posix.system",
-    "call of a call": "it calls what is no name",
-    "BUILD on a tuple": "it adds to what is no object",
+    "call of a call": "it calls something that is not a name",
+    "BUILD on a tuple": "it adds to something that is not an object",
     "BUILD on _codecs": "it changes _codecs.encode itself",
     "BUILD on torch._utils": "it changes torch._utils._rebuild_tensor_v2 itself",
-    "tensor grown": "it changes what torch._utils",
+    "tensor grown": "it changes the result of torch._utils",
     "tensor larger": "larger than its storage of 4 numbers",
     "tensor at a negative offset": "in a way that torch does not write",
     "tensor repeated a billion": "far more than it holds",
@@ -815,7 +815,7 @@ REASONS = {  # the beginning of a name -> what the refusal says
     "array of 10^12": "has 16 bytes",
     "array from a number": "has no bytes",
     "tuples 200,000 deep": "too deep",
-    "billion laughs of keys": "neither texts nor numbers",
+    "billion laughs of keys": "neither strings nor numbers",
     "laughs by": "more than",
     "keys that follow": "more than 10,000 keys",
     "lists, 600,000": "more than 500,000 opcodes",
@@ -829,8 +829,8 @@ REASONS = {  # the beginning of a name -> what the refusal says
     "zip that is encrypted": "encrypted",
     "zip whose entries overlap": "larger than itself",
     "zip of a program": "TorchScript",
-    "zip with two pickles": "none that torch writes",
-    "zip with a name twice": "none that torch writes",
+    "zip with two pickles": "not one that torch writes",
+    "zip with a name twice": "not one that torch writes",
 }
 
 
@@ -1054,7 +1054,7 @@ def open_all(folder):
             one = len(text) < 2000 and text.isprintable() and text.endswith(".")
             known = {"NoneType", "ValueError", "IndexError", "UnicodeDecodeError"}
             known |= {"BadZipFile", "NotImplementedError", "EOFError", "OSError"}  # zipfile's
-            if "with other arguments" in text:
+            if "with unknown arguments" in text:
                 known |= {"TypeError", "UnicodeEncodeError"}
             bare = re.search(r"\((TypeError|KeyError|AttributeError|RecursionError|MemoryError)\)|more memory", text)
             line = {

@@ -340,14 +340,14 @@ def test_every_cut_of_a_file_is_refused(tmp_path):
 
 
 def test_what_is_no_network_is_said(tmp_path):
-    with pytest.raises(PickleError, match="list is no network"):
+    with pytest.raises(PickleError, match="list is not a network"):
         state_of([1])
 
 
 def test_a_pipe_and_a_folder_are_no_files(tmp_path):
     os.mkfifo(tmp_path / "pipe.pt")
     for path in (tmp_path / "pipe.pt", tmp_path):
-        with pytest.raises(PickleError, match="it is no file"):
+        with pytest.raises(PickleError, match="it is not a file"):
             read_pickle(path)
     with pytest.raises(PickleError, match="gone.pt cannot be read: No such file"):
         read_pickle(tmp_path / "gone.pt")

@@ -255,8 +255,8 @@ def test_folders_that_cannot_be_meant_are_said_before_the_metadata_are_read(prep
     for given, said in (
         ({"out": str(root / "dump")}, "out is the folder of the dump itself"),
         ({"pictures": "256px"}, "holds no folder 256px"),
-        ({"out": str(tmp_path / "file")}, "file is not a folder; choose another place"),
-        ({"out": str(tmp_path / "file" / "set")}, "file is not a folder; choose another place"),
+        ({"out": str(tmp_path / "file")}, "file is not a folder; choose another path"),
+        ({"out": str(tmp_path / "file" / "set")}, "file is not a folder; choose another path"),
     ):
         with pytest.raises(ValueError, match=said):
             run(root, source=str(root / "dump"), **given)

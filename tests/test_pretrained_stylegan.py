@@ -217,7 +217,7 @@ def test_a_generator_in_safetensors_opens_and_8_bits_do_not(generator, tmp_path)
         {"g_ema": {key: (100 * value).to(torch.int8) for key, value in to_numbered(generator).items()}},
         tmp_path / "g8.pt",
     )
-    with pytest.raises(WeightsError, match="g8.pt holds 8-bit weights"):
+    with pytest.raises(WeightsError, match="g8.pt has weights of 8 bits or fewer"):
         open_generator(tmp_path / "g8.pt")
 
 

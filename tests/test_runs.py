@@ -226,7 +226,7 @@ def test_a_run_that_is_going_on_is_neither_begun_again_nor_resumed(tmp_path):
     worker = int(process.stdout.readline())
     before = (tmp_path / "r" / "run.json").read_bytes()
     for resume in (False, True):
-        with pytest.raises(RunError, match="Run 'r' is going on in another process; wait until it ends"):
+        with pytest.raises(RunError, match="Run 'r' is running in another process; wait until it ends"):
             with Run("x", root=tmp_path, run_id="r", resume=resume):
                 pass
     assert (tmp_path / "r" / "run.json").read_bytes() == before

@@ -108,9 +108,7 @@ def test_resolve_names_what_there_is(shelf, name):
 
 
 def test_resolve_says_what_the_hub_said(shelf):
-    with pytest.raises(
-        WeightsError, match=r"'openai/clip' is not a folder here .*no route to the hub\).*clip-portraits"
-    ):
+    with pytest.raises(WeightsError, match=r"'openai/clip' is not a folder .*no route to the hub\).*clip-portraits"):
         resolve("openai/clip")
 
 
@@ -144,7 +142,7 @@ def test_load_state_finds_the_file_of_a_folder_and_the_state_of_a_checkpoint(tmp
     torch.save({"state_dict": {"w": torch.ones(3)}, "global_step": 5}, tmp_path / "last.ckpt")
     assert load_state(tmp_path / "last.ckpt")["w"].tolist() == [1, 1, 1]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(WeightsError, match="The folder empty holds no weights; model.safetensors or"):
+    with pytest.raises(WeightsError, match="The folder empty has no weights; model.safetensors or"):
         load_state(tmp_path / "empty")
 
 
@@ -364,7 +362,7 @@ def test_rounded_weights_are_refused_and_what_is_not_finite_too(tmp_path):
     ):
         save_file(changed, tmp_path / "a.safetensors")
         with pytest.raises(
-            WeightsError, match="a.safetensors holds 8-bit weights, or smaller ones .*take the float16 or float32 ones"
+            WeightsError, match="a.safetensors has weights of 8 bits or fewer .*use the float16 or float32 weights"
         ):
             load_state(tmp_path / "a.safetensors")
     save_file({"index": torch.zeros(3, dtype=torch.int8), "w": torch.ones(2).bfloat16()}, tmp_path / "b.safetensors")
@@ -388,8 +386,8 @@ class Small(nn.Module):
     "text, said",
     [
         ("{", "mine/config.json cannot be read as JSON"),
-        ("[]", "mine/config.json holds a list where"),
-        ("null", "holds a NoneType where"),
+        ("[]", "mine/config.json holds a list; an object"),
+        ("null", "holds a NoneType; an object"),
         (
             '{"widths": 2, "_class_name": "x"}',
             "Small.load: mine holds another model: its config.json has widths, and a Small has width",
@@ -412,9 +410,11 @@ def test_what_the_hubs_cache_has_and_lacks_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download", lambda name, **options: (_ for _ in ()).throw(ConnectionError("no route"))
     )
-    with pytest.raises(WeightsError, match=r"the hub did not give it \(no route\)\. The hub's cache holds owner/sd\."):
+    with pytest.raises(
+        WeightsError, match=r"was not downloaded from the hub \(no route\)\. The hub's cache has owner/sd\."
+    ):
         resolve("owner/other")
-    with pytest.raises(WeightsError, match="The hub's cache holds owner/sd without unet"):
+    with pytest.raises(WeightsError, match="The hub's cache has owner/sd without unet"):
         resolve(place / "unet")
     with pytest.raises(WeightsError, match="There is no gone in the folder"):
         resolve(tmp_path / "gone")
@@ -439,7 +439,7 @@ def test_what_comes_under_a_wrong_name_is_named(tmp_path, content, said):
 
 def test_floats_of_8_bits_in_a_torch_file_are_refused_in_words(tmp_path):
     torch.save({"w": torch.ones(4).to(torch.float8_e4m3fn)}, tmp_path / "a.pt")
-    with pytest.raises(WeightsError, match="as 8-bit floats; take the float16"):
+    with pytest.raises(WeightsError, match="such as 8-bit floats; use the float16"):
         load_state(tmp_path / "a.pt")
 
 

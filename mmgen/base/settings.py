@@ -17,7 +17,7 @@ from types import NoneType
 from typing import ClassVar, get_args
 
 # %% ../../nbs/base/settings.ipynb #78a9542a
-FITS = ("crop", "pad", "top")  # how an image becomes a square: its centre; all of it, on white; its upper part
+FITS = ("crop", "pad", "top")  # how an image becomes square: crop its centre, pad it with white, crop its upper part
 
 # %% ../../nbs/base/settings.ipynb #d69afffd
 ALIASES = {  # names that other libraries use → ours
@@ -40,25 +40,26 @@ ALIASES = {  # names that other libraries use → ours
 
 def closest(
     name: str,  # an unknown name
-    valid,  # valid names
-) -> str:
-    "The valid name closest to `name`; names of other libraries are known."
+    valid,  # iterable of valid names
+    cutoff: float = 0.0,  # least similarity, 0 to 1 (`difflib.get_close_matches`); 0: always a name
+) -> str | None:
+    "The valid name closest to `name`, or None; names that other libraries use (`ALIASES`) are known."
     valid = sorted(valid)
     if ALIASES.get(name.lower()) in valid:
         return ALIASES[name.lower()]
-    return difflib.get_close_matches(name.lower(), valid, n=1, cutoff=0.0)[0]
+    return next(iter(difflib.get_close_matches(name.lower(), valid, n=1, cutoff=cutoff)), None)
 
 # %% ../../nbs/base/settings.ipynb #58348ce1
 def split_list(
     text: str,  # "96,192"
-    kind: type = int,  # type of the items
+    kind: type = int,  # type of each item
 ) -> tuple:
     "The items of a list written as a string with commas; ValueError if an item is not of `kind`."
     return tuple(kind(item.strip()) for item in text.split(",") if item.strip())
 
 # %% ../../nbs/base/settings.ipynb #df17558a
 class Settings:
-    "Base class of settings: each field is a literal and is checked when set; ValueError names the field and the fault."
+    "Base class of settings. Each field is a literal and is checked when set; ValueError names the field and the fault."
 
     job: ClassVar[str] = "settings"
     choices: ClassVar[dict] = {}  # field → its valid values
