@@ -8,6 +8,7 @@ __all__ = ['PortraitEdit', 'portrait_rows', 'PortraitJudge']
 # %% ../../nbs/benchmark/portrait_rows.ipynb #8b9e3ed8
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -76,11 +77,18 @@ class PortraitEdit:
         return about | {"phrasings": [list(texts) for texts in self.phrasings], "captions": list(self.captions), "scenes": faces}
 
 
+@lru_cache(maxsize=1)
+def _all_rows():
+    return tuple(PortraitEdit(f"portraits-{i:05}", edit) for i, edit in enumerate(counterfactuals()))
+
+
 def portrait_rows(
     n: int,  # at most 2 300
 ) -> list[PortraitEdit]:
     "The first rows of version 1. ValueError if there are not so many."
-    return [PortraitEdit(f"portraits-{i:05}", edit) for i, edit in enumerate(counterfactuals(n))]
+    if n > len(_all_rows()):
+        raise ValueError(f"The season portraits has {len(_all_rows())} rows; {n} were asked for.")
+    return list(_all_rows()[:n])
 
 # %% ../../nbs/benchmark/portrait_rows.ipynb #56be1609
 def _with(face, attribute, value):
@@ -103,10 +111,14 @@ def _choices(face, attribute):
 class PortraitJudge(RendererJudge):
     "Judges results of one row of `portrait_rows`."
 
-    def __init__(self, row: PortraitEdit):
+    def __init__(
+        self,
+        row: PortraitEdit,
+        size: int = SIZE,  # pixels at which it judges
+    ):
         source, target = row.edit.source, row.edit.target
         before, after = attributes(source), attributes(target)
-        questions, drawn = [], {target: render(target, SIZE), source: render(source, SIZE)}
+        questions, drawn = [], {target: render(target, size), source: render(source, size)}
         for attribute, value in after.items():
             requested = attribute == row.edit.attribute
             if value is None or not requested and before[attribute] != value:
@@ -121,9 +133,9 @@ class PortraitJudge(RendererJudge):
                 if face is None or face == target or len(renders) == ALTERNATIVES or requested and face == source and renders[1:]:
                     continue
                 image = drawn.get(face)
-                image = render(face, SIZE) if image is None else image
+                image = render(face, size) if image is None else image
                 if requested or (np.abs(image.astype(int) - renders[0]).max(2) > 24).mean() >= SHOWS:
                     shown.append(name), renders.append(image)
             if renders[1:]:
                 questions.append(Question.of(0, attribute, shown, requested, (0, 0), renders))
-        super().__init__(drawn[source], drawn[target], row.mask(SIZE), [q for q in questions if q is not None])
+        super().__init__(drawn[source], drawn[target], row.mask(size), [q for q in questions if q is not None])

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 # %% ../../nbs/benchmark/registration.ipynb #ac88724f
-SIZE = 256  # pixels at which results are judged
+SIZE = 256  # pixels at which results are judged, unless the benchmark itself is smaller
 
 
 def at_size(
@@ -45,7 +45,7 @@ def moved(
 
 # %% ../../nbs/benchmark/registration.ipynb #edee33d0
 ZOOMS = tuple(round(1 + 0.01 * k, 2) for k in range(-4, 5, 2))
-_STEP = 2  # the motion is measured at SIZE / 2
+_SIDE = 128  # pixels at which the motion is measured
 
 
 def _reduced(image, side):
@@ -79,12 +79,13 @@ def phase_shift(
 
 
 def register(
-    result: np.ndarray,  # uint8 (SIZE, SIZE, 3)
-    reference: np.ndarray,  # uint8 (SIZE, SIZE, 3)
-    kept: np.ndarray,  # bool (SIZE, SIZE): pixels that a perfect edit preserves
-) -> tuple[float, float, float]:  # dx, dy in pixels of SIZE, zoom
+    result: np.ndarray,  # uint8 (H, H, 3)
+    reference: np.ndarray,  # uint8 (H, H, 3)
+    kept: np.ndarray,  # bool (H, H): pixels that a perfect edit preserves
+) -> tuple[float, float, float]:  # dx, dy in pixels, zoom
     "The shift and zoom by which a result lies off; (0, 0, 1) unless another is clearly better on the preserved pixels."
-    side = len(result) // _STEP
+    side = min(len(result), _SIDE)
+    scale = len(result) / side
     small, target = _reduced(result, side), _reduced(reference, side)
     weight = _reduced(kept.astype(np.uint8) * 255, side) > 250
     if not weight.any():
@@ -92,7 +93,7 @@ def register(
     wide = target.astype(np.int16)
 
     def error(motion):
-        undone = unmoved(small, (motion[0] / _STEP, motion[1] / _STEP, motion[2]))
+        undone = unmoved(small, (motion[0] / scale, motion[1] / scale, motion[2]))
         return float(np.abs(undone.astype(np.int16) - wide)[weight].mean())
 
     still = (0.0, 0.0, 1.0)
@@ -103,14 +104,15 @@ def register(
     for zoom in ZOOMS:
         motion = (0.0, 0.0, zoom)
         for _ in range(2):  # window and mask fit better the second time
-            undone = unmoved(small, (motion[0] / _STEP, motion[1] / _STEP, zoom)).mean(2, dtype=np.float32)
+            undone = unmoved(small, (motion[0] / scale, motion[1] / scale, zoom)).mean(2, dtype=np.float32)
             shift = phase_shift(undone, grey, weight)
-            motion = (motion[0] + _STEP * zoom * shift[0], motion[1] + _STEP * zoom * shift[1], zoom)
-            if max(abs(motion[0]), abs(motion[1])) > SIZE / 8:
+            motion = (motion[0] + scale * zoom * shift[0], motion[1] + scale * zoom * shift[1], zoom)
+            if max(abs(motion[0]), abs(motion[1])) > len(result) / 8:
                 break
             candidates.append(motion)
     best = min(candidates, key=lambda m: (error(m), m != still))
-    for pixels, share in ((1, 0.01), (1, 0.005), (0.5, 0.0025)):
+    pixel = len(result) / SIZE
+    for pixels, share in ((pixel, 0.01), (pixel, 0.005), (pixel / 2, 0.0025)):
         for axis in (2, 0, 1, 2):
             step = share if axis == 2 else pixels
             near = [tuple(v + k * step * (a == axis) for a, v in enumerate(best)) for k in (-1, 0, 1)]

@@ -58,7 +58,7 @@ class Question:
     attribute: str
     values: tuple[str, ...]
     requested: bool
-    corner: tuple[int, int]  # upper, left pixel of SIZE at which `renders` begin
+    corner: tuple[int, int]  # upper, left pixel at which `renders` begin
     renders: np.ndarray  # uint8 (K, h, w, 3)
 
     @classmethod
@@ -68,7 +68,7 @@ class Question:
         attribute: str,
         values: list[str],
         requested: bool,
-        corner: tuple[int, int],  # upper, left pixel of SIZE
+        corner: tuple[int, int],  # upper, left pixel
         renders: list[np.ndarray],  # uint8 (h, w, 3) each
     ) -> "Question | None":  # None: there is no alternative that shows
         "The question, cut to the pixels in which the alternatives differ and their neighbours."
@@ -88,7 +88,7 @@ class Verdict:
     reached: bool  # every requested change shows
     flips: tuple[tuple[int, str, str], ...]  # person, attribute, the value that shows instead
     asked: int  # attributes that nobody asked to change and that were judged
-    registration: tuple[float, float, float]  # dx, dy in pixels of SIZE, zoom
+    registration: tuple[float, float, float]  # dx, dy in pixels of the judge, zoom
 
 
 class RendererJudge:
@@ -96,16 +96,17 @@ class RendererJudge:
 
     def __init__(
         self,
-        source: np.ndarray,  # uint8 (SIZE, SIZE, 3)
-        target: np.ndarray,  # uint8 (SIZE, SIZE, 3)
-        changed: np.ndarray,  # bool (SIZE, SIZE): what perfect edits change
+        source: np.ndarray,  # uint8 (H, H, 3)
+        target: np.ndarray,  # uint8 (H, H, 3)
+        changed: np.ndarray,  # bool (H, H): what perfect edits change
         questions: list[Question],
     ):
         self.source, self.target, self.changed, self.questions = source, target, changed, questions
+        self.size = len(source)
 
     def structure(
         self,
-        image: np.ndarray,  # uint8 (SIZE, SIZE, 3), registered
+        image: np.ndarray,  # uint8 (H, H, 3), registered
     ) -> bool:
         "Is a change that is no attribute reached?"
         return True
@@ -115,7 +116,7 @@ class RendererJudge:
         result: np.ndarray,  # uint8 (H, W, 3), any size
     ) -> Verdict:
         "What the result shows. ValueError if it is no image."
-        image, kept = at_size(result), ~self.changed
+        image, kept = at_size(result, self.size), ~self.changed
         motion = register(image, self.target, kept)
         image = unmoved(image, motion)
         if kept.any():  # a colour cast of the whole picture
@@ -144,19 +145,23 @@ def _before(character, side, behind):
 class SceneJudge(RendererJudge):
     "Judges results of one row of `scene_edit`."
 
-    def __init__(self, row: SceneEdit):
-        self.row = row
+    def __init__(
+        self,
+        row: SceneEdit,
+        size: int = SIZE,  # pixels at which it judges
+    ):
+        self.row, self.size = row, size
         requested = {(person, attribute) for person, attribute, _ in row.changes}
         questions = []
         for person, place in enumerate(row.target.people):
-            left, upper, side = square(place, SIZE)
-            others = Image.fromarray(render_scene(row.target.without(person), SIZE))
+            left, upper, side = square(place, self.size)
+            others = Image.fromarray(render_scene(row.target.without(person), size))
             behind = others.crop((left, upper, left + side, upper + side))
             for attribute, value in attributes(place.character).items():
                 if value is not None:
                     asked = (person, attribute) in requested
                     questions.append(self._question(person, attribute, value, asked, behind))
-        super().__init__(*row.pictures(SIZE), row.mask(SIZE), [q for q in questions if q is not None])
+        super().__init__(*row.pictures(size), row.mask(size), [q for q in questions if q is not None])
 
     def _question(self, person, attribute, value, requested, behind):
         place, source = self.row.target.people[person], self.row.source.people
@@ -165,7 +170,7 @@ class SceneJudge(RendererJudge):
         rng.shuffle(others)
         before = attributes(source[person].character).get(attribute) if person < len(source) else None
         others.sort(key=lambda v: v != before)  # the source's value comes first
-        left, upper, side = square(place, SIZE)
+        left, upper, side = square(place, self.size)
         names, renders = [value], [_before(place.character, side, behind)]
         for other in others[: ALTERNATIVES - 1]:
             character = with_value(place.character, attribute, other)
@@ -185,4 +190,4 @@ class SceneJudge(RendererJudge):
             now = self.row.target.background.kind
             plain = [Scene(Background(k), self.row.target.people) for k in PLAIN if k != now]
             scenes += [s for s in plain if s != self.row.source]
-        return nearest(image, np.stack([render_scene(s, SIZE) for s in scenes])) == 0
+        return nearest(image, np.stack([render_scene(s, self.size) for s in scenes])) == 0

@@ -11,6 +11,7 @@ import json
 import re
 from dataclasses import dataclass, field
 
+from .registration import SIZE
 from .scene_edits import SceneEdit, scene_edit
 from .scene_judge import RendererJudge, SceneJudge
 
@@ -51,13 +52,17 @@ def season_rows(
     return portrait_rows(n)
 
 
-def judge_of(row: SceneEdit) -> RendererJudge:
-    "The judge of a row."
+def judge_of(
+    row: SceneEdit,
+    size: int = SIZE,  # pixels of the benchmark
+) -> RendererJudge:
+    "The judge of a row; it compares at the size of the benchmark, at most 256 px."
+    size = min(size, SIZE)
     if isinstance(row, SceneEdit):
-        return SceneJudge(row)
+        return SceneJudge(row, size)
     from mmgen.benchmark.portrait_rows import PortraitJudge
 
-    return PortraitJudge(row)
+    return PortraitJudge(row, size)
 
 
 def fingerprint(
