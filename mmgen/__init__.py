@@ -10,6 +10,7 @@ _LAZY = {
     "editor": "editing.registry",
     "editors": "editing.registry",
     "open_image": "data.images",
+    "register": "editing.registry",
 }
 
 

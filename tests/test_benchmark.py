@@ -15,7 +15,7 @@ from mmgen.base.settings import split_list
 from mmgen.benchmark import workers
 from mmgen.benchmark.config import EvaluateConfig
 from mmgen.benchmark.counterfactuals import change_mask, counterfactuals, from_to, instruction, to_dataset
-from mmgen.benchmark.parts import Part, load_part, parse, part_key, parts
+from mmgen.benchmark.parts import Part, load_part, part_key, parts
 from mmgen.benchmark.pictures import failures
 from mmgen.benchmark.run import evaluate
 from mmgen.benchmark.scores import Judges, pixel_accuracy, to_lab
@@ -24,8 +24,9 @@ from mmgen.benchmark.workers import ask, run_parts
 from mmgen.data import portraits
 from mmgen.data.edits import as_batch
 from mmgen.editing.editor import CopyInput, check_edit
+from mmgen.editing.names import parse_editor
 from mmgen.editing.protocol import EditError
-from mmgen.editing.registry import editor, editors
+from mmgen.editing.registry import EDITORS, editor
 from mmgen.jobs.registry import config_for
 from mmgen.metrics.clip_score import clip_score, directional_similarity
 from mmgen.metrics.features import extractor
@@ -391,7 +392,7 @@ def test_other_strengths_get_fewer_rows_and_none_twice():
 
 
 def test_every_editor_is_in_the_default_evaluation():
-    assert {parse(spec)[0] for spec in split_list(EvaluateConfig().editors, str)} == set(editors())
+    assert {parse_editor(spec)[0] for spec in split_list(EvaluateConfig().editors, str)} == set(EDITORS)
 
 
 QUICK = {
@@ -404,7 +405,7 @@ QUICK = {
 }
 
 
-@pytest.mark.parametrize("name", editors())
+@pytest.mark.parametrize("name", EDITORS)
 def test_every_editor_takes_english(judges, rows, name):
     found, failed = ask(editor(name, device="cpu", **QUICK.get(name, {})), judges, rows[:5], prompts="english")
     assert not failed and np.isfinite(found["skill"]).all()

@@ -230,7 +230,7 @@ def test_a_model_finds_its_frozen_networks_after_a_move(tmp_path, monkeypatch):
     monkeypatch.setenv("MMGEN_ROOT", str(tmp_path / "nowhere"))
     with pytest.raises(
         WeightsError,
-        match=r"away needs its autoencoder, \./reports/runs/vae, which is not here: "
+        match=r"away needs its autoencoder, \./reports/runs/vae, which was not found: "
         r".*LatentDiffusion.load\(\.\.\., autoencoder=\.\.\.\)",
     ):
         LatentDiffusion.load(away, "cpu")

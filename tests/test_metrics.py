@@ -465,7 +465,7 @@ def test_what_is_no_set_of_images_is_said_in_one_sentence(use, tmp_path):
     for wrong, said in (
         (files, r"one size: image 1 \(1.png\) has 8 × 16 pixels, image 0 \(0.png\) has 8 × 8"),
         ([small, large], "image 1 has 8 × 16 pixels"),
-        (str(files[0]), "wants a set of images, not str"),
+        (str(files[0]), "needs a set of images, not str"),
         ([object()], "image 0 is no file"),
         ([small, np.zeros(3)], "image 1 is no file"),
         ([tmp_path / "none.png"], "none.png does not exist"),
@@ -495,5 +495,5 @@ def test_an_image_of_a_set_that_is_none_is_named():
     values = torch.randn(8, 2)
     real, made = (Features(x.clone(), "means", "0") for x in (values, values))
     made.values[3] = torch.nan
-    with pytest.warns(MetricWarning, match="made image 3, counted from 0"):
+    with pytest.warns(MetricWarning, match="generated image 3, counted from 0"):
         kd(real, made)

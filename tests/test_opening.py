@@ -167,7 +167,7 @@ YAML = "model:\n  target: ldm.models.diffusion.ddpm.LatentDiffusion\n  params:\n
         ({}, (), None, "v_prediction", "v"),
         ({}, (), None, "epsilon", "eps"),
         ({"modelspec.prediction_type": "v"}, (), None, "epsilon", "eps"),
-        ({}, (), None, None, 'does not say what its UNet predicts: give prediction_type="epsilon"'),
+        ({}, (), None, None, 'does not specify what its UNet predicts: give prediction_type="epsilon"'),
         ({"modelspec.prediction_type": "x0"}, (), None, None, "predicts 'x0'"),
         ({}, ("ztsnr",), None, "epsilon", "marker ztsnr: no data is left"),
         ({}, (), None, "noise", "prediction_type must be epsilon or v_prediction, not 'noise'"),

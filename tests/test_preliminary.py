@@ -119,9 +119,9 @@ def test_style_edits_make_one_wish_true_and_show_it(style, kind):
 @pytest.mark.parametrize(
     "style, kind, said",
     [
-        ("lorelei", "hair color", "No face of the style 'lorelei' can be edited so"),
-        ("mixture", "hair length", "No face of the style 'mixture'"),
-        ("lorelei", "hats", "There are no edits 'hats'; choose from hair color"),
+        ("lorelei", "hair color", "The style 'lorelei' has no edits of the kind 'hair color'"),
+        ("mixture", "hair length", "The style 'mixture' has no edits of the kind"),
+        ("lorelei", "hats", "There is no kind of edits 'hats'; choose from hair color"),
         ("manga", "glasses on", "There is no portrait style 'manga'"),
     ],
 )

@@ -170,7 +170,7 @@ def test_files_that_nobody_may_read_stop_the_run(prepared, tmp_path, monkeypatch
         raise ImageError("The image is gone.", "no file")
 
     monkeypatch.setattr("mmgen.danbooru.shards.dump_image", nothing)
-    with pytest.raises(ValueError, match="None of the .* chosen images can be used; .*bad.jsonl says why"):
+    with pytest.raises(ValueError, match="None of the .* chosen images can be used; .*bad.jsonl has the reasons"):
         run(tmp_path, source=str(root / "dump"))
 
 

@@ -107,14 +107,14 @@ def test_half_a_model_in_the_hubs_cache_is_no_model(tmp_path, monkeypatch):
     said = message(config_for("pretrained", **PACKAGED | {"model": "owner/sd"}))
     assert (
         "model: owner/sd: the hub's cache lacks unet/diffusion_pytorch_model.safetensors, "
-        "vae/diffusion_pytorch_model.safetensors, text_encoder/model.safetensors of it"
+        "vae/diffusion_pytorch_model.safetensors, text_encoder/model.safetensors"
     ) in said
     (tmp_path / "model_index.json").rename(tmp_path / "pytorch_model.bin")
     for part in ("unet", "vae"):
         (tmp_path / part).mkdir()
         (tmp_path / part / "diffusion_pytorch_model.bin").touch()
     said = message(config_for("pretrained", **PACKAGED | {"model": "owner/sd"}))
-    assert "model: owner/sd: the hub's cache lacks model_index.json, text_encoder/model.safetensors of it" in said
+    assert "model: owner/sd: the hub's cache lacks model_index.json, text_encoder/model.safetensors" in said
 
 
 def test_of_the_hub_only_what_is_read_is_fetched(monkeypatch, tmp_path):

@@ -27,56 +27,56 @@ from ..metrics.intervals import MetricWarning
 def evaluate(
     config: EvaluateConfig,
     run: Run,
-) -> list[dict]:  # of `table`
-    """Runs what is missing, and puts scores.json, rows.json and pictures into the run, and the main figures as its
-    metrics.
+) -> list[dict]:  # rows of `table`
+    """The whole evaluation, sections 4.1 and 4.4: computes missing parts, then puts scores.json, rows.json and pictures
+    into the run, and the main scores as its metrics.
 
-        Says why Editors failed; EditError after all is saved where all rows of one did.
+    Prints why edits failed. Raises EditError after saving if an Editor failed in all rows, and at once if an Editor
+    is unknown.
     """
     parts(config)  # an unknown Editor is an error before anything is computed
-    folder, rows = run.path / "parts", counterfactuals(max(config.rows, config.slow_rows))
+    folder, edits = run.path / "parts", counterfactuals(max(config.rows, config.slow_rows))
     judges = Judges(config.device, clip=None if config.clip == "none" else config.clip)
     for note in judges.notes:
         warnings.warn(note, MetricWarning, 2)
     run.note(
-        data={"benchmark": VERSION, "rows": config.rows, "sha256": fingerprint(rows[: config.rows])},
+        data={"benchmark": VERSION, "rows": config.rows, "sha256": fingerprint(edits[: config.rows])},
         judges=judges.about,
         notes=judges.notes,
-        threads=max(1, torch.get_num_threads() // config.workers),
-    )  # of each worker
-    for start, stop in chunks(len(rows), config):
-        known_rows(rows[start:stop], judges, folder, start, stop)
+        threads=max(1, torch.get_num_threads() // config.workers),  # of each worker
+    )
+    for start, stop in chunks(len(edits), config):
+        known_rows(edits[start:stop], judges, folder, start, stop)
     run_parts(config, folder)
-    found = table(config, folder)
-    for name, content in (("scores", found), ("rows", outcomes(config, folder))):
-        text = (
-            json.dumps(to_json(content), separators=(",", ":"), ensure_ascii=False)
-            if name == "rows"
-            else json.dumps(to_json(content), separators=(",", ":"), ensure_ascii=False).replace(
-                '},{"editor"', '},\n{"editor"'
-            )
-        )
+    rows_of_table = table(config, folder)
+    for name, content in (("scores", rows_of_table), ("rows", outcomes(config, folder))):
+        text = json.dumps(to_json(content), separators=(",", ":"), ensure_ascii=False)
+        if name == "scores":
+            text = text.replace('},{"editor"', '},\n{"editor"')  # a line for each row
         run.artifact(atomic_write(run.path / f"{name}.json", text + "\n"))
     save_pictures(config, run, folder)
-    for row in found:
+    for row in rows_of_table:
         if row["own"] and row["kind"] == "all":
             about = {"failed": row["failed"], "editor": row["editor"], "task": row["task"], "strength": row["strength"]}
             for name, (value, low, high) in row["scores"].items():
                 run.metric(name, value, n=row["n"], low=low, high=high, **about)
             if "memory_mib" in row:
                 run.metric("memory", row["memory_mib"], n=row["n"], unit="MiB", **about)
-    _report_failures(found, run)
-    return found
+    _report_failures(rows_of_table, run)
+    return rows_of_table
 
 
-def _report_failures(found, run):
-    "Prints and records why rows of an Editor failed; EditError where all did."
-    rows = [row for row in found if row["own"] and row["task"] == "edit" and row["kind"] == "all" and row["failed"]]
+def _report_failures(rows_of_table, run):
+    "Prints and records why rows of an Editor failed; raises EditError if all rows of one failed."
+    rows = [
+        row for row in rows_of_table if row["own"] and row["task"] == "edit" and row["kind"] == "all" and row["failed"]
+    ]
     for row in rows:
         print(f"{row['editor']}: {row['failed']} of {row['n'] + row['failed']} edits failed: {row['error']}")
     run.note(failed_editors={row["editor"]: row["error"] for row in rows})
-    lost = [f"{row['editor']} ({row['error'].rstrip('.')})" for row in rows if not row["n"]]
-    if lost:
+    unusable = [f"{row['editor']} ({row['error'].rstrip('.')})" for row in rows if not row["n"]]
+    if unusable:
         raise EditError(
-            f"No edit succeeded with {'; '.join(lost)}. The scores of the other Editors are in the run's scores.json."
+            f"No edit succeeded with {'; '.join(unusable)}. "
+            "The scores of the other Editors are in the run's scores.json."
         )

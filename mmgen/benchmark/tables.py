@@ -19,6 +19,7 @@ from .counterfactuals import counterfactuals
 from .parts import Part, chunks, known_file, load_part, parts
 from ..data.edits import KINDS
 from ..data.portraits import is_held_out
+from ..editing.names import split_editors
 from ..metrics.features import Features
 from ..metrics.frechet import fd
 from ..metrics.intervals import MetricWarning, score
@@ -57,13 +58,9 @@ def own_edits(
     plan = parts(config)
     return {
         spec: joined([part for part in plan[spec] if part.task == "edit" and part.strength is None], folder)
-        for spec in dict.fromkeys(_specs(config))
+        for spec in dict.fromkeys(split_editors(config.editors))
         if spec in plan
     }
-
-
-def _specs(config):
-    return [spec.strip() for spec in config.editors.split(",") if spec.strip()]
 
 
 def known_of(

@@ -9,7 +9,7 @@ __all__ = ['CLIP_PRESETS', 'CLIPConfig']
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..training.config import Job
+from ..training.config import GPU, PAPER, SMOKE, Job
 
 # %% ../../nbs/clip/config.ipynb #5571cf66
 @dataclass(frozen=True)
@@ -57,13 +57,9 @@ class CLIPConfig(Job):
 # %% ../../nbs/clip/config.ipynb #f273756e
 CLIP_PRESETS = {
     "smoke": CLIPConfig(
-        preset="smoke",
-        images=64,
+        **SMOKE,
         held_out=32,
-        steps=6,
-        max_seconds=None,
         batch_size=16,
-        warmup=2,
         vocabulary=600,
         embed_dim=32,
         text_width=32,
@@ -73,19 +69,16 @@ CLIP_PRESETS = {
         vision_layers=1,
         vision_heads=2,
         patch=16,
-        checkpoint_every=4,
-        log_every=2,
     ),
     "small": CLIPConfig(),
     "gpu": CLIPConfig(
-        preset="gpu",
+        **GPU,
         images=100_000,
         size=128,
         steps=10_000,
         max_seconds=540.0,
         batch_size=1_024,
         lr=1e-3,
-        mixed_precision="bf16",
         embed_dim=512,
         text_width=512,
         text_layers=6,
@@ -95,14 +88,12 @@ CLIP_PRESETS = {
         vision_heads=8,
         patch=16,
         checkpoint_every=5_000,
-        log_every=200,
     ),
     "paper": CLIPConfig(
-        preset="paper",
+        **PAPER,
         data="data/danbooru",
         images=300_000,
         size=224,
-        max_seconds=None,
         batch_size=256,
         optimizer="adamw",
         tag_dropout=0.0,

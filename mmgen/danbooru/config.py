@@ -65,14 +65,16 @@ class DanbooruConfig(Settings):
         for name, low, high in (("size", 8, 4096), ("near_duplicates", 0, 10)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"{self.job}: {name} must be from {low} to {high}, not {getattr(self, name)}.")
-        for name, known in self.words.items():
+        for name, allowed in self.words.items():
             for word in split_list(getattr(self, name), str):
-                if word not in known:
-                    old = {
+                if word not in allowed:
+                    suggestion = {
                         "safe": "general",
                         "s": "general in dumps from before May 2022, sensitive in later ones",
-                    }.get(word, closest(word, known))
-                    raise ValueError(f"{self.job}: {name} takes {', '.join(known)}, not {word!r}; did you mean {old}?")
+                    }.get(word, closest(word, allowed))
+                    raise ValueError(
+                        f"{self.job}: {name} takes {', '.join(allowed)}, not {word!r}; did you mean {suggestion}?"
+                    )
 
 # %% ../../nbs/danbooru/config.ipynb #254da3c6
 DANBOORU_PRESETS = {

@@ -31,7 +31,7 @@ def raw_schema(
     form: str,  # "2017" or "2021"
     typed: bool = False,  # numbers, times and flags in their own types, for readers that convert strings
 ) -> dict[str, str]:  # field → type, in ibis' words
-    "The fields of a dump that are read, with their types."
+    "The fields of a dump that are read → their types."
     kinds = (
         {name: kind for name, (_, kind) in _NUMBERS.items()}
         | {"created_at": "timestamp(6)"}
@@ -47,7 +47,7 @@ RATINGS = {
     "2017": {"s": "general", "q": "questionable", "e": "explicit"},
     "2021": {"g": "general", "s": "sensitive", "q": "questionable", "e": "explicit"},
 }
-_TRUE = ("true", "t", "yes", "y", "1")  # what DuckDB takes for true
+_TRUE = ("true", "t", "yes", "y", "1")  # values that DuckDB converts to true
 _TIME, _ZONE = r"^\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d{1,6})?", r"([+-])(\d\d):?(\d\d)?$"
 
 
@@ -73,23 +73,23 @@ def canonical(
     def flag(name):
         return (raw[name] if raw[name].type().is_boolean() else raw[name].lower().isin(_TRUE)).fill_null(False)
 
-    def link(name):
+    def positive_or_null(name):
         return number(name, "int64").nullif(0)
 
     columns = {
-        new: link(name) if name in ("parent_id", "pixiv_id") else number(name, kind)
+        new: positive_or_null(name) if name in ("parent_id", "pixiv_id") else number(name, kind)
         for name, (new, kind) in _NUMBERS.items()
     }
     columns |= {new: raw[name] for name, new in _TEXTS.items()} | {name: flag(name) for name in _FLAGS}
     columns["rating"] = raw.rating.cases(*RATINGS[form].items(), else_=None)
-    written = raw.created_at
-    if not written.type().is_timestamp():
-        sign, hours, minutes = (written.re_extract(_ZONE, group) for group in (1, 2, 3))
-        ahead = (hours.try_cast("int64") * 60 + minutes.try_cast("int64").fill_null(0)) * ibis.ifelse(
+    created = raw.created_at
+    if not created.type().is_timestamp():
+        sign, hours, minutes = (created.re_extract(_ZONE, group) for group in (1, 2, 3))
+        offset = (hours.try_cast("int64") * 60 + minutes.try_cast("int64").fill_null(0)) * ibis.ifelse(
             sign == "-", -1, 1
         )
-        written = written.re_extract(_TIME, 0).try_cast("timestamp") - ahead.fill_null(0).as_interval("m")
-    columns["created_at"] = written
+        created = created.re_extract(_TIME, 0).try_cast("timestamp") - offset.fill_null(0).as_interval("m")
+    columns["created_at"] = created
     columns["readable"] = ibis.or_(
         *[raw[name].notnull() for name in ("id", "md5", "rating", "created_at", list(raw_schema(form))[-1])]
     )
@@ -146,7 +146,7 @@ COLUMNS = (
 )
 
 
-def arrow_schema():
+def arrow_schema():  # a pyarrow.Schema
     "The Arrow schema of the table of posts; tags are dictionaries for writing, and are read back as plain strings."
     import pyarrow as pa
 
@@ -160,20 +160,22 @@ def arrow_schema():
 
 # %% ../../nbs/danbooru/metadata_table.ipynb #bf5edd11
 def sifted(
-    table,  # of `canonical`, from a raw table with the column `line`, a number that grows along the dump
-):
-    "The posts by the rules above, as an ibis table."
+    table,  # of `canonical`, from a raw table with the column `line`, which increases along the dump
+):  # an ibis table with `COLUMNS`
+    "The posts by the rules above."
     import ibis
 
-    def plain(tags):
+    def without_entities(tags):
         return tags.map(lambda tag: ibis.ifelse(tag.contains("&"), unescaped(tag), tag))
 
-    def once(tags):
+    def without_repeats(tags):
         return tags.filter(lambda tag, i: tag.notnull() & is_tag_length(tag.length()) & (tags.index(tag) == i))
 
     first = ibis.row_number().over(group_by="id", order_by="line") == 0
-    table = table.filter(is_id(table.id)).mutate(_first=first, **{name: plain(table[name]) for name in CATEGORIES})
-    table = table.filter(table._first).mutate(**{name: once(table[name]) for name in CATEGORIES})
+    table = table.filter(is_id(table.id)).mutate(
+        _first=first, **{name: without_entities(table[name]) for name in CATEGORIES}
+    )
+    table = table.filter(table._first).mutate(**{name: without_repeats(table[name]) for name in CATEGORIES})
     return table.filter(ibis.or_(*[table[name].length() > 0 for name in CATEGORIES])).select(*COLUMNS)
 
 
@@ -196,14 +198,15 @@ _DUCKDB = {
 
 
 def _quoted(text):
+    "A string literal of SQL."
     return "'" + str(text).replace("'", "''") + "'"
 
 
 def duckdb_posts(
     connection,  # of ibis.duckdb
     folder,  # posts/ of `write_posts`
-):
-    "The table that `write_posts` wrote, in DuckDB; [, * and name=value in its path are taken literally."
+):  # an ibis table
+    "The table of `write_posts` in DuckDB; [, * and name=value in its path are literal."
     files = [glob.escape(str(path)) for path in sorted(Path(folder).glob("*.parquet"))]
     return connection.read_parquet(files, hive_partitioning=False)
 
@@ -212,9 +215,9 @@ def duckdb_raw(
     connection,  # of ibis.duckdb
     paths,  # plain files of JSON lines
     form: str,  # "2017" or "2021"
-    strict: bool = False,  # fail at the first bad line, which reads 10 % faster
-):
-    "The raw table of files in DuckDB, in their order."
+    strict: bool = False,  # raise at the first bad line, 10 % faster
+):  # an ibis table
+    "The raw table of files in DuckDB, in order."
     fields = ", ".join(f"{name}: {_quoted(_DUCKDB[kind])}" for name, kind in raw_schema(form, typed=True).items())
     files = ", ".join(_quoted(glob.escape(str(path))) for path in paths)
     connection.raw_sql("SET TimeZone='UTC'")
@@ -225,12 +228,12 @@ def duckdb_raw(
     )
     return connection.table("mmgen_raw")
 
-
+# %% ../../nbs/danbooru/metadata_table.ipynb #01c045c8
 def spark_raw(
     connection,  # of ibis.pyspark
     paths,  # plain files of JSON lines
     form: str,  # "2017" or "2021"
-):
+):  # an ibis table
     "The raw table of files in Spark, with the column `line`."
     from functools import reduce
 

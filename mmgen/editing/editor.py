@@ -19,10 +19,11 @@ def check_edit(
     target: list[str],  # B captions of the wanted outputs
     strength: float | None,  # 0 … 1; None: the editor's default
     size: int | None = None,  # the image size that the method takes; None: any
+    instruction: list[str] | None = None,  # B instructions; None: none are given
 ) -> None:
     """Checks the arguments of `Editor.edit`.
 
-    Raises EditError if shape, range or size of the images, the number of captions or the strength is wrong.
+    Raises EditError if shape, range or size of the images, the number of texts or the strength is wrong.
     """
     if not (torch.is_tensor(images) and images.is_floating_point() and images.ndim == 4 and images.shape[1] == 3):
         got = f"{images.dtype} {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
@@ -32,11 +33,17 @@ def check_edit(
             f"This editor works on {size}×{size} images; got {images.shape[3]}×{images.shape[2]} "
             "(mmgen.open_image resizes)."
         )
-    if not torch.isfinite(images).all() or images.abs().max() > 1.01:
+    if images.numel() and not images.abs().max() <= 1.01:  # NaN too
         raise EditError("images must lie in [-1, 1] and be finite; mmgen.base.images.to_float converts uint8 images.")
     for name, texts in (("source", source), ("target", target)):
         if isinstance(texts, str) or len(texts) != len(images) or not all(isinstance(t, str) for t in texts):
             raise EditError(f"{name} must be a list of {len(images)} captions, one for each image.")
+    if instruction is not None and (
+        isinstance(instruction, str)
+        or len(instruction) != len(images)
+        or not all(isinstance(text, str) for text in instruction)
+    ):
+        raise EditError(f"instruction must be a list of {len(images)} sentences, one for each image, or None.")
     if strength is not None and not 0.0 <= strength <= 1.0:
         raise EditError(f"strength must lie in 0..1 (0 reconstructs, 1 edits hardest); got {strength}.")
 
@@ -54,6 +61,9 @@ class BaseEditor:
     precisions: Sequence[str] = ("float32",)
     network: torch.nn.Module | None = None  # whose evaluations take most of the time
     evaluations = 0  # of `network` in one batch
+    instructs = False  # True: `edit` follows `instruction`
+
+    def __init__(self, device=None): ...
 
     def to_precision(
         self,
@@ -69,11 +79,9 @@ class CopyInput(BaseEditor):
 
     name, strength = "copy-input", 0.0
 
-    def __init__(self, device=None): ...
-
-    def edit(self, images, source, target, strength=None):
+    def edit(self, images, source, target, strength=None, instruction=None):
         "See `Editor.edit`."
-        check_edit(images, source, target, strength)
+        check_edit(images, source, target, strength, instruction=instruction)
         return images.clone()
 
 # %% ../../nbs/editing/editor.ipynb #c0de0002
@@ -135,9 +143,10 @@ class CodeEditor(BaseEditor):
         source: list[str],  # B captions of the inputs, "" where unknown
         target: list[str],  # B captions of the wanted outputs
         strength: float | None = None,  # 0 … 1; None: the editor's default
+        instruction: list[str] | None = None,  # read only by methods whose `instructs` is True
     ) -> torch.Tensor:  # float32 (B, 3, size, size) in [-1, 1], on the CPU
         "See `Editor.edit`."
-        check_edit(images, source, target, strength, self.size)
+        check_edit(images, source, target, strength, self.size, instruction)
         strength = self.strength if strength is None else strength
         results = []
         for start in range(0, len(images), self.batch_size):

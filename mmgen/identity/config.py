@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..base.settings import split_list
-from ..training.config import Job
+from ..training.config import GPU, PAPER, SMOKE, Job
 
 # %% ../../nbs/identity/config.ipynb #332e43ed
 @dataclass(frozen=True)
@@ -46,22 +46,8 @@ class IdentityConfig(Job):
 
 # %% ../../nbs/identity/config.ipynb #5dfe0a6c
 IDENTITY_PRESETS = {
-    "smoke": IdentityConfig(
-        preset="smoke",
-        images=64,
-        held_out=16,
-        steps=6,
-        max_seconds=None,
-        batch_size=8,
-        warmup=2,
-        width=16,
-        channels="8,8,8,8",
-        checkpoint_every=4,
-        log_every=2,
-    ),
+    "smoke": IdentityConfig(**SMOKE, held_out=16, batch_size=8, width=16, channels="8,8,8,8"),
     "small": IdentityConfig(),
-    "gpu": IdentityConfig(
-        preset="gpu", images=100_000, batch_size=512, max_seconds=300.0, mixed_precision="bf16", log_every=200
-    ),
-    "paper": IdentityConfig(preset="paper", images=300_000, max_seconds=None, batch_size=512),
+    "gpu": IdentityConfig(**GPU, images=100_000, batch_size=512, max_seconds=300.0),
+    "paper": IdentityConfig(**PAPER, images=300_000, batch_size=512),
 }

@@ -42,7 +42,7 @@ class IdentityTask(Task):
         x = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.33, soft, x)
         return self.model((x + 0.05 * torch.randn_like(x)).contiguous(memory_format=torch.channels_last))
 
-    def loss(self, batch, step, which):
+    def loss(self, batch, step, optimizer):
         images = torch.cat([batch[name] for name in ("image", "disguised", "impostor")])
         face, positive, negative = self.embed(images).chunk(3)
         logits = face @ torch.cat([positive, negative]).T / self.temperature
@@ -53,36 +53,47 @@ class IdentityTask(Task):
 @torch.no_grad()
 def recognition(
     model: PortraitIdentity,
-    face,
-    same,
-    other,  # uint8 (N, H, W, 3), row by row of one character
+    face,  # uint8 (N, H, W, 3)
+    restyled,  # the same characters in another look, row by row
+    impostor,  # other characters in the look of `face`, row by row
 ) -> dict[str, float]:
-    "Shares of characters that are told from their impostor, and found among 100"
-    face, same, other = (
-        torch.cat([model(to_float(part)) for part in torch.as_tensor(x).split(250)]) for x in (face, same, other)
+    """Shares (0 … 1) of characters whose restyled face is nearer than the impostor, and nearest among 100 restyled
+    faces.
+
+    Also the mean cosines of a face with its restyled version and with the impostor.
+    """
+    face, restyled, impostor = (
+        torch.cat([model(to_float(chunk)) for chunk in torch.as_tensor(images).split(250)])
+        for images in (face, restyled, impostor)
     )
-    near = (face * same).sum(1)
-    groups = [slice(at, at + 100) for at in range(0, len(face) // 100 * 100, 100)] or [slice(0, len(face))]
-    found = [(face[g] @ same[g].T).argmax(1) == torch.arange(len(face[g])) for g in groups]
+    same_cosine = (face * restyled).sum(1)
+    groups = [slice(start, start + 100) for start in range(0, len(face) // 100 * 100, 100)] or [slice(0, len(face))]
+    is_nearest = [(face[g] @ restyled[g].T).argmax(1) == torch.arange(len(face[g])) for g in groups]
     return {
-        "told from an impostor": (near > (face * other).sum(1)).float().mean().item(),
-        "found among 100": torch.cat(found).float().mean().item(),
-        "cosine of two looks": near.mean().item(),
-        "cosine of an impostor": (face * other).sum(1).mean().item(),
+        "told from an impostor": (same_cosine > (face * impostor).sum(1)).float().mean().item(),
+        "found among 100": torch.cat(is_nearest).float().mean().item(),
+        "cosine of two looks": same_cosine.mean().item(),
+        "cosine of an impostor": (face * impostor).sum(1).mean().item(),
     }
 
-
+# %% ../../nbs/identity/train.ipynb #75773b93
 def columns(config: IdentityConfig, split: str, images: int) -> dict:
-    "Faces, disguises and impostors as columns of `Batches`"
+    """Faces, restyled faces and impostors as columns of `Batches`: uint8 (N, H, W, 3);
+    ValueError if data is not portraits
+    """
     if config.data != "portraits":
-        raise ValueError(f"identity: data must be portraits, which can be drawn in another look, not {config.data!r}.")
+        raise ValueError(f"identity: data must be portraits, which can be rendered restyled, not {config.data!r}.")
     dataset = load_source("portraits", split, config.size, images, config.seed)
-    make = lambda how: neighbours(dataset["seed"], config.size, make=how)
+    make = lambda change: neighbours(dataset["seed"], config.size, make=change)
     return {"image": to_arrays(dataset, config.size)[0], "disguised": make(disguise), "impostor": make(impostor)}
 
 
-def fit(config: IdentityConfig, run: Run) -> tuple[PortraitIdentity, dict]:  # as it was written; its recognition
-    "Train, measure on validation characters, put weights and results into the run"
+def fit(
+    config: IdentityConfig, run: Run
+) -> tuple[PortraitIdentity, dict]:  # the published model; scores of `recognition`
+    """Trains, measures on validation characters, puts weights and results into the run;
+    ValueError if data is not portraits
+    """
     rows, held_out = columns(config, "train", config.images), columns(config, "validation", config.held_out)
     seed_everything(config.seed)
     task = IdentityTask(PortraitIdentity(config.width, config.widths), config.temperature, config.optimizer)
@@ -90,25 +101,25 @@ def fit(config: IdentityConfig, run: Run) -> tuple[PortraitIdentity, dict]:  # a
         "parameters": {"identity": parameter_count(task.model)},
         "data": {"rows": len(rows["image"]), "sha256": content_sha256(rows["image"])},
     }
-    done = train_in_run(task, Batches(rows, config.batch_size, config.seed), config, run, notes)
-    found = recognition(done.ema.cpu(), **dict(zip(("face", "same", "other"), held_out.values())))
-    for name, value in found.items():
+    result = train_in_run(task, Batches(rows, config.batch_size, config.seed), config, run, notes)
+    scores = recognition(result.ema.cpu(), **dict(zip(("face", "restyled", "impostor"), held_out.values())))
+    for name, value in scores.items():
         run.metric(name, value, n=config.held_out, split="validation")
-    looks = {"character": "image", "disguised": "disguised", "impostor": "impostor"}
+    columns_shown = {"character": "image", "disguised": "disguised", "impostor": "impostor"}
     run.figure(
         "characters",
-        sheet({label: held_out[name][:8] for label, name in looks.items()}),
-        "held-out characters, in disguise, and impostors",
+        sheet({label: held_out[name][:8] for label, name in columns_shown.items()}),
+        "held-out characters, restyled, and impostors",
     )
     folder = publish(
         run,
         "identity",
-        done.ema,
+        result.ema,
         "Identity of portraits",
-        "Embeds a drawn face; the same character in another hair, colour or glasses stays near, "
-        "another mouth goes away.",
+        "Embeds a drawn face; the same character with other hair, colours or glasses has a similar embedding, "
+        "a character with another mouth does not.",
         f"{config.images} rendered characters (Adventurer by Lisa Wischofsky, CC BY 4.0), "
-        "each in two looks and with an impostor.",
+        "each in two styles and with an impostor.",
         "Knows one drawing style.",
     )
-    return PortraitIdentity.load(folder, pick_device(config.device)), found
+    return PortraitIdentity.load(folder, pick_device(config.device)), scores

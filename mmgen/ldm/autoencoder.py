@@ -242,7 +242,7 @@ class AutoencoderKL(nn.Module):
         Raises ValueError if the config does not describe a model.
         """
         try:
-            return cls(**{k: v for k, v in config.items() if not k.startswith("_")})
+            return cls(**{name: value for name, value in config.items() if not name.startswith("_")})
         except TypeError as error:
             raise ValueError(f"AutoencoderKL.from_config: {error}") from error
 

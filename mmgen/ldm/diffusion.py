@@ -24,10 +24,12 @@ def noise_like(
 
 
 def _column(v: Tensor, x: Tensor) -> Tensor:  # (B,) or scalar → broadcasts against x
+    "`v` in the type, on the device and with the dimensions of `x`."
     return v.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1)) if v.ndim else v.to(x.device, x.dtype)
 
 
 def _check_strength(strength: float) -> float:
+    "The strength; raises ValueError if it is outside 0..1."
     if not 0 <= strength <= 1:
         raise ValueError(f"strength={strength}: needs a number from 0 (nothing changes) to 1 (pure noise)")
     return strength
@@ -64,8 +66,8 @@ class Schedule:
 
     def draw_t(self, n: int, generator: torch.Generator | None = None, device="cpu") -> Tensor:  # (n,)
         "Uniform times for training."
-        where = device if generator is None else generator.device
-        return torch.randint(0, self.T, (n,), generator=generator, device=where).to(device)
+        source_device = device if generator is None else generator.device
+        return torch.randint(0, self.T, (n,), generator=generator, device=source_device).to(device)
 
     def levels(
         self,
@@ -121,7 +123,7 @@ def make_schedule(
     defaults = dict(linear=(1e-4, 0.02), scaled_linear=(0.00085, 0.012), cosine=(None, None))
     if name not in defaults:
         raise ValueError(f"schedule {name!r}: needs one of {', '.join(defaults)}")
-    start, end = (given if given is not None else d for given, d in zip((start, end), defaults[name]))
+    start, end = (value if value is not None else default for value, default in zip((start, end), defaults[name]))
     if name == "cosine":
         t = torch.arange(T + 1, dtype=torch.float64) / T
         bar = ((t + 0.008) / 1.008 * math.pi / 2).cos() ** 2
@@ -161,8 +163,8 @@ class FlowMatching:
 
     def draw_t(self, n: int, generator: torch.Generator | None = None, device="cpu") -> Tensor:  # (n,)
         "Logit-normal times for training."
-        where = device if generator is None else generator.device
-        logit = self.mean + self.std * torch.randn(n, generator=generator, device=where)
+        source_device = device if generator is None else generator.device
+        logit = self.mean + self.std * torch.randn(n, generator=generator, device=source_device)
         return self.shifted(torch.sigmoid(logit).to(device))
 
     def levels(self, steps: int, strength: float = 1.0, spacing: str | None = None) -> Tensor:  # (steps,)

@@ -16,7 +16,7 @@ from .published.stable_diffusion import stable_diffusion
 # %% ../../nbs/ldm/open.ipynb #fa01a32b
 def open_pipeline(
     name_or_path: str | Path = "ldm-portraits",  # a packaged name, a folder, a hub name, or a file
-    device=None,  # torch device; None: the best there is
+    device=None,  # torch device; None: CUDA, else MPS, else CPU
     autoencoder: str | Path | None = None,  # in place of the model's own: a folder or a file
     text_encoder: str | Path | None = None,  # likewise
     tokenizer: str | Path | None = None,  # of Stable Diffusion: see `mmgen.clip.model.clip_tokenizer`

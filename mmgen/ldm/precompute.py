@@ -38,12 +38,12 @@ def encode_all(
     "The mean of q(z|x) for every image; section 3.2.1 of the paper."
     autoencoder = autoencoder.to(device, memory_format=torch.channels_last)
     latents = None  # allocated once: small pieces between the batches would fragment the memory
-    for at in range(0, len(images), batch_size):
-        x = to_float(images[at : at + batch_size]).to(device, memory_format=torch.channels_last)
+    for start in range(0, len(images), batch_size):
+        x = to_float(images[start : start + batch_size]).to(device, memory_format=torch.channels_last)
         z = autoencoder.encode(x).mode()
         if latents is None:
             latents = torch.empty(len(images), *z.shape[1:])
-        latents[at : at + len(z)] = z
+        latents[start : start + len(z)] = z
     return latents
 
 # %% ../../nbs/ldm/precompute.ipynb #0481479b
@@ -67,21 +67,21 @@ def read_all(
     masked: bool = True,  # False: padding counts as tokens
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (N, T, D) float16 and lengths (N,), on the CPU
     "Token states of every caption; T is the longest caption's length or, without mask, the text encoder's."
-    different = list(dict.fromkeys(captions))  # instructions repeat
+    distinct = list(dict.fromkeys(captions))  # instructions repeat
     ids, mask = (
         torch.cat(parts)
         for parts in zip(
-            *(tokens(text_encoder, different[at : at + 5_000], masked) for at in range(0, len(different), 5_000))
+            *(tokens(text_encoder, distinct[at : at + 5_000], masked) for at in range(0, len(distinct), 5_000))
         )
     )
     lengths = mask.sum(1).cpu()
-    states = torch.zeros(len(different), int(lengths.max()), text_encoder.width, dtype=torch.float16)
+    states = torch.zeros(len(distinct), int(lengths.max()), text_encoder.width, dtype=torch.float16)
     for rows in lengths.argsort().split(batch_size):  # captions of one length together: less padding to compute
         input_ids = ids[rows.to(ids.device), : int(lengths[rows].max())]
         output = text_encoder.model.text_model(input_ids=input_ids).last_hidden_state
         states[rows, : output.shape[1]] = output.half().cpu()
-    at = {text: i for i, text in enumerate(different)}
-    rows = torch.tensor([at[text] for text in captions])
+    row_of = {text: i for i, text in enumerate(distinct)}
+    rows = torch.tensor([row_of[text] for text in captions])
     return states[rows], lengths[rows]
 
 # %% ../../nbs/ldm/precompute.ipynb #4b91bb55
@@ -109,25 +109,25 @@ def caption_transform(
     "Replaces `tags` by `caption`, each drawn by its row's position in the stream."
 
     def transform(batch, _):
-        draw = [random.Random(f"{seed} caption {position}") for position in batch["position"].tolist()]
-        captions = [write(row, rng) for row, rng in zip(batch["tags"], draw)]
+        generators = [random.Random(f"{seed} caption {position}") for position in batch["position"].tolist()]
+        captions = [write(row, rng) for row, rng in zip(batch["tags"], generators)]
         return {name: value for name, value in batch.items() if name != "tags"} | {"caption": captions}
 
     return transform
 
-# %% ../../nbs/ldm/precompute.ipynb #9c39c88f
+# %% ../../nbs/ldm/precompute.ipynb #f19af004
 def prepare(
     config: LDMConfig,
     autoencoder: AutoencoderKL,
     text_encoder: CLIP,
     device: torch.device,
-    known: dict | None = None,  # of a run that is resumed: `Prepared.learned`, which then scales the latents
+    learned: dict | None = None,  # `Prepared.learned` of a resumed run, which then scales the latents
 ) -> Prepared:
     """The training data, through the frozen networks.
 
     Section 4.3 of the paper trains the UNet alone.
     """
-    known = known or {}
+    learned = learned or {}
     dataset = load_source(config.data, "train", config.size, config.images, config.seed)
     weights = sha256(next(resolve(config.autoencoder).glob("*.safetensors")))
     if dataset.streamed:
@@ -135,15 +135,15 @@ def prepare(
         def encode(images):
             return encode_all(autoencoder, images, device)
 
-        columns, mean, std, tags, facts = _from_shards(config, dataset, weights, encode, known)
+        columns, mean, std, tags, facts = _from_shards(config, dataset, weights, encode, learned)
     else:
         images, tags = to_arrays(dataset, config.size, limit=float("inf"), fit=config.fit)
         key = {"images": content_sha256(images), "weights": weights}
         latents = cached("latents", key, lambda: {"z": encode_all(autoencoder, images, device)})["z"]
-        over = (0, 2, 3) if config.latent_scale == "channel" else (0, 1, 2, 3)
-        mean, std = latents.mean(over, keepdim=True), latents.std(over, keepdim=True)
-        if known:
-            mean, std = (torch.tensor(known[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+        dims = (0, 2, 3) if config.latent_scale == "channel" else (0, 1, 2, 3)
+        mean, std = latents.mean(dims, keepdim=True), latents.std(dims, keepdim=True)
+        if learned:
+            mean, std = (torch.tensor(learned[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
         columns = {"latents": (latents - mean).div_(std).numpy()}
         mean, std = mean.flatten().tolist(), std.flatten().tolist()
         facts = {"rows": len(images), "sha256": content_sha256(images, tags), "latents": list(latents.shape[1:])}
@@ -162,17 +162,20 @@ def prepare(
         columns, transform = columns | {"states": states.numpy(), "length": lengths.numpy()}, None
     else:
         columns, transform = columns | {"tags": tags}, caption_transform(write, config.seed)
-    names = list(dict.fromkeys([*known.get("tags", []), *known_tags(tags)]))
-    return Prepared(columns, transform, mean, std, names, beyond, {**facts, "latent_mean": mean, "latent_std": std})
+    known_names = list(dict.fromkeys([*learned.get("tags", []), *known_tags(tags)]))
+    return Prepared(
+        columns, transform, mean, std, known_names, beyond, {**facts, "latent_mean": mean, "latent_std": std}
+    )
 
-
-def _from_shards(config, dataset, weights, encode, known):
+# %% ../../nbs/ldm/precompute.ipynb #dd410a1c
+def _from_shards(config, dataset, weights, encode, learned):
+    "Columns, mean and std of the latents, tags and facts of a streamed data set."
     from mmgen.data.latents import LatentColumn, write_latents
 
     images = dataset.images(config.size, config.fit)
     shards = write_latents(images, encode, weights)
     facts = shards.manifest["latents"]
-    scale = known or facts[config.latent_scale]
+    scale = learned or facts[config.latent_scale]
     latents = LatentColumn(shards, scale)
     record = {
         "rows": len(images),
@@ -195,9 +198,9 @@ def frozen(
     text_encoder: CLIP,
 ) -> dict[str, str]:
     "Fingerprints: 16 hex digits of the weights of both networks and of the tokenizer's vocabulary."
-    words = json.dumps(text_encoder.tokenizer.get_vocab(), sort_keys=True).encode()
+    vocabulary = json.dumps(text_encoder.tokenizer.get_vocab(), sort_keys=True).encode()
     return {
         "autoencoder": fingerprint(autoencoder),
         "text_encoder": fingerprint(text_encoder.model.text_model),
-        "vocabulary": hashlib.sha256(words).hexdigest()[:16],
+        "vocabulary": hashlib.sha256(vocabulary).hexdigest()[:16],
     }

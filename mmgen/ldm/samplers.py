@@ -28,8 +28,8 @@ def visits(
     Raises ValueError if `strength` lies outside 0..1 or there is no such spacing.
     """
     levels = process.levels(steps, strength, spacing).to(x.device)
-    at = [process.coefficients(t, x) for t in levels] + [(x.new_tensor(1.0), x.new_tensor(0.0))]
-    return list(zip(levels, at, at[1:]))
+    coefficients = [process.coefficients(t, x) for t in levels] + [(x.new_tensor(1.0), x.new_tensor(0.0))]
+    return list(zip(levels, coefficients, coefficients[1:]))
 
 
 def predict(
@@ -203,8 +203,8 @@ class Guided:
         "The guided prediction, from the UNet's output for `rows`."
         if self.scale == 1:
             return out
-        without, with_text = out.chunk(2)
-        return without + self.scale * (with_text - without)
+        unconditional, conditional = out.chunk(2)
+        return unconditional + self.scale * (conditional - unconditional)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.finish(self.unet(*self.rows(x, t), *self.args))
@@ -213,7 +213,7 @@ class Guided:
 def together(
     first: Callable,  # a model like `Guided`
     second: Callable,
-    most: int = 32,  # rows of a joint call; with more there are two calls
+    max_rows: int = 32,  # rows of a joint call; with more there are two calls
 ) -> Callable:  # model(x, t): the first half of x under one model, the second half under the other
     "Both models in one call of their UNet, if they share it."
     joint = None
@@ -226,11 +226,11 @@ def together(
 
     def model(x: Tensor, t: Tensor) -> Tensor:
         halves = list(zip((first, second), x.chunk(2), t.expand(len(x)).chunk(2)))
-        if joint is None or joint.rows > most:
-            return torch.cat([one(*given) for one, *given in halves])
-        rows = [one.rows(*given) for one, *given in halves]
+        if joint is None or joint.rows > max_rows:
+            return torch.cat([submodel(*args) for submodel, *args in halves])
+        rows = [submodel.rows(*args) for submodel, *args in halves]
         outputs = first.unet(*map(torch.cat, zip(*rows)), joint).split([len(x) for x, _ in rows])
-        return torch.cat([one.finish(out) for one, out in zip((first, second), outputs)])
+        return torch.cat([submodel.finish(out) for submodel, out in zip((first, second), outputs)])
 
     return model
 
@@ -258,7 +258,7 @@ class DiffusersSampler:
 
     def scheduler(self, betas: Tensor, prediction_type: str):
         "The scheduler for these β, with trailing steps and without clipping if it has such options."
-        import diffusers  # here, since it takes a second to import
+        import diffusers  # imported here, because it takes a second
 
         if not hasattr(diffusers, self.name):
             raise ValueError(f"diffusers has no scheduler {self.name!r}")
@@ -273,8 +273,8 @@ class DiffusersSampler:
             )
             | self.options
         )
-        known = inspect.signature(cls.__init__).parameters
-        return cls(**{k: v for k, v in arguments.items() if k in known})
+        accepted = inspect.signature(cls.__init__).parameters
+        return cls(**{name: value for name, value in arguments.items() if name in accepted})
 
     @torch.no_grad()
     def __call__(
@@ -298,12 +298,12 @@ class DiffusersSampler:
         else:
             schedule, times = equivalent_schedule(process)
         n, steps = int((times <= levels[0].cpu() + 1e-6).sum()), len(levels)
-        even = n // steps * steps  # a multiple of the steps
-        picked = (torch.arange(1, even + 1) * n / even).round().long() - 1
-        bar = schedule.alphas_cumprod[picked].clamp(min=2**-24)  # their solvers divide by it
-        times = times[picked].to(x.device)
+        multiple = n // steps * steps  # a multiple of the steps
+        chosen = (torch.arange(1, multiple + 1) * n / multiple).round().long() - 1
+        bar = schedule.alphas_cumprod[chosen].clamp(min=2**-24)  # their solvers divide by it
+        times = times[chosen].to(x.device)
         betas = 1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])
-        kind, name = ("eps", "epsilon") if prediction == "eps" else ("v", "v_prediction")
+        target, name = ("eps", "epsilon") if prediction == "eps" else ("v", "v_prediction")
         scheduler = self.scheduler(betas, name)
         scheduler.set_timesteps(steps, device=x.device)
         a, b = process.coefficients(times[-1], x)
@@ -312,14 +312,14 @@ class DiffusersSampler:
         x = x / (a * a + b * b).sqrt()
         x = x / scheduler.scale_model_input(torch.ones_like(x), scheduler.timesteps[0])  # into its units
         stochastic = "generator" in inspect.signature(scheduler.step).parameters
-        takes = {"generator": generator} if stochastic else {}
+        options = {"generator": generator} if stochastic else {}
         for step in scheduler.timesteps:
             scaled = scheduler.scale_model_input(x, step)
             t = times[step.round().long()].to(times.dtype if times.dtype == torch.long else x.dtype)
             a, b = process.coefficients(t, x)
             norm = (a * a + b * b).sqrt()
             x0, eps = predict(model, process, prediction, scaled * norm, t, (a, b))
-            x = scheduler.step(from_x0_eps(x0, eps, a / norm, b / norm, kind), step, x, **takes).prev_sample
+            x = scheduler.step(from_x0_eps(x0, eps, a / norm, b / norm, target), step, x, **options).prev_sample
         return x
 
     def flow(self, model, x, levels, process, prediction, generator):

@@ -85,7 +85,7 @@ class LDMTask(Task):
         lengths = torch.where(dropped, self.empty_length, lengths)
         return states, torch.arange(longest, device=device)[None] < lengths[:, None], dropped
 
-    def loss(self, batch, step, which):
+    def loss(self, batch, step, optimizer):
         x = batch["latents"]
         states, mask, _ = self.context(batch, x.device)
 
@@ -133,11 +133,11 @@ def fit(
         portraits.check_tag(tag)
     device = pick_device(config.device)
     if config.data.partition(":")[0] != "portraits":
-        _validation(config, 1)  # raises now, not after the training, if there are no captions
+        _validation(config, 1)  # raises before the training if there are no captions
     pipeline = train_pipeline(config, run, device)
     _save(config, run, pipeline)
     pictures = _show(config, run, pipeline)
-    run.artifact(_save(config, run, pipeline) / "model.safetensors")  # again: now its card has the scores
+    run.artifact(_save(config, run, pipeline) / "model.safetensors")  # saved again: the card now has the scores
     return {"pipeline": pipeline, **pictures}
 
 
@@ -157,8 +157,8 @@ def _save(config, run, pipeline):
         run.record,
     )
 
-# %% ../../nbs/ldm/train.ipynb #28b9cfd8
-def train_pipeline(config, run, device):
+# %% ../../nbs/ldm/train.ipynb #423b3734
+def train_pipeline(config: LDMConfig, run: Run, device: torch.device) -> LatentDiffusion:
     "Data, frozen networks, training: the pipeline with the averaged UNet."
     autoencoder = AutoencoderKL.load(config.autoencoder).to(device)
     text_encoder = CLIP.load(config.text_encoder, device)
@@ -173,7 +173,7 @@ def train_pipeline(config, run, device):
         print(
             f"{data.beyond['cut']} of {data.beyond['captions']} captions examined are longer than the "
             f"{text_encoder.length} tokens that are read (the longest: {data.beyond['longest']}); "
-            f"what is lost most often: {', '.join(tag for tag, _ in data.beyond['lost'].most_common(5))}",
+            f"tags cut most often: {', '.join(tag for tag, _ in data.beyond['lost'].most_common(5))}",
             flush=True,
         )
 
@@ -183,7 +183,7 @@ def train_pipeline(config, run, device):
         unet.to(memory_format=torch.channels_last)
     process = process_config(config)
 
-    def around(network):
+    def pipeline_of(network):
         scale = data.mean, data.std
         return LatentDiffusion(
             autoencoder, text_encoder, network, *scale, config.size, process, device, data.tags, config.masked
@@ -195,7 +195,7 @@ def train_pipeline(config, run, device):
     def draw(step, network):
         if held_out:
             run.log(step, **{"held-out loss": held_out_loss(task, network, held_out)})
-        return around(network).sample(texts, config.sampler_steps, config.guidance, config.sampler, config.seed)
+        return pipeline_of(network).sample(texts, config.sampler_steps, config.guidance, config.sampler, config.seed)
 
     task = LDMTask(
         unet,
@@ -215,17 +215,17 @@ def train_pipeline(config, run, device):
         "data": data.facts,
     }
     batches = Batches(data.columns, config.batch_size, config.seed, data.transform)
-    done = train_in_run(task, batches, config, run, notes, ("steps", "seconds"))
+    result = train_in_run(task, batches, config, run, notes, ("steps", "seconds"))
     if held_out:
-        run.metric("held-out loss", held_out_loss(task, done.ema, held_out), n=len(held_out["latents"]))
-    return around(done.ema)
+        run.metric("held-out loss", held_out_loss(task, result.ema, held_out), n=len(held_out["latents"]))
+    return pipeline_of(result.ema)
 
-
-def _held_out_columns(config, data, autoencoder, text_encoder, device, most=200):
+# %% ../../nbs/ldm/train.ipynb #4557f7bc
+def _held_out_columns(config, data, autoencoder, text_encoder, device, limit=200):
     "Columns for `held_out_loss`, of at most 200 validation images; {} if the configuration holds none out."
     if not config.held_out:
         return {}
-    images, texts, _ = _validation(config, min(config.held_out, most))
+    images, texts, _ = _validation(config, min(config.held_out, limit))
     mean, std = (torch.tensor(x).reshape(1, -1, 1, 1) for x in (data.mean, data.std))
     states, lengths = read_all(text_encoder, texts, masked=config.masked)
     return {"latents": (encode_all(autoencoder, images, device) - mean) / std, "states": states, "length": lengths}
@@ -292,17 +292,20 @@ def _show(config, run, pipeline):
     images, texts, _ = _validation(config, config.sample_images)
     n = min(config.sample_images, len(images))
     samples = pipeline.sample(texts[:n], config.sampler_steps, config.guidance, config.sampler, config.seed).cpu()
-    shown = to_float(images[:n]).cpu()
+    held_out = to_float(images[:n]).cpu()
     rows = {}
-    for at in range(0, n, 8):
-        last = min(at + 8, n)
-        rows |= {f"held-out {at + 1}-{last}": shown[at:last], f"samples {at + 1}-{last}": samples[at:last]}
+    for start in range(0, n, 8):
+        stop = min(start + 8, n)
+        rows |= {
+            f"held-out {start + 1}-{stop}": held_out[start:stop],
+            f"samples {start + 1}-{stop}": samples[start:stop],
+        }
     run.figure(
         "samples",
         sheet(rows, cell=max(64, min(config.size, 128))),
-        "held-out images, and what the model draws from their captions alone",
+        "held-out images, and samples from their captions alone",
     )
-    record_samples(run, pipeline.text_encoder, Path(config.text_encoder).name, shown, samples, texts[:n])
+    record_samples(run, pipeline.text_encoder, Path(config.text_encoder).name, held_out, samples, texts[:n])
 
     editor = SDEdit(
         pipeline,
@@ -312,22 +315,37 @@ def _show(config, run, pipeline):
         method=config.sampler,
         seed=config.seed,
     )
-    return {"held out": shown, "samples": samples, "edits": show_edits(config, run, editor)}
+    return {"held out": held_out, "samples": samples, "edits": show_edits(config, run, editor)}
 
-# %% ../../nbs/ldm/train.ipynb #89f27b85
+# %% ../../nbs/ldm/train.ipynb #577b2aaf
+def _exact(seed, tag, size):
+    "The exact answer as rendered, uint8 (size, size, 3); white if the portrait cannot have the tag."
+    try:
+        return portraits.render(portraits.change(portraits.sample(seed), tag), size)
+    except portraits.PortraitError:
+        return np.full((size, size, 3), 255, np.uint8)
+
+
+def _has_oracle():
+    "Whether the oracle is packaged."
+    from mmgen.base.weights import packaged
+
+    return "oracle-portraits" in packaged()
+
+# %% ../../nbs/ldm/train.ipynb #638bcda3
 def show_edits(
     config: UNetJob,
     run: Run,
     editor: Editor,
 ) -> torch.Tensor:  # images (rows times edit_images, 3, H, W)
-    """Puts edits of held-out images into the run, with CLIP's scores; for portraits also the oracle's."""
-    images, texts, shown = _validation(config, config.edit_images)
+    "Puts edits of held-out images into the run, with CLIP's scores; for portraits also the oracle's."
+    images, texts, dataset = _validation(config, config.edit_images)
     n = min(config.edit_images, len(images))
     x, texts = to_float(images[:n]), texts[:n]
     tags = config.edits
     if config.data != "portraits":
-        usual = split_list(type(config).edit_tags, str)
-        tags = edits_to_try(config.edits, usual, _validation(config, 200)[1])
+        default_tags = split_list(type(config).edit_tags, str)
+        tags = edits_to_try(config.edits, default_tags, _validation(config, 200)[1])
     targets = {tag: [edited_caption(text, tag) for text in texts] for tag in tags}
     if not targets and n > 1:
         targets = {"caption of the\nnext image": texts[1:] + texts[:1]}  # sentences share no tags
@@ -335,15 +353,15 @@ def show_edits(
     for tag, captions in targets.items():
         rows[tag] = editor.edit(x, texts, captions, config.edit_strength).cpu()
         if config.data == "portraits":
-            exact = np.stack([_exact(seed, tag, config.size) for seed in shown["seed"][:n]])
+            exact = np.stack([_exact(seed, tag, config.size) for seed in dataset["seed"][:n]])
             rows[f"{tag},\nexact"] = to_float(exact)
-    tried = ", ".join(tag.replace("\n", " ") for tag in targets) or "none, for the captions have nothing in common"
+    names_of_edits = ", ".join(tag.replace("\n", " ") for tag in targets) or "none, because the captions share no tags"
     run.figure(
         "edits",
         sheet(rows, cell=max(64, min(config.size, 128))),
-        f"held-out images and their edits at strength {config.edit_strength:g}: {tried}"
+        f"held-out images and their edits at strength {config.edit_strength:g}: {names_of_edits}"
         + (
-            ", each row above the exact answer (white where that face cannot have the tag)"
+            ", each row above the exact answer (white if that face cannot have the tag)"
             if config.data == "portraits"
             else ""
         ),
@@ -372,17 +390,3 @@ def show_edits(
             )
             run.metric(f"{kind}: skill", scores["skill"], n=scores["n"], strength=config.edit_strength)
     return torch.cat(list(rows.values()))
-
-
-def _exact(seed, tag, size):
-    "The portrait with the tag made true, drawn by the renderer; white where it cannot be."
-    try:
-        return portraits.render(portraits.change(portraits.sample(seed), tag), size)
-    except portraits.PortraitError:
-        return np.full((size, size, 3), 255, np.uint8)
-
-
-def _has_oracle():
-    from mmgen.base.weights import packaged
-
-    return "oracle-portraits" in packaged()

@@ -47,10 +47,10 @@ class UNet2D(nn.Module):
         super().__init__()
         self.config = {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
         c, widths = self.config, self.config["block_out_channels"]
-        for way, known in self.blocks.items():
-            types = c[f"{way.lower()}_block_types"]
-            if len(types) != len(widths) or not set(types) <= set(known):
-                raise ValueError(f"{way.lower()}_block_types={types}: need {len(widths)} of {known}")
+        for direction, block_types in self.blocks.items():
+            types = c[f"{direction.lower()}_block_types"]
+            if len(types) != len(widths) or not set(types) <= set(block_types):
+                raise ValueError(f"{direction.lower()}_block_types={types}: need {len(widths)} of {block_types}")
         self.conv_in = nn.Conv2d(c["in_channels"], widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
 
@@ -64,12 +64,12 @@ class UNet2D(nn.Module):
         layers = self._per_level("layers_per_block")
         resnet = dict(temb=4 * widths[0], groups=c["norm_num_groups"], eps=c["norm_eps"], dropout=c["dropout"]) | resnet
 
-        def resampling_block(width, way):
-            return ResnetBlock2D(width, width, **resnet, resample=way)
+        def resampling_block(width, direction):
+            return ResnetBlock2D(width, width, **resnet, resample=direction)
 
         down, up = Downsample2D, Upsample2D
         if resampling:
-            down, up = partial(resampling_block, way="down"), partial(resampling_block, way="up")
+            down, up = partial(resampling_block, direction="down"), partial(resampling_block, direction="up")
         self.down_blocks = nn.ModuleList(
             DownBlock(
                 widths[max(i - 1, 0)],
@@ -98,6 +98,7 @@ class UNet2D(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], c["out_channels"], 3, padding=1)
 
     def _per_level(self, name: str) -> list:
+        "A config field as a list with one value for each level."
         value, n = self.config[name], len(self.config["block_out_channels"])
         if isinstance(value, int):
             return [value] * n
@@ -106,6 +107,7 @@ class UNet2D(nn.Module):
         raise ValueError(f"{name}={value} has {len(value)} values for {n} levels")
 
     def _split(self, heads: list[int]):  # of each level
+        "Raises ValueError if the widths cannot be split into groups and heads."
         groups = self.config["norm_num_groups"]
         for width, n in zip(self.config["block_out_channels"], heads):
             if width % groups or width % n:
@@ -124,15 +126,15 @@ class UNet2D(nn.Module):
             config, where = read_fields(file), f"{file.parent.name}/{file.name}"
         fields = set(inspect.signature(cls.__init__).parameters) - {"self"}
         for name, value in config.items():
-            absent = value is None or value is False or cls.neutral.get(name) == value
-            if name in fields or name.startswith("_") or absent:
+            is_neutral = value is None or value is False or cls.neutral.get(name) == value
+            if name in fields or name.startswith("_") or is_neutral:
                 continue
             raise ValueError(f"UNet config: {name}={value!r} is not supported, only {', '.join(sorted(fields))}")
-        given = {k: v for k, v in config.items() if k in fields}
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in given.items()}  # as in JSON
+        arguments = {k: v for k, v in config.items() if k in fields}
+        as_json = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}  # as in JSON
         if cls.__name__ in SCHEMAS:
-            checked(cls.__name__, plain, where)
-        return cls(**given)
+            checked(cls.__name__, as_json, where)
+        return cls(**arguments)
 
     def save_pretrained(self, folder: str | Path):  # made if it does not exist
         "Writes `config.json` and `diffusion_pytorch_model.safetensors`; diffusers opens the folder, too."
@@ -164,7 +166,7 @@ class UNet2D(nn.Module):
         return self
 
     def _walk(self, x, t, pooled=None, *text):  # text: what attention reads beside x
-        c, t, given = self.config, torch.as_tensor(t, device=x.device).expand(len(x)), x.dtype
+        c, t, input_dtype = self.config, torch.as_tensor(t, device=x.device).expand(len(x)), x.dtype
         x = x.to(self.conv_in.weight.dtype)  # weights may have half the precision; samplers compute in theirs
         emb = timestep_embedding(t, c["block_out_channels"][0], c["flip_sin_to_cos"], c["freq_shift"])
         emb = self.time_embedding(emb.to(x.dtype))
@@ -178,7 +180,7 @@ class UNet2D(nn.Module):
         for block in self.up_blocks:
             x = block(x, skips, temb, *text)
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
-        return x if self.conv_in.weight.dtype == given else x.to(given)
+        return x if self.conv_in.weight.dtype == input_dtype else x.to(input_dtype)
 
 # %% ../../nbs/ldm/unet.ipynb #91f5c2a0
 class ContextKV(NamedTuple):
@@ -204,11 +206,11 @@ class ContextKV(NamedTuple):
         pad = lambda x, dim, value=0.0: F.pad(
             x, [0, 0] * (x.ndim - 1 - dim) + [0, max(lengths) - x.shape[dim]], value=value
         )
-        both = lambda a, b, *how: None if a is None else torch.cat([pad(a, *how), pad(b, *how)])
-        pairs = [tuple(both(a, b, 1) for a, b in zip(*two)) for two in zip(self.pairs, other.pairs)]
+        joined = lambda a, b, *padding: None if a is None else torch.cat([pad(a, *padding), pad(b, *padding)])
+        pairs = [tuple(joined(a, b, 1) for a, b in zip(*both_texts)) for both_texts in zip(self.pairs, other.pairs)]
         return ContextKV(
             pairs,
-            both(self.bias, other.bias, 3, -10000.0),
+            joined(self.bias, other.bias, 3, -10000.0),
             None if self.pooled is None else torch.cat([self.pooled, other.pooled]),
         )
 
@@ -220,7 +222,7 @@ class UNet2DConditionModel(UNet2D):
     Raises ValueError if the arguments do not describe a network.
     """
 
-    blocks = {way: [f"CrossAttn{way}Block2D", f"{way}Block2D"] for way in ("Down", "Up")}
+    blocks = {side: [f"CrossAttn{side}Block2D", f"{side}Block2D"] for side in ("Down", "Up")}
     neutral = UNet2D.neutral | dict(
         mid_block_type="UNetMidBlock2DCrossAttn",
         upcast_attention=True,  # attention is always computed in float32 here
@@ -314,9 +316,9 @@ class UNet2DConditionModel(UNet2D):
             raise ValueError(f"context has shape {tuple(context.shape)}; this UNet needs (B, T, {width})")
         context, bias = context.to(self.conv_in.weight.dtype), None
         if mask is not None:
-            if mask.device.type == "cpu":  # leave out what is padding in the whole batch: its weight is 0
-                used = int(mask.any(0).nonzero().max()) + 1 if mask.any() else 1
-                context, mask = context[:, :used], mask[:, :used]
+            if mask.device.type == "cpu":  # without padding that is common to the whole batch: its weight is 0
+                length = int(mask.any(0).nonzero().max()) + 1 if mask.any() else 1
+                context, mask = context[:, :length], mask[:, :length]
             bias = ((1 - mask.to(context.dtype)) * -10000.0)[:, None, None, :]
         pooled = None if self.add_embedding is None else self.add_embedding(context, mask)
         return ContextKV([(a.to_k(context), a.to_v(context)) for a in attns], bias, pooled)

@@ -84,7 +84,7 @@ class DownBlock(Level):
         super().__init__([(cin if i == 0 else cout, cout) for i in range(n)], resnet, attention)
         self.downsamplers = nn.ModuleList([down(cout)]) if down else None
 
-    def forward(self, x, temb, *text):  # -> x, the feature maps that the way up needs
+    def forward(self, x, temb, *text):  # → x; feature maps for the way up
         skips = []
         for i in range(len(self.resnets)):
             skips.append(x := self.step(i, x, temb, text))

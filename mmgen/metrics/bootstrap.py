@@ -15,28 +15,28 @@ import numpy as np
 
 # %% ../../nbs/metrics/bootstrap.ipynb #6dab401e
 class MetricWarning(UserWarning):
-    "A figure that means less than its name promises."
+    "Metric computed under conditions that limit its validity."
 
 
 @dataclass(frozen=True)
 class Score:
-    "One figure of a table; `run.metric(**score.record())` keeps it."
+    "One value of a table with its 95 % interval; `run.metric(**score.record())` stores it."
 
     name: str
     value: float
-    n: int  # rows (images, edits) that the value is of
-    low: float  # of the 95 % interval; NaN where there is none
-    high: float
-    failed: int = 0  # rows without a number, of which the value knows nothing
-    sources: int = 0  # source images, which are what is drawn again
-    reference: int | None = None  # images in the set that it is compared with
-    extractor: str | None = None  # hash of the network that judged
-    rows: np.ndarray | None = field(default=None, repr=False, compare=False)  # (N,) the figure of each row
+    n: int  # rows (images, edits) of which `value` is computed
+    low: float  # lower end of the 95 % interval; NaN: no interval
+    high: float  # upper end
+    failed: int = 0  # rows without a number, excluded from `value`
+    sources: int = 0  # source images, the unit of resampling
+    reference: int | None = None  # images in the reference set
+    extractor: str | None = None  # hash of the feature network
+    rows: np.ndarray | None = field(default=None, repr=False, compare=False)  # (N,) value of each row
 
     def record(self) -> dict:
-        "What a run keeps: all but the rows, and nothing that is None."
-        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
-        return {name: value for name, value in kept.items() if value is not None}
+        "The fields for a run record: all except the rows and those that are None."
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rows"}
+        return {name: value for name, value in values.items() if value is not None}
 
     def __str__(self):
         return f"{self.name} {self.value:.4g} [{self.low:.4g}, {self.high:.4g}], n {self.n}" + (
@@ -45,32 +45,31 @@ class Score:
 
 
 def _failed(name, good, labels=None):
-    "How many rows have no number; a warning that names them where there are any."
+    "Number of rows without a number; a warning names the first of them."
     failed = np.flatnonzero(~good).tolist()
     if failed:
-        which = ", ".join(f"row {i}" if labels is None else labels[i] for i in failed[:5]) + (
+        names = ", ".join(f"row {i}" if labels is None else labels[i] for i in failed[:5]) + (
             ", …" if len(failed) > 5 else ""
         )
-        left = "" if good.sum() > 1 else "; with fewer than two rows left there is no interval"
+        note = "" if good.sum() > 1 else "; with fewer than two rows left there is no interval"
         warnings.warn(
-            f"{name}: {len(failed)} of {len(good)} rows are no images in [-1, 1] or give no number ({which}, "
-            "counted from 0); "
-            f"they count as failed and are in no mean{left}.",
+            f"{name}: {len(failed)} of {len(good)} rows are no images in [-1, 1] or give no number ({names}, "
+            f"counted from 0); they count as failed and are in no mean{note}.",
             MetricWarning,
             3,
         )
     return len(failed)
 
 # %% ../../nbs/metrics/bootstrap.ipynb #9bdbdea0
-def _drawn(of, draws, seed):
-    "Row numbers of sources drawn with replacement; `of` numbers the source of each row from 0."
-    order, counts, rng = np.argsort(of, kind="stable"), np.bincount(of), np.random.default_rng(seed)
+def _drawn(source_of, draws, seed):
+    "Row numbers of sources drawn with replacement; `source_of` numbers the source of each row from 0."
+    order, counts, rng = np.argsort(source_of, kind="stable"), np.bincount(source_of), np.random.default_rng(seed)
     starts = counts.cumsum() - counts
     for _ in range(draws):
-        pick = rng.integers(len(counts), size=len(counts))
-        sizes = counts[pick]
+        picked = rng.integers(len(counts), size=len(counts))
+        sizes = counts[picked]
         ends = sizes.cumsum()
-        yield order[np.arange(ends[-1]) + np.repeat(starts[pick] - ends + sizes, sizes)]
+        yield order[np.arange(ends[-1]) + np.repeat(starts[picked] - ends + sizes, sizes)]
 
 
 @lru_cache(maxsize=4)
@@ -80,46 +79,49 @@ def _times(sources, draws, seed):
     return np.stack([np.bincount(pick, minlength=sources) for pick in picks]).astype(np.float64)
 
 
-def _means(x, of, draws, seed):
-    "The means of the drawn rows: what `_drawn` gives, without gathering them."
-    times = _times(int(of.max()) + 1, draws, seed)
-    return times @ np.bincount(of, x) / (times @ np.bincount(of))
+def _means(x, source_of, draws, seed):
+    "Means of the rows that `_drawn` gives, without gathering them; (draws,)."
+    times = _times(int(source_of.max()) + 1, draws, seed)
+    return times @ np.bincount(source_of, x) / (times @ np.bincount(source_of))
 
-
+# %% ../../nbs/metrics/bootstrap.ipynb #0e00f3d9
 def score(
     name: str,
-    rows,  # (N,) numbers, an array, tensor or list; NaN where a row has none
-    sources: Sequence | None = None,  # (N,) what each row was made from; None: each stands alone
-    statistic: Callable = np.mean,  # (n,) → a number
-    extractor: str | None = None,  # hash of the network that judged
-    draws: int = 2000,  # 0: no interval
+    rows,  # (N,) values, an array, tensor or list; NaN: no number
+    sources: Sequence | None = None,  # (N,) id of the source of each row; None: rows are independent
+    statistic: Callable = np.mean,  # array (n,) → number
+    extractor: str | None = None,  # hash of the feature network
+    draws: int = 2000,  # bootstrap samples; 0: no interval
     seed: int = 0,
 ) -> Score:
-    "A figure that is the mean (or another statistic) of rows, with its interval."
+    """Mean (or another statistic) of rows with its 95 % interval from the clustered bootstrap; Efron 1979.
+
+    Raises ValueError if `rows` is empty or not one-dimensional, or `sources` has another length.
+    """
     x = np.asarray(rows.cpu() if hasattr(rows, "cpu") else rows, np.float64)
     sources = np.arange(len(x)) if sources is None else np.asarray(sources)
     if x.ndim != 1 or not len(x) or len(sources) != len(x):
         raise ValueError(
             (
-                f"{name}: rows of shape {x.shape} and {len(sources)} sources; at least one row, and a source for "
-                "each, were expected."
+                f"{name} needs at least one row and one source for each, not rows of shape {x.shape} and "
+                f"{len(sources)} sources."
             )
         )
-    good = np.isfinite(x)
-    failed, kept = _failed(name, good), x[good]
-    of = np.unique(sources[good], return_inverse=True)[1]
-    count = int(of.max()) + 1 if len(of) else 0
+    valid = np.isfinite(x)
+    failed, numbers = _failed(name, valid), x[valid]
+    source_of = np.unique(sources[valid], return_inverse=True)[1]
+    count = int(source_of.max()) + 1 if len(source_of) else 0
     if count < 2 or not draws:
-        found = [np.nan]
+        replicates = [np.nan]
     elif statistic is np.mean and count * draws < 2e7:
-        found = _means(kept, of, draws, seed)
+        replicates = _means(numbers, source_of, draws, seed)
     else:
-        found = [statistic(kept[drawn]) for drawn in _drawn(of, draws, seed)]
-    low, high = np.quantile(found, (0.025, 0.975)).tolist()
+        replicates = [statistic(numbers[rows_drawn]) for rows_drawn in _drawn(source_of, draws, seed)]
+    low, high = np.quantile(replicates, (0.025, 0.975)).tolist()
     return Score(
         name,
-        float(statistic(kept)) if len(kept) else np.nan,
-        len(kept),
+        float(statistic(numbers)) if len(numbers) else np.nan,
+        len(numbers),
         low,
         high,
         failed,

@@ -9,7 +9,7 @@ __all__ = ['ORACLE_PRESETS', 'OracleConfig']
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..training.config import Job
+from ..training.config import GPU, PAPER, SMOKE, Job
 
 # %% ../../nbs/metrics/config.ipynb #99970669
 @dataclass(frozen=True)
@@ -33,29 +33,10 @@ class OracleConfig(Job):
 
 # %% ../../nbs/metrics/config.ipynb #d0480354
 ORACLE_PRESETS = {
-    "smoke": OracleConfig(
-        preset="smoke",
-        images=64,
-        held_out=16,
-        steps=6,
-        max_seconds=None,
-        batch_size=16,
-        warmup=2,
-        width=8,
-        checkpoint_every=4,
-        log_every=2,
-    ),
+    "smoke": OracleConfig(**SMOKE, held_out=16, batch_size=16, width=8),
     "small": OracleConfig(),
     "gpu": OracleConfig(
-        preset="gpu",
-        images=100_000,
-        size=128,
-        steps=10_000,
-        max_seconds=540.0,
-        batch_size=256,
-        mixed_precision="bf16",
-        checkpoint_every=5_000,
-        log_every=200,
+        **GPU, images=100_000, size=128, steps=10_000, max_seconds=540.0, batch_size=256, checkpoint_every=5_000
     ),
-    "paper": OracleConfig(preset="paper", images=300_000, size=256, max_seconds=None, width=96, checkpoint_every=5_000),
+    "paper": OracleConfig(**PAPER, images=300_000, size=256, width=96, checkpoint_every=5_000),
 }

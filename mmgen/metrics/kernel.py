@@ -37,11 +37,11 @@ def mmd2(
     x: torch.Tensor,  # (N, D), float64
     y: torch.Tensor,  # (M, D)
     kernel: Callable,  # (n, D), (m, D) → (n, m)
-    of_x: torch.Tensor | None = None,  # bool (draws, N): which rows are in; None: all, once
+    of_x: torch.Tensor | None = None,  # bool (draws, N): rows of each half-sample; None: one sample of all rows
     of_y: torch.Tensor | None = None,  # bool (draws, M)
     unbiased: bool = True,  # leave out the pairs of an image with itself
 ) -> torch.Tensor:  # (draws,)
-    "The squared maximum mean discrepancy."
+    "Squared maximum mean discrepancy of every half-sample; Gretton et al. 2012. Unbiased, it may be negative."
     a = x.new_ones(1, len(x)) if of_x is None else of_x.to(x)
     b = y.new_ones(1, len(y)) if of_y is None else of_y.to(y)
     n, m = a.sum(1), b.sum(1)
@@ -52,14 +52,17 @@ def mmd2(
 
 # %% ../../nbs/metrics/kernel.ipynb #2bc766c3
 def kd(
-    real: Features,  # of the reference
-    made: Features,  # of the images that are judged
+    real: Features,  # features of the reference images
+    generated: Features,  # features of the images under test
     draws: int = 50,  # half-samples for the interval; 0: none
     seed: int = 0,
 ) -> Score:
-    "The KID of Inception-v3's features, the KD (extractor) of others."
+    """KID with Inception-v3's features, KD (extractor) with others; around 0 for equal distributions; Bińkowski et al.
+    2018.
+
+    Raises ValueError if the extractors differ or a set has fewer than 2 images.
+    """
     cubic = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3
     name = "KID" if real.name == "Inception-v3" else f"KD ({real.name})"
-    return set_scores([name], lambda x, y, of_x, of_y: mmd2(x, y, cubic, of_x, of_y)[None], real, made, 2, draws, seed)[
-        0
-    ]
+    of_draws = lambda x, y, of_x, of_y: mmd2(x, y, cubic, of_x, of_y)[None]
+    return set_scores([name], of_draws, real, generated, 2, draws, seed)[0]

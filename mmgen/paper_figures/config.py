@@ -118,10 +118,10 @@ class PretrainedConfig(Settings):
     @property
     def weights(self) -> dict[str, str]:
         "Field → name or path of the weights, without empty fields."
-        named = {
+        names = {
             field: getattr(self, field) for field in ("model", "generator", "encoder", "clip", "judge", "identity")
         }
-        return {field: name for field, name in named.items() if name not in (None, "none")}
+        return {field: name for field, name in names.items() if name not in (None, "none")}
 
 # %% ../../nbs/paper_figures/config.ipynb #d6ce1f87
 PRETRAINED_PRESETS = {

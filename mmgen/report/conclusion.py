@@ -19,7 +19,16 @@ from .tables import clock, interval, markdown, percent, plain, ratio
 # %% ../../nbs/report/conclusion.ipynb #4d0c5ec3
 SHARES = {"reached": "reached, %", "flips": "flips, %"}
 FEWEST = 100  # edits per method that a conclusion needs
-LESS = ("flips", "error", "distance", "FD", "KD", "LPIPS", "seconds", "memory")  # scores that start so: lower is better
+LESS = (
+    "flips",
+    "error",
+    "distance",
+    "FD",
+    "KD",
+    "LPIPS",
+    "seconds",
+    "memory",
+)  # beginnings of scores of which lower is better
 JUDGED = (
     "reached",
     "flips",
@@ -38,7 +47,7 @@ def verdict(
     b: dict,  # another
     score: str,
 ) -> str | None:  # ahead, level or behind; None if one row does not have the score
-    "How `a` stands against `b` in a score: level if the 95 % intervals overlap."
+    "`a` compared with `b` in a score: level if the 95 % intervals overlap."
     if value(a, score) is None or value(b, score) is None:
         return None
     (_, low, high), (_, other_low, other_high) = a["scores"][score], b["scores"][score]
@@ -53,14 +62,14 @@ def champions(
     evidence: Evidence,
     kind: str = "all",
 ) -> tuple:  # (Editor, row) of latent diffusion from captioned images, and of StyleCLIP; None for one that is missing
-    "The two methods that represent the families."
+    "The Editor that represents each family: highest mean skill for a kind of edit."
     return best(evidence, "latent diffusion", ANY[:1], kind), best(evidence, "StyleCLIP", ANY, kind)
 
 
 def words(
     items,  # strings
 ) -> str:
-    "a, b and c."
+    "A list in words: a, b and c; nothing if it is empty."
     items = list(items)
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else "nothing"
 
@@ -68,7 +77,7 @@ def words(
 def training_runs(
     name: str,  # of packaged weights
 ) -> list[dict]:
-    "The records of the runs that trained these weights, in order."
+    "Records of the runs that trained packaged weights, in order."
     files = (Path(mmgen.__file__).parent / "packaged" / name).glob("run*.json")
     return [load_run(file) for file in sorted(files, key=lambda f: (f.name == "run.json", f.name))]
 
@@ -83,7 +92,7 @@ def training_seconds(
 def machine(
     records: list[dict],  # of runs
 ) -> str:
-    "The hardware of runs: 2 cores (AMD EPYC), no GPU."
+    "Hardware of runs in words, e.g. 2 cores (AMD EPYC), no GPU."
     cores = max(r["hardware"]["cores"] for r in records)
     cpus = sorted({r["hardware"]["cpu"] for r in records})
     gpus = sorted({gpu["name"] for r in records for gpu in r["hardware"]["gpu"]})
@@ -106,14 +115,14 @@ TAUGHT = (
 def which_family(
     evidence: Evidence,
 ) -> str:
-    "A sentence, the best method of each group, and the families' best methods score by score."
+    "The section `Which family?`: a verdict, the best method of each group, and both families score by score."
     ours, theirs = champions(evidence)
     if not (ours and theirs):
         return "These records do not hold edits of both families, so they decide nothing between them."
     (a, row_a), (b, row_b) = ours, theirs
-    groups = [(of, learned, best(evidence, of, (learned,))) for of, learned in GROUPS]
+    groups = [(family, data, best(evidence, family, (data,))) for family, data in GROUPS]
     lines = [
-        [of, learned, label(pair[0]), str(pair[1]["n"]), *figures_of(pair[1])] for of, learned, pair in groups if pair
+        [family, data, label(pair[0]), str(pair[1]["n"]), *figures_of(pair[1])] for family, data, pair in groups if pair
     ]
     head = ["family", "learned from", "best method", "n", "reached % ↑", "flips % ↓", "skill ↑"]
     distances = [s for s in row_a["scores"] if s.startswith(("FD", "KD", "LPIPS")) and row_a["n"] == row_b["n"]]
@@ -121,10 +130,10 @@ def which_family(
         [
             SHARES.get(score, score),
             *(interval(row["scores"][score], WRITE.get(score, plain)) for row in (row_a, row_b)),
-            how,
+            status,
         ]
         for score in (*JUDGED, *distances)  # distances of sets depend on n
-        if (how := verdict(row_a, row_b, score))
+        if (status := verdict(row_a, row_b, score))
     ]
     taught = {"autoencoder-portraits": "autoencoder", "encoder-portraits": "StyleGAN2 encoder"}
     taught = [part for name, part in taught.items() if any(r["config"].get("edit_weight") for r in training_runs(name))]
@@ -155,8 +164,8 @@ STACKS = {
 def at_what_cost(
     evidence: Evidence,
 ) -> str:
-    "Two tables: time per edit of the best of each group, and training time of each family."
-    pairs = [pair for of, learned in GROUPS if (pair := best(evidence, of, (learned,)))]
+    "The section on cost: time per edit of the best method of each group, and training time of each family."
+    pairs = [pair for family, data in GROUPS if (pair := best(evidence, family, (data,)))]
     seconds = lambda row, score: interval(row["scores"].get(score), clock)
     edits = [[label(spec), seconds(row, "seconds"), seconds(row, "seconds, one")] for spec, row in pairs]
     edits = [cells for cells in edits if cells[1:] != ["–", "–"]]
@@ -164,9 +173,9 @@ def at_what_cost(
     for stack, parts in STACKS.items():
         times = {part: training_seconds(name) for name, part in parts.items()}
         if all(times.values()):
-            each = ", ".join(f"{part} {clock(time)}" for part, time in times.items())
+            times_of_parts = ", ".join(f"{part} {clock(time)}" for part, time in times.items())
             records = [record for name in parts for record in training_runs(name)]
-            training.append([stack, clock(sum(times.values())), each, machine(records)])
+            training.append([stack, clock(sum(times.values())), times_of_parts, machine(records)])
     return "\n\n".join(
         [
             *(
@@ -180,9 +189,9 @@ def at_what_cost(
 
 # %% ../../nbs/report/conclusion.ipynb #d0dc73ba
 def _first_claim(ours, theirs):
-    "The paper's comparison of the families, beside ours."
-    holds = {"ahead": "does not hold here", "behind": "holds here"}
-    verdict_here = holds.get(verdict(ours[1], theirs[1], "skill"), "undecided here")
+    "Row: the paper's comparison of the families."
+    sentences = {"ahead": "does not hold here", "behind": "holds here"}
+    verdict_here = sentences.get(verdict(ours[1], theirs[1], "skill"), "undecided here")
     skills = " against ".join(
         f"{label(spec)} {interval(row['scores']['skill'], ratio)}" for spec, row in (ours, theirs)
     )
@@ -196,9 +205,9 @@ def _first_claim(ours, theirs):
 
 
 def _encoder_claim(theirs, rows):
-    "Whether an encoder for StyleGAN's latents was obtained."
-    overcome = verdict(theirs[1], rows["inversion"], "reached") == "ahead"
-    took = training_seconds("encoder-portraits")
+    "Row: whether an encoder for StyleGAN's latents was obtained."
+    is_ahead = verdict(theirs[1], rows["inversion"], "reached") == "ahead"
+    seconds = training_seconds("encoder-portraits")
     flips = {
         name: interval(rows[spec]["scores"].get("flips"), percent)
         for name, spec in (("inversion", "inversion"), ("the autoencoder", "reconstruction"))
@@ -206,15 +215,15 @@ def _encoder_claim(theirs, rows):
     }
     return [
         "an encoder for StyleGAN's latents cannot be obtained (4.1)",
-        "overcome" if overcome else "not overcome",
-        f"trained in {clock(took) if took else 'unknown time'}; with it {label(theirs[0])} reaches "
+        "overcome" if is_ahead else "not overcome",
+        f"trained in {clock(seconds) if seconds else 'unknown time'}; with it {label(theirs[0])} reaches "
         f"{interval(theirs[1]['scores'].get('reached'), percent)} %. Attributes flipped by reconstruction alone, %: "
         + ", ".join(f"{name} {share}" for name, share in flips.items()),
     ]
 
 
 def _satisfies_claim(ours):
-    "Whether the diffusion model that was trained on the domain meets this project's goals."
+    "Row: whether the diffusion model that was trained on the domain meets this project's goals."
     row = ours[1]
     limits = {
         "reached": value(row, "reached") >= 0.95,
@@ -228,12 +237,12 @@ def _satisfies_claim(ours):
         "{}: {} % reached, {} % flips, skill {}".format(label(ours[0]), *figures_of(row)),
     ]
 
-
+# %% ../../nbs/report/conclusion.ipynb #7c914d68
 def paper_claims(
     evidence: Evidence,
     preliminary: bool = False,  # whether there is a report of the preliminary experiments
 ) -> str:
-    "The paper's claims beside what these records show."
+    "Table of the paper's claims and the evidence in these records."
     (ours, theirs), rows, lines = champions(evidence), select(evidence), []
     if ours and theirs:
         lines.append(_first_claim(ours, theirs))
@@ -262,27 +271,27 @@ GOALS = (
     ("latent diffusion from exact pairs", "exact pairs", "glasses on", "skill", 0.6),
     ("latent diffusion from exact pairs", "exact pairs", "glasses off", "skill", 0.6),
     ("latent diffusion from exact pairs", "exact pairs", "eye color", "skill", 0.6),
-)  # goal, what taught the edit, kind of edit, score, limit
+)  # goal, training data of the edit, kind of edit, score, limit
 
 
 def goals(
     evidence: Evidence,
 ) -> str:
-    "The goals of this project and what was measured."
+    "Table of this project's goals and the measured scores."
     lines = []
-    for goal, learned, kind, score, limit in GOALS:
-        pair = best(evidence, "latent diffusion", (learned,))
+    for goal, data, kind, score, limit in GOALS:
+        pair = best(evidence, "latent diffusion", (data,))
         row = select(evidence, kind=kind).get(pair[0]) if pair else None
-        measured, write, less = value(row, score), WRITE.get(score, ratio), score in LESS
+        measured, write, lower = value(row, score), WRITE.get(score, ratio), score in LESS
         met = "–"
         if measured is not None:
-            reached = measured <= limit if less else measured >= limit
+            reached = measured <= limit if lower else measured >= limit
             met = "yes" if reached else f"no, by {write(abs(measured - limit))}"
         lines.append(
             [
                 f"{goal} ({label(pair[0])})" if pair else goal,
                 f"{score}, {'all edits' if kind == 'all' else kind}",
-                f"{'≤' if less else '≥'} {write(limit)}{' %' if score in WRITE else ''}",
+                f"{'≤' if lower else '≥'} {write(limit)}{' %' if score in WRITE else ''}",
                 interval(row["scores"].get(score), write) if row else "not in these records",
                 met,
             ]

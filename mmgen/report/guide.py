@@ -11,21 +11,21 @@ from .records import Evidence, editing, family, label, learned_from, select, val
 from .tables import clock, interval, markdown, percent, ratio
 
 # %% ../../nbs/report/guide.ipynb #ac993604
-WRITE = {"reached": percent, "flips": percent}  # score -> how it is written; the others: `ratio`
+WRITE = {"reached": percent, "flips": percent}  # score → its format; others: `ratio`
 ANY = ("captioned images", "CLIP alone", "exact pairs")
 GROUPS = (
     ("latent diffusion", "captioned images"),
     ("latent diffusion", "exact pairs"),
     ("StyleCLIP", "exact pairs"),
     ("StyleCLIP", "CLIP alone"),
-)  # family, what taught the edit
+)  # family, training data of the edit
 
 
 def best(
     evidence: Evidence,
     of: str | None,  # a family; None: any
-    learned: tuple[str, ...] = ANY,  # what may have taught the edit
-    kind: str = "all",
+    learned: tuple[str, ...] = ANY,  # training data of the edit
+    kind: str = "all",  # kind of edit
 ) -> tuple[str, dict] | None:
     "The Editor with the highest mean skill at its own strength, and its row; None if there is none."
     rows = select(evidence, kind=kind)
@@ -47,7 +47,7 @@ def figures_of(
 def which_editor(
     evidence: Evidence,
 ) -> str:
-    "A Markdown table: need → Editor, with its scores and its time per edit."
+    "Markdown table: need → Editor, with its scores and its time per edit; empty without Editors that edit."
     rows = select(evidence)
     seconds = lambda pair: value(pair[1], "seconds") or float("inf")
     useful = [(spec, rows[spec]) for spec in editing(rows) if (value(rows[spec], "skill") or 0) > 0]
@@ -76,23 +76,23 @@ def which_editor(
 def by_kind(
     evidence: Evidence,
 ) -> str:
-    "A Markdown table: for each kind of edit the best of each group by mean skill, and the best of all."
+    "Markdown table: for each kind of edit the best Editor of each group by mean skill, and the best of all."
     lines = []
     groups = [group for group in GROUPS if best(evidence, group[0], group[1:])]
     for kind in (*KINDS, "unseen combination"):
-        pairs = [best(evidence, of, (learned,), kind) for of, learned in groups]
+        pairs = [best(evidence, family, (data,), kind) for family, data in groups]
         if not any(pairs):
             continue
         top = max(filter(None, pairs), key=lambda pair: value(pair[1], "skill"))
         _, low, _ = top[1]["scores"]["skill"]
-        level = [label(spec) for spec, row in filter(None, pairs) if row["scores"]["skill"][2] >= low]
+        level_with_top = [label(spec) for spec, row in filter(None, pairs) if row["scores"]["skill"][2] >= low]
         n = top[1]["n"]
-        fewer = lambda row: f", n = {row['n']}" if row["n"] != n else ""
+        count_if_fewer = lambda row: f", n = {row['n']}" if row["n"] != n else ""
         cells = [
-            f"{label(pair[0])}{fewer(pair[1])}: {interval(pair[1]['scores']['skill'], ratio)}" if pair else "–"
+            f"{label(pair[0])}{count_if_fewer(pair[1])}: {interval(pair[1]['scores']['skill'], ratio)}" if pair else "–"
             for pair in pairs
         ]
-        highest = label(top[0]) if len(level) < 2 else f"level: {', '.join(level)}"
+        highest = label(top[0]) if len(level_with_top) < 2 else f"level: {', '.join(level_with_top)}"
         lines.append([kind, str(n), highest, *cells])
-    head = ["edit", "n", "highest skill", *(f"{of}, {learned}" for of, learned in groups)]
+    head = ["edit", "n", "highest skill", *(f"{family}, {data}" for family, data in groups)]
     return markdown(head, lines, "lr" + "l" * (len(groups) + 1)) if lines else ""

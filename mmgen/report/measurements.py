@@ -18,9 +18,9 @@ from .tables import clock, interval, markdown, percent, plain, ratio, whole, wil
 # %% ../../nbs/report/measurements.ipynb #97e5af7d
 def read_rows(
     name: str,  # of reports/<name>.jsonl
-    folder: Path | None = None,  # of the rows; None: reports in the repository
+    folder: Path | None = None,  # folder of the file; None: reports in the repository
 ) -> list[dict]:
-    "The rows of a benchmark, oldest first; ValueError names the file and line that is not JSON."
+    "The rows of a benchmark, oldest first; raises ValueError that names a line that is not JSON."
     path = (folder or repo_root() / "reports") / f"{name}.jsonl"
     rows = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
@@ -36,19 +36,19 @@ def latest(
     key: tuple[str, ...],  # columns that tell two measurements apart
 ) -> list[dict]:
     "The last row of each key, in the order in which the keys first appear."
-    kept = {}
+    last = {}
     for row in rows:
-        kept[tuple(map(str, map(row.get, key)))] = row
-    return list(kept.values())
+        last[tuple(map(str, map(row.get, key)))] = row
+    return list(last.values())
 
 
 def in_order(
     rows: list[dict],
     key: tuple[str, ...],  # columns that tell rows apart
 ) -> list[dict]:
-    "Sorted by the key: numbers by size, names in the order in which they first appear."
-    seen = {name: list(dict.fromkeys(row.get(name) for row in rows)) for name in key}
-    rank = lambda name, value: value if isinstance(value, (int, float)) else seen[name].index(value)
+    "Rows sorted by the key: numbers by size, names in the order in which they first appear."
+    first_seen = {name: list(dict.fromkeys(row.get(name) for row in rows)) for name in key}
+    rank = lambda name, value: value if isinstance(value, (int, float)) else first_seen[name].index(value)
     return sorted(rows, key=lambda row: [rank(name, row.get(name)) for name in key])
 
 # %% ../../nbs/report/measurements.ipynb #8f1f9172
@@ -60,7 +60,7 @@ class Measurement(NamedTuple):
     name: str  # of reports/<name>.jsonl
     key: dict[str, str]  # columns that tell rows apart -> heading
     values: dict[str, tuple[str, Callable]]  # measured columns -> heading, writer
-    match: Callable = bool  # row -> whether it belongs here
+    match: Callable = bool  # row → whether it belongs to this table
     over: str = ""  # a column whose values are averaged
     shares: tuple[str, ...] = ("reached", "edits reached")  # values that are shares of n edits: with a Wilson interval
 
@@ -84,7 +84,7 @@ def measured_by(
     rows: list[dict],
     name: str,  # of reports/<name>.jsonl
 ) -> str:
-    "The commands, dates, processors and versions behind rows, as one line."
+    "Commands, dates, processors and versions of rows as one line of Markdown."
     distinct = lambda name: list(dict.fromkeys(str(row[name]) for row in rows if row.get(name) is not None))
     threads = ", ".join(distinct("threads"))
     commands = distinct("command") or [f"python benchmarks/{name}.py"]  # rows from before commands were kept
@@ -96,12 +96,12 @@ def measured_by(
     ]
     return f"*{' · '.join(filter(None, facts))} · [rows]({name}.jsonl)*"
 
-
+# %% ../../nbs/report/measurements.ipynb #10bcf3e6
 def section(
     measurement: Measurement,
     folder: Path | None = None,  # of the rows
 ) -> str:
-    "Title, sentences, table and source of one measurement; empty where no row belongs to it."
+    "Title, sentences, table and source of one measurement as Markdown; empty if no row belongs to it."
     m = measurement
     rows = latest([row for row in read_rows(m.name, folder) if m.match(row)], (*m.key, *filter(None, [m.over])))
     if not rows:
@@ -112,7 +112,7 @@ def section(
         rows = averaged(rows, tuple(m.key), m.values)
     values = {name: column for name, column in m.values.items() if any(row.get(name) is not None for row in rows)}
 
-    def written(row, name, write):
+    def cell(row, name, write):
         if row.get(name) is None:
             return "–"
         return (
@@ -124,7 +124,7 @@ def section(
     cells = [
         [
             *(str(row.get(name, "–")) for name in m.key),
-            *(written(row, name, write) for name, (_, write) in values.items()),
+            *(cell(row, name, write) for name, (_, write) in values.items()),
         ]
         for row in rows
     ]
@@ -132,9 +132,13 @@ def section(
     return "\n\n".join([f"### {m.title}", m.text, table, source])
 
 # %% ../../nbs/report/measurements.ipynb #89a3e97f
-def _edit(row, split, **more):
+def _edit(row, split, **fields):
     "Whether a row is an edit by SDEdit of that split, with these values."
-    return row.get("editor") == "sdedit" and row.get("split") == split and all(row.get(k) == v for k, v in more.items())
+    return (
+        row.get("editor") == "sdedit"
+        and row.get("split") == split
+        and all(row.get(name) == value for name, value in fields.items())
+    )
 
 
 def _style(row, split, *editors):
@@ -145,6 +149,7 @@ def _style(row, split, *editors):
 EDIT = {"reached": ("reached, %", percent), "kept": ("kept, %", percent), "skill": ("skill", ratio)}
 FD = {"FD (EfficientNet-Lite0)": ("FD (EfficientNet-Lite0)", plain), "FD (oracle)": ("FD (oracle)", plain)}
 
+# %% ../../nbs/report/measurements.ipynb #8d09135d
 DIFFUSION = (
     Measurement(
         "Edits by SDEdit",
@@ -349,6 +354,8 @@ STYLEGAN = (
         lambda row: row["what"] == "StyleGAN2 training step",
     ),
 )
+
+# %% ../../nbs/report/measurements.ipynb #a29a58de
 COSTS = (
     Measurement(
         "Precision",
@@ -378,6 +385,8 @@ COSTS = (
         lambda row: row["what"] == "linear layers",
     ),
 )
+
+# %% ../../nbs/report/measurements.ipynb #991a0223
 DATA = (
     Measurement(
         "Metadata of a dump",
@@ -440,6 +449,8 @@ DATA = (
         lambda row: row["what"] == "portraits of 64 px",
     ),
 )
+
+# %% ../../nbs/report/measurements.ipynb #ccc4e8f0
 ELSEWHERE = (
     Measurement(
         "Judge of scenes",
@@ -501,6 +512,8 @@ ELSEWHERE = (
         lambda row: row["what"] == "metric",
     ),
 )
+
+# %% ../../nbs/report/measurements.ipynb #b1f9a4f9
 PARTS = {
     "The diffusion model": DIFFUSION,
     "StyleGAN2 and StyleCLIP": STYLEGAN,
@@ -527,7 +540,7 @@ def write_measurements(
     folder: str | Path,  # of the report
     rows: Path | None = None,  # folder of the rows; None: reports in the repository
 ) -> str:
-    "Writes measurements.md; its text."
+    "Writes measurements.md and returns its text."
     parts = [
         part
         for heading, tables in PARTS.items()

@@ -23,13 +23,13 @@ def paired_difference(
 
     Raises KeyError if an Editor or a score is not in the outcomes.
     """
-    as_floats = lambda spec: np.array([np.nan if v is None else v for v in outcomes["editors"][spec][name]], float)
-    first, second = as_floats(a), as_floats(b)
+    values = lambda spec: np.array([np.nan if v is None else v for v in outcomes["editors"][spec][name]], float)
+    first, second = values(a), values(b)
     n = min(len(first), len(second))
     difference = first[:n] - second[:n]
-    done = np.isfinite(difference)
+    in_both = np.isfinite(difference)
     sources = np.array([row["seed"] for row in outcomes["rows"][:n]])
-    return score(f"{name}: {a} − {b}", difference[done], sources[done])
+    return score(f"{name}: {a} − {b}", difference[in_both], sources[in_both])
 
 # %% ../../nbs/report/paired.ipynb #945996db
 def paired_differences(

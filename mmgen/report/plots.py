@@ -43,11 +43,11 @@ _SETTINGS = {
 
 def save_svg(
     path: str | Path,
-    draw,  # a function of an empty matplotlib figure
+    draw,  # function that draws into an empty matplotlib figure
     width: float,  # inches
-    height: float,
+    height: float,  # inches
 ) -> Path:
-    "Draws a figure into an SVG file that is the same, byte for byte, each time."
+    "Draws a figure into an SVG file that is the same, byte for byte, in each run."
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -80,37 +80,37 @@ def looks(
     for spec in specs:
         names.setdefault(family(spec), {}).setdefault(name_of(spec), []).append(spec)
     styles = {}
-    for of, members in names.items():
-        for number, variants in enumerate(members.values()):
+    for family_name, editors in names.items():
+        for number, variants in enumerate(editors.values()):
             for variant, spec in enumerate(variants):
                 styles[spec] = {
-                    "color": COLOURS[of][number % len(COLOURS[of])],
+                    "color": COLOURS[family_name][number % len(COLOURS[family_name])],
                     "marker": MARKERS[number % len(MARKERS)],
-                    "ls": LINES[of] if variant == 0 else (0, (1 + variant, 1)),
+                    "ls": LINES[family_name] if variant == 0 else (0, (1 + variant, 1)),
                 }
     return {spec: styles[spec] for spec in specs}
 
 # %% ../../nbs/report/plots.ipynb #83225ce4
 def _label_ends(axes, gap=0.062):
     "Writes each curve's name beside the axes, with a thin line to its last visible point."
-    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
     to_axes = lambda x, y: axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
-    ends = []
+    labelled = []
     for line in axes.lines:
-        inside = [(x, y) for x, y in zip(*line.get_data()) if left <= x <= right and low <= y <= high]
+        inside = [(x, y) for x, y in zip(*line.get_data()) if x_low <= x <= x_high and y_low <= y <= y_high]
         if line.get_label()[0] != "_" and inside:
-            ends.append((*to_axes(*inside[-1]), line))
-    ends.sort(key=lambda end: end[1])
-    places = []
-    for _, y, _ in ends:  # from below, at least one gap apart
-        places.append(max(y, places[-1] + gap) if places else max(0.02, y))
-    for number in range(len(places) - 1, -1, -1):  # and none above the axes
-        places[number] = min(places[number], 0.98 - gap * (len(places) - 1 - number))
-    for (x, y, line), place in zip(ends, places):
+            labelled.append((*to_axes(*inside[-1]), line))
+    labelled.sort(key=lambda item: item[1])
+    heights = []
+    for _, y, _ in labelled:  # from below, at least one gap apart
+        heights.append(max(y, heights[-1] + gap) if heights else max(0.02, y))
+    for number in range(len(heights) - 1, -1, -1):  # and none above the axes
+        heights[number] = min(heights[number], 0.98 - gap * (len(heights) - 1 - number))
+    for (x, y, line), height in zip(labelled, heights):
         axes.annotate(
             line.get_label(),
             (x, y),
-            (1.03, place),
+            (1.03, height),
             xycoords="axes fraction",
             textcoords="axes fraction",
             va="center",
@@ -118,7 +118,7 @@ def _label_ends(axes, gap=0.062):
             arrowprops={"arrowstyle": "-", "color": line.get_color(), "lw": 0.5, "shrinkA": 2, "shrinkB": 3},
         )
 
-
+# %% ../../nbs/report/plots.ipynb #31c925cc
 def draw_curves(
     axes,  # of matplotlib
     evidence: Evidence,
@@ -135,20 +135,20 @@ def draw_curves(
     specs = editing(select(evidence))
     lowest = y_limits[0] if y_limits else -1e9
     by_strength = across[0] == "strength"
-    for spec, look in looks(specs).items():
+    for spec, style in looks(specs).items():
         rows = [r for r in curve(evidence, spec) if value(r, up[0]) is not None]
         rows = rows if by_strength else [r for r in rows if value(r, across[0]) is not None]
-        place = lambda r: [r["strength"]] * 3 if by_strength else [v * across[2] for v in r["scores"][across[0]]]
-        x = [place(r) for r in rows]
+        x_values = lambda r: [r["strength"]] * 3 if by_strength else [v * across[2] for v in r["scores"][across[0]]]
+        x = [x_values(r) for r in rows]
         y = [[max(v * up[2], lowest) for v in r["scores"][up[0]]] for r in rows]
-        axes.plot([v[0] for v in x], [v[0] for v in y], lw=1.5, ms=4.5, label=label(spec), **look)
-        bars = {"colors": look["color"], "lw": 0.8, "alpha": 0.55}
+        axes.plot([v[0] for v in x], [v[0] for v in y], lw=1.5, ms=4.5, label=label(spec), **style)
+        bars = {"colors": style["color"], "lw": 0.8, "alpha": 0.55}
         axes.vlines([v[0] for v in x], [v[1] for v in y], [v[2] for v in y], **bars)
         if not by_strength:
             axes.hlines([v[0] for v in y], [v[1] for v in x], [v[2] for v in x], **bars)
         for row, a, b in zip(rows, x, y):
             if row["own"]:
-                axes.plot(a[0], b[0], marker="o", ms=10, mfc="none", mec=look["color"], mew=1.4)
+                axes.plot(a[0], b[0], marker="o", ms=10, mfc="none", mec=style["color"], mew=1.4)
     if x_limits:
         axes.set_xlim(*x_limits)
     elif not by_strength:
@@ -172,15 +172,15 @@ def curves(
     evidence: Evidence,
     folder: str | Path,  # of the figures
 ) -> dict[str, str]:  # file -> alternative text
-    "Writes reached against flips, a zoom of 0 to 5 % flips, and skill over strength."
+    "Writes three figures: reached against flips, a zoom of 0 to 5 % flips, and skill over strength."
     strength, skill = ("strength", "strength", 1), ("skill", "skill (1 exact, 0 copy)", 1)
-    draw = {
+    figures = {
         "results-curves.svg": lambda axes: draw_curves(axes, evidence),
         "results-zoom.svg": lambda axes: draw_curves(axes, evidence, x_limits=(0, 5), y_limits=(60, 101)),
         "results-skill.svg": lambda axes: draw_curves(axes, evidence, strength, skill, y_limits=(-0.55, 1.02)),
     }
-    for name, one in draw.items():
-        save_svg(Path(folder) / name, lambda figure: one(figure.subplots()), 7.6, 4.6)
+    for name, draw_axes in figures.items():
+        save_svg(Path(folder) / name, lambda figure: draw_axes(figure.subplots()), 7.6, 4.6)
     return FIGURES
 
 # %% ../../nbs/report/plots.ipynb #bf83798e
@@ -191,17 +191,17 @@ def save_bars(
     columns: int = 1,  # side by side
     colour: str = "#1f77d0",
 ) -> Path:
-    "Horizontal bars with their names."
+    "Writes horizontal bars with their names as an SVG file."
     names = list(counts)
-    each = -(-len(names) // columns)
+    rows_per_column = -(-len(names) // columns)
 
     def draw(figure):
         for number, axes in enumerate(figure.subplots(1, columns, sharex=True, squeeze=False)[0]):
-            some = names[number * each : (number + 1) * each]
-            axes.barh(some, [counts[name] for name in some], color=colour, height=0.7)
-            axes.set_ylim(each - 0.4, -0.6)
+            column_names = names[number * rows_per_column : (number + 1) * rows_per_column]
+            axes.barh(column_names, [counts[name] for name in column_names], color=colour, height=0.7)
+            axes.set_ylim(rows_per_column - 0.4, -0.6)
             axes.grid(axis="y", visible=False)
             axes.tick_params(length=0)
         figure.supxlabel(title, fontsize=10)
 
-    return save_svg(path, draw, 3.2 * columns if columns > 1 else 6, 0.19 * each + 0.6)
+    return save_svg(path, draw, 3.2 * columns if columns > 1 else 6, 0.19 * rows_per_column + 0.6)

@@ -37,12 +37,12 @@ def _recorded(run):
 
 def _scores(metrics):
     "A table of the mean of each measure, by figure and method."
-    of = {(m["figure"], m["method"], m["name"]): m for m in metrics}
-    written = lambda value, write: "–" if isinstance(value, str) else write(value)  # JSON writes nan and inf as text
+    metric_of = {(m["figure"], m["method"], m["name"]): m for m in metrics}
+    cell = lambda value, write: "–" if isinstance(value, str) else write(value)  # JSON writes nan and inf as text
     lines = []
     for figure, method in dict.fromkeys((m["figure"], m["method"]) for m in metrics):
-        means = [of[figure, method, name] for name in MEASURES]
-        cells = [written(m["value"], write) for m, write in zip(means, (levels, ratio, levels))]
+        means = [metric_of[figure, method, name] for name in MEASURES]
+        cells = [cell(m["value"], write) for m, write in zip(means, (levels, ratio, levels))]
         lines.append([figure.replace("_", " "), method, str(means[-1]["n"]), *cells])
     return markdown(["figure", "method", "n", *MEASURES], lines)
 
@@ -50,23 +50,23 @@ def _scores(metrics):
 def section(
     run: str | Path,  # folder of a run of `pretrained`
     folder: str | Path,  # of the report
-) -> str:  # "" without such a run
-    "Figures 6 and 7 on published weights, as Markdown; RunError if the record was changed."
+) -> str:  # empty without such a run
+    "Figures 6 and 7 on published weights as Markdown, section 4.1; raises RunError if the record was changed."
     run = Path(run).resolve()
     if not _recorded(run):
         return ""
     record = verify_run(run, ("scores.json", *(f"{name}.jpg" for name in FIGURES)))
-    data, where = record["data"], Path(os.path.relpath(run, Path(folder).resolve())).as_posix()
-    drawn = [name for name in ("face", "manga") if data[name].startswith("stand-in")]
+    data, link = record["data"], Path(os.path.relpath(run, Path(folder).resolve())).as_posix()
+    stand_ins = [name for name in ("face", "manga") if data[name].startswith("stand-in")]
     about = ABOUT.format(
         names=", ".join(f"{field} {w['name']} ({w['fingerprint']})" for field, w in record["weights"].items()),
         face=data["face"].removeprefix("stand-in: "),
         manga=data["manga"].removeprefix("stand-in: "),
-        stand_ins=STAND_INS.format(" and for the ".join(drawn)) if drawn else "",
+        stand_ins=STAND_INS.format(" and for the ".join(stand_ins)) if stand_ins else "",
         run_id=record["run_id"],
-        where=where,
+        where=link,
         minutes=record["wall_seconds"] / 60,
     )
-    pictures = [f"![{name.replace('_', ' ')} on published weights]({where}/{name}.jpg)" for name in FIGURES]
-    judged = JUDGED + ("" if "judge" in record["weights"] else OWN_JUDGE)
-    return "\n" + "\n\n".join([TITLE, about, *pictures, judged, _scores(record["metrics"])]) + "\n"
+    pictures = [f"![{name.replace('_', ' ')} on published weights]({link}/{name}.jpg)" for name in FIGURES]
+    note = JUDGED + ("" if "judge" in record["weights"] else OWN_JUDGE)
+    return "\n" + "\n\n".join([TITLE, about, *pictures, note, _scores(record["metrics"])]) + "\n"

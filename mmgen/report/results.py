@@ -30,14 +30,14 @@ def picture_of(
     run: str,  # one of its records
     name: str,  # a file that the record names
 ) -> Path:
-    "A picture of a record; ReportError if the record has none of that name."
-    named = {
+    "Path of a picture of a record; raises ReportError if the record has none of that name."
+    files = {
         entry["file"]
         for record in evidence.records
         if record["run_id"] == run
         for entry in (*record["artifacts"], *record["figures"])
     }
-    if Path(name).name != name or name not in named or not (evidence.folder / run / name).is_file():
+    if Path(name).name != name or name not in files or not (evidence.folder / run / name).is_file():
         raise ReportError(
             f"Run {run}: pictures.json names {name!r}, which is no picture of its record; run evaluate again."
         )
@@ -50,7 +50,7 @@ def tiles_of(
     columns: int,
     cell: int = 64,  # pixels of a tile
 ) -> np.ndarray:  # uint8 (rows, columns, cell, cell, 3)
-    "The images on a labelled sheet; ReportError if the picture is too small for them."
+    "The images on a labelled sheet; raises ReportError if the picture is too small."
     page = np.asarray(Image.open(picture).convert("RGB"))
     height, width = rows * cell, columns * cell
     if page.shape[0] < height or page.shape[1] < width:
@@ -63,6 +63,7 @@ def tiles_of(
 
 
 def _save_jpeg(path, page):
+    "Writes a JPEG; returns its file name."
     buffer = io.BytesIO()
     Image.fromarray(page).save(buffer, "JPEG", quality=88)
     atomic_write(path, buffer.getvalue())
@@ -72,7 +73,7 @@ def _save_jpeg(path, page):
 def failure_text(
     failure: dict,  # of pictures.json
 ) -> str:
-    "What went wrong in one edit."
+    "Outcome of one edit in words: reached or not, and the number of flipped attributes."
     reached, flips = "reached" if failure.get("reached") else "not reached", failure.get("flips")
     if flips is None:
         return reached
@@ -85,9 +86,9 @@ def failure_sheet(
     failures: dict[str, list[dict]],  # Editor -> its failures
     cell: int = 96,  # pixels of a tile on the sheet
 ) -> np.ndarray:  # uint8 (H, W, 3)
-    "One line of failures for each Editor, each with its edit and what went wrong below."
+    "A row of failures for each Editor, with the edit and its outcome below each."
     font, text_height, gap = ImageFont.load_default(13), 38, 14
-    margin = 12 + int(max(font.getlength(line) for spec in failures for line in _broken(spec).split("\n")))
+    margin = 12 + int(max(font.getlength(line) for spec in failures for line in _label_on_lines(spec).split("\n")))
     groups = tiles.shape[1] // 3
     page = Image.new("RGB", (margin + groups * (3 * cell + gap), 22 + len(failures) * (cell + text_height)), "white")
     pen = ImageDraw.Draw(page)
@@ -97,7 +98,7 @@ def failure_sheet(
             pen.text((x, 11), title, "black", font, "mm")
     for line, (spec, edits) in enumerate(failures.items()):
         y = 22 + line * (cell + text_height)
-        pen.multiline_text((margin - 6, y + cell / 2), _broken(spec), "black", font, "rm", 2, "right")
+        pen.multiline_text((margin - 6, y + cell / 2), _label_on_lines(spec), "black", font, "rm", 2, "right")
         for group, failure in enumerate(edits[:groups]):
             x = margin + group * (3 * cell + gap)
             for part in range(3):
@@ -108,7 +109,7 @@ def failure_sheet(
     return np.asarray(page)
 
 
-def _broken(spec):
+def _label_on_lines(spec):
     "An Editor's label on two lines if it has options."
     return label(spec).replace(" (", "\n(")
 
@@ -124,12 +125,12 @@ def first_edits(
     evidence: Evidence,
     folder: Path,  # of the report
 ) -> str:
-    "The picture at the top: source, exact answer, and the best method of each group; empty without pictures."
+    "The figure at the top: source, exact answer, and the best method of each group; empty without pictures."
     for run, about in evidence.pictures.items():
         if "first" not in about:
             continue
         about = about["first"]
-        specs = [pair[0] for of, learned in GROUPS if (pair := best(evidence, of, (learned,)))]
+        specs = [pair[0] for family, data in GROUPS if (pair := best(evidence, family, (data,)))]
         rows = [name for name in about["rows"] if name in ("source", "exact", "exact answer") or name in specs]
         columns = about["columns"][:5]
         tiles = tiles_of(picture_of(evidence, run, about["file"]), len(about["rows"]), len(about["columns"]))
@@ -149,14 +150,15 @@ def _title(row):
 
 
 def _two_lines(tag):
+    "A tag with its last word on a second line."
     return "\n".join(tag.rsplit(" ", 1))
 
-
+# %% ../../nbs/report/results.ipynb #c4b386c9
 def pictures(
     evidence: Evidence,
     folder: Path,  # of the report
 ) -> str:
-    "The first rows of the benchmark by every method, and failures, each labelled."
+    "The section `Pictures`: results of every method on the first rows, and failures, as labelled sheets."
     parts = []
     for run, about in evidence.pictures.items():
         if "first" in about:
@@ -169,12 +171,14 @@ def pictures(
             alt = f"Rows: {', '.join(map(_title, rows))}; columns: {', '.join(columns)}"
             parts += [f"### The first rows ({run})", f"![{alt}](figures/{name})", f"*{CAPTION.format(n=len(columns))}*"]
         if "failures" in about:
-            every = about["failures"]["editors"]
-            chosen = {spec: every[spec] for spec in editing(every) if every[spec]}
-            most = max((len(edits) for edits in every.values()), default=0)
-            tiles = tiles_of(picture_of(evidence, run, about["failures"]["file"]), len(every), 3 * max(1, most))
-            tiles = tiles[[list(every).index(spec) for spec in chosen]]
-            name = _save_jpeg(folder / "figures" / f"failures-{run}.jpg", failure_sheet(tiles, chosen))
+            editors = about["failures"]["editors"]
+            with_failures = {spec: editors[spec] for spec in editing(editors) if editors[spec]}
+            largest_count = max((len(edits) for edits in editors.values()), default=0)
+            tiles = tiles_of(
+                picture_of(evidence, run, about["failures"]["file"]), len(editors), 3 * max(1, largest_count)
+            )
+            tiles = tiles[[list(editors).index(spec) for spec in with_failures]]
+            name = _save_jpeg(folder / "figures" / f"failures-{run}.jpg", failure_sheet(tiles, with_failures))
             lines = [
                 [
                     label(spec),
@@ -183,7 +187,7 @@ def pictures(
                         for edit in edits
                     ),
                 ]
-                for spec, edits in chosen.items()
+                for spec, edits in with_failures.items()
             ]
             parts += [
                 f"### Failures ({run})",
@@ -210,7 +214,7 @@ SOURCES = (
 def sources(
     evidence: Evidence,
 ) -> str:
-    "The records: date, code, size and seal of each run, with links to its files."
+    "The section `Records`: date, commit, size and seal of each run, with links to its files."
     rows = []
     for record in evidence.records:
         run, git = record["run_id"], record.get("git") or {}
@@ -237,12 +241,12 @@ def sources(
         text += f" Judges, with the hash of their weights: {', '.join(judges)}."
     return "## Records\n\n" + text + "\n\n" + markdown(head, rows, "llllllrrl")
 
-
+# %% ../../nbs/report/results.ipynb #259befc6
 def copy_records(
     evidence: Evidence,
     folder: Path,  # of the report
 ) -> None:
-    "Puts run.json, scores.json and rows.json of each run beside a report outside of the repository."
+    "Copies run.json, scores.json and rows.json of each run beside a report outside the repository."
     for record in evidence.records:
         for name in ("run.json", "scores.json", "rows.json"):
             file, copy = evidence.folder / record["run_id"] / name, folder / "runs" / record["run_id"] / name

@@ -27,15 +27,15 @@ PAGES = ("results", "measurements", "preliminary", "dataset", "settings")  # the
 def anchor(
     text: str,  # of a heading
 ) -> str:
-    "The name of a heading in links."
+    "The identifier of a heading for links."
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def to_html(
     text: str,  # Markdown
-    page: str,  # its name, which begins its anchors
+    page: str,  # its name, the prefix of its anchors
 ) -> str:
-    "A report as HTML, with a menu of its sections below its title."
+    "A report as HTML with a menu of its sections below its title."
     reader = MarkdownIt("commonmark", {"html": True}).enable("table")
     tokens = reader.parse(text)
     sections = []
@@ -62,14 +62,14 @@ def to_html(
 
 
 def _cell(match):
-    "A table's cell: numbers to the right, their intervals small, short texts in one line."
-    tag, style, inside = match.groups()
+    "HTML of a table cell: numbers aligned right, intervals small, short texts on one line."
+    tag, style, content = match.groups()
     if "right" in (style or ""):
-        kind = " class=number"
+        css_class = " class=number"
     else:
-        kind = "" if len(re.sub(r"<.*?>", "", inside)) <= 40 else " class=long"
-    small = re.sub(r" (\([−\d., a-zμ]+ … [−\d., a-zμ]+\))", r" <small>\1</small>", inside)
-    return f"<{tag}{kind}>{small}</t"
+        css_class = "" if len(re.sub(r"<.*?>", "", content)) <= 40 else " class=long"
+    with_intervals = re.sub(r" (\([−\d., a-zμ]+ … [−\d., a-zμ]+\))", r" <small>\1</small>", content)
+    return f"<{tag}{css_class}>{with_intervals}</t"
 
 # %% ../../nbs/report/site.ipynb #364828d0
 STYLE = """
@@ -119,7 +119,7 @@ summary{cursor:pointer;color:var(--link);margin:.5rem 0}
 @media print{nav{display:none}.wide{overflow:visible}}
 """
 
-
+# %% ../../nbs/report/site.ipynb #e2c3a171
 def write_index(
     folder: str | Path,  # with the Markdown reports
 ) -> str:
@@ -130,7 +130,7 @@ def write_index(
     links = [f'<a href="#{page}">{html.escape(title)}</a>' for page, title in titles.items()]
     if "## Conclusion" in texts.get("results", ""):
         links.insert(1, '<a href="#results-conclusion">Conclusion</a>')
-    lean = lambda text: re.sub(r"</(td|th|tr)>\n?", "", text)  # HTML needs no end tags in its thousands of cells
+    lean = lambda text: re.sub(r"</(td|th|tr)>\n?", "", text)  # HTML does not need end tags of cells
     articles = [
         f'<article>\n{lean(to_html(text, page))}<p><a href="{page}.md">This part as Markdown</a></p>\n</article>'
         for page, text in texts.items()
@@ -169,12 +169,12 @@ def front_table(
         ["method", "learned from", "edits", "reached, %", "flips, %", "skill", "time per edit"], cells, "llr"
     )
 
-
+# %% ../../nbs/report/site.ipynb #a96d0c24
 def fill(
     text: str,  # with lines `<!-- name -->` and `<!-- /name -->`
     parts: dict[str, str],  # name -> what stands between them
 ) -> str:
-    "The text with each part between its markers; ValueError names a marker that is missing."
+    "The text with each part between its markers; raises ValueError that names a missing marker."
     for name, part in parts.items():
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if begin not in text or end not in text:

@@ -14,32 +14,32 @@ from .records import family, label
 
 # %% ../../nbs/report/tables.ipynb #82f6504e
 def percent(v: float) -> str:
-    "0.9725 as 97.2."
+    "A share in per cent with one decimal: 0.9725 is 97.2."
     return _minus(f"{100 * v:.1f}")
 
 
 def ratio(v: float) -> str:
-    "A score around 1, with two decimals; of large ones, one."
+    "A number with two decimals, with one if it is 10 or more."
     return _minus(f"{v:.2f}" if abs(v) < 10 else f"{v:.1f}")
 
 
 def plain(v: float) -> str:
-    "Three significant digits."
+    "A number with three significant digits; from 100 on without decimals."
     return _minus(f"{v:,.0f}".replace(",", " ") if abs(v) >= 100 else f"{v:#.3g}".rstrip("."))
 
 
 def whole(v: int) -> str:
-    "A count, with spaces between thousands."
+    "A count with spaces between thousands."
     return f"{v:,}".replace(",", " ")
 
 
 def levels(v: float) -> str:
-    "An error in 255 levels, with one decimal."
+    "A number with one decimal, for errors in 255 levels."
     return _minus(f"{v:.1f}")
 
 
 def clock(seconds: float) -> str:
-    "Seconds in the unit that suits them."
+    "A time in ms, s, min or h, from seconds."
     if seconds < 1:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 120:
@@ -48,17 +48,17 @@ def clock(seconds: float) -> str:
 
 
 def _minus(text: str) -> str:
-    "With a true minus sign, and no minus before zero."
+    "Text with a true minus sign, and none before zero."
     if text.startswith("-") and not text.strip("-0."):
         text = text[1:]
     return text.replace("-", "−")
 
-
+# %% ../../nbs/report/tables.ipynb #6be9f617
 def interval(
     score: list[float] | None,  # value, low, high
     write: Callable[[float], str] = plain,
 ) -> str:
-    "A score with its 95 % interval in brackets, which is left out where it is as wide as nothing or unknown."
+    "A score with its 95 % interval in brackets, without it if it is unknown or has no width; – for None and NaN."
     if score is None or score[0] != score[0]:
         return "–"
     value, low, high = (write(v) if v == v else "–" for v in score)
@@ -82,40 +82,39 @@ def wilson(
 def markdown(
     head: Iterable[str],
     rows: Iterable[Iterable[str]],
-    align: str = "",  # l or r for each column; the last one given goes on
+    align: str = "",  # l or r for each column; the last one repeats
 ) -> str:
-    "A Markdown table."
+    "A Markdown table; | in cells is escaped."
     head = list(head)
     kinds = (align or "l").ljust(len(head), (align or "l")[-1])
     lines = [head, [":--" if kind == "l" else "--:" for kind in kinds], *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
-
+# %% ../../nbs/report/tables.ipynb #db5a5be5
 class Column(NamedTuple):
     "A score as a column."
 
-    score: str  # its name, or, with * at the end, the beginning of several names
+    score: str  # name of the score, or with * at the end the beginning of several names
     write: Callable[[float], str] = plain
     better: str = ""  # ↑ or ↓
-    title: str = ""  # where the name does not do
+    title: str = ""  # heading; empty: the score's name
     exact: bool = False  # without interval
 
 
 def expand(
     columns: Iterable[Column],
     rows: Iterable[dict],  # of scores.json
-) -> tuple[list[Column], list[str]]:  # what some row has; the names of what none has
-    "The columns that the rows can fill."
+) -> tuple[list[Column], list[str]]:  # columns with values in at least one row; names of the others
+    "Columns that have values, with a column for each score that a name with * stands for."
     names = list(dict.fromkeys(name for row in rows for name, score in row["scores"].items() if score[0] == score[0]))
-    there, missing = [], []
+    present, missing = [], []
     for column in columns:
-        found = [
-            n for n in names if n == column.score or (column.score.endswith("*") and n.startswith(column.score[:-1]))
-        ]
-        there += [column._replace(score=n, title=column.title or n) for n in found]
-        if not found:
-            missing.append(column.score.rstrip("* (") if column.score.endswith("*") else column.title or column.score)
-    return there, missing
+        prefix = column.score[:-1] if column.score.endswith("*") else None
+        matches = [name for name in names if name == column.score or (prefix is not None and name.startswith(prefix))]
+        present += [column._replace(score=name, title=column.title or name) for name in matches]
+        if not matches:
+            missing.append(column.score.rstrip("* (") if prefix is not None else column.title or column.score)
+    return present, missing
 
 
 def table(
@@ -123,7 +122,7 @@ def table(
     columns: Iterable[Column],
     families: bool = True,  # with the column family
 ) -> tuple[str, list[str]]:  # Markdown; the columns that no row has
-    "A table of Editors."
+    "Markdown table of Editors with the scores of `columns`."
     columns, missing = expand(columns, chosen.values())
     head = ["method", *["family"] * families, "n", *[" ".join(filter(None, (c.title, c.better))) for c in columns]]
     rows = []
@@ -141,8 +140,8 @@ def table(
 def absent(
     names: list[str],  # of scores
 ) -> str:
-    "A sentence that says which columns are missing, or nothing."
+    "A sentence that names missing columns; empty if there are none."
     if not names:
         return ""
-    some = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-    return f"*Not in these records, so not in this table: {some}.*"
+    listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"*Not in these records, so not in this table: {listed}.*"

@@ -18,9 +18,9 @@ from ..clip.model import CLIP
 def views(
     images: Tensor,  # (B, 3, H, W)
     n: int,  # views of each image
-    shift: float = 0.06,  # largest shift, as a share of the side
-    zoom: float = 0.1,  # largest change of scale
-) -> Tensor:  # (n B, 3, H, W), all images once, then again
+    shift: float = 0.06,  # largest shift, as a fraction of the image's side
+    zoom: float = 0.1,  # largest relative change of scale
+) -> Tensor:  # (n B, 3, H, W): view 1 of every image, then view 2, ...
     "Random views: each image n times, shifted and scaled; pixels outside repeat the edge"
     x = images.repeat(n, 1, 1, 1)
     uniform = lambda reach: (2 * torch.rand(len(x), device=x.device) - 1) * reach

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ..base.settings import Settings
-from ..training.config import Job
+from ..training.config import GPU, PAPER, SMOKE, Job
 
 # %% ../../nbs/styleclip/config.ipynb #48e8d5cb
 @dataclass(frozen=True)
@@ -67,41 +67,25 @@ class MapperConfig(Job):
     @property
     def settled(self) -> "MapperConfig":
         "These settings with every None replaced by its default for one prompt (CLIP loss) or for any (pairs)."
-        usual = (
+        defaults = (
             dict(optimizer="adamw", batch_size=16, lr=4e-3, hidden=32, clip_weight=1.0, pair_weight=0.0)
             if self.prompt
             else dict(optimizer="muon", batch_size=256, lr=1e-2, hidden=96, clip_weight=0.0, pair_weight=1.0)
         )
-        return replace(self, **{name: value for name, value in usual.items() if getattr(self, name) is None})
+        return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
 
 # %% ../../nbs/styleclip/config.ipynb #d2aaaaf2
 MAPPER_PRESETS = {
-    "smoke": MapperConfig(
-        preset="smoke",
-        images=64,
-        held_out=4,
-        steps=6,
-        max_seconds=None,
-        batch_size=4,
-        warmup=2,
-        hidden=16,
-        layers=2,
-        views=1,
-        checkpoint_every=4,
-        log_every=2,
-    ),
+    "smoke": MapperConfig(**SMOKE, held_out=4, batch_size=4, hidden=16, layers=2, views=1),
     "small": MapperConfig(),
-    "gpu": MapperConfig(
-        preset="gpu", images=100_000, batch_size=128, max_seconds=300.0, mixed_precision="bf16", log_every=200
-    ),
+    "gpu": MapperConfig(**GPU, images=100_000, batch_size=128, max_seconds=300.0),
     "paper": MapperConfig(
-        preset="paper",
+        **PAPER,
         prompt="green hair",
         data="data/danbooru",
         images=5_000,
         size=256,
         steps=50_000,
-        max_seconds=None,
         batch_size=2,
         optimizer="adamw",
         lr=2.2e-4,

@@ -19,17 +19,17 @@ from ..samplers import ddim_step, predict, together, visits
 
 # %% ../../../nbs/ldm/editors/ddim_inversion.ipynb #c3199048
 def implied(
-    out: Tensor,  # the network's prediction at level t
+    output: Tensor,  # the network's prediction at level t
     x: Tensor,  # x_t'
     now: tuple,  # (a, b) at t
     then: tuple,  # (a, b) at t'
     prediction: str,  # eps, v or flow
 ) -> tuple[Tensor, Tensor]:  # x_0, w
     "Solves for (x_0, noise), given x_t' and the prediction at t."
-    of_w, of_x0 = from_x0_eps(0.0, 1.0, *now, prediction), from_x0_eps(1.0, 0.0, *now, prediction)
+    noise_factor, data_factor = from_x0_eps(0.0, 1.0, *now, prediction), from_x0_eps(1.0, 0.0, *now, prediction)
     a, b = then
-    det = a * of_w - b * of_x0
-    return (of_w * x - b * out) / det, (a * out - of_x0 * x) / det
+    determinant = a * noise_factor - b * data_factor
+    return (noise_factor * x - b * output) / determinant, (a * output - data_factor * x) / determinant
 
 # %% ../../../nbs/ldm/editors/ddim_inversion.ipynb #804e9894
 @torch.no_grad()
@@ -80,16 +80,16 @@ def two_branches(
     PnP-Inversion, also called Direct Inversion (Ju et al. 2024, algorithm 1).
     """
     source = target = path[0]
-    levels, joined = visits(process, len(path) - 1, strength, spacing, source), {}
-    for two, (t, now, then), known in zip(models, levels, path[1:]):
-        if two not in joined:
-            joined[two] = together(*two)
-        predicted = predict(joined[two], process, prediction, torch.cat([source, target]), t, now)
+    levels, joint_models = visits(process, len(path) - 1, strength, spacing, source), {}
+    for pair, (t, now, then), recorded in zip(models, levels, path[1:]):
+        if pair not in joint_models:
+            joint_models[pair] = together(*pair)
+        predicted = predict(joint_models[pair], process, prediction, torch.cat([source, target]), t, now)
         source, target = ddim_step(*predicted, now, then).chunk(2)
         if correction == "both":
-            target = target + (known - source)
+            target = target + (recorded - source)
         if correction != "none":
-            source = known
+            source = recorded
     return source, target
 
 # %% ../../../nbs/ldm/editors/ddim_inversion.ipynb #2f4dc2d4

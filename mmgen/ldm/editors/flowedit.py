@@ -34,15 +34,15 @@ def flow_edit(
 
     Kulikov et al. 2024, algorithm 1, with n_min = 0. Raises ValueError if `strength` lies outside 0..1.
     """
-    z, both = x0, together(source, target)
+    z, joint = x0, together(source, target)
     for t, (a, b), (a_next, b_next) in visits(process, steps, strength, spacing, x0):
-        s, ds, moved = b / (a + b), b_next / (a_next + b_next) - b / (a + b), 0
+        s, ds, change = b / (a + b), b_next / (a_next + b_next) - b / (a + b), 0
         for _ in range(averages):
             y = torch.cat([x0, z]) + s * (noise_like(x0[:1], generator) - x0).repeat(2, *[1] * (x0.ndim - 1))
-            data, noise = predict(both, process, prediction, y * (a + b), t, (a, b))
-            of_source, of_target = (noise - data).chunk(2)
-            moved = moved + of_target - of_source
-        z = z + ds * moved / averages
+            data, noise = predict(joint, process, prediction, y * (a + b), t, (a, b))
+            source_velocity, target_velocity = (noise - data).chunk(2)
+            change = change + target_velocity - source_velocity
+        z = z + ds * change / averages
     return z
 
 # %% ../../../nbs/ldm/editors/flowedit.ipynb #a1b8b69e

@@ -51,7 +51,7 @@ class InstructTask(LDMTask):
         super().__init__(unet, text_encoder, process, prediction, caption_dropout, optimizer, masked=masked)
         self.image_dropout = image_dropout
 
-    def loss(self, batch, step, which):
+    def loss(self, batch, step, optimizer):
         source, target = batch["source"], batch["target"]
         states, mask, dropped = self.context(batch, source.device)
         target = torch.where(dropped[:, None, None, None], source, target)
@@ -90,27 +90,31 @@ def fit(
     editor = InstructEditor(
         pipeline, decoding=config.decoding, steps=config.sampler_steps, guidance=config.guidance, seed=config.seed
     )
-    pictures = (
+    figures = (
         {"edits": show_edits(config, run, editor)}
         if config.data == "portraits"
         else show_pairs(config, run, editor, *held_out)
     )
-    run.artifact(save() / "model.safetensors")  # again: now its card has the scores
-    return {"pipeline": pipeline, **pictures}
+    run.artifact(save() / "model.safetensors")  # saved again: the card now has the scores
+    return {"pipeline": pipeline, **figures}
 
 # %% ../../../nbs/ldm/editors/instruct_train.ipynb #307a6b2b
-def train_instruct(config, run, device):
-    """Pairs, frozen networks, training: the model with the averaged UNet, and the pairs it was not trained on.
+def train_instruct(
+    config: InstructConfig,
+    run: Run,
+    device: torch.device,
+) -> tuple[InstructPix2Pix, tuple]:
+    """Pairs, frozen networks, training: the model with the averaged UNet, and the held-out pairs.
 
     The pairs are images, edited images and instructions.
     """
-    aside = 0 if config.data == "portraits" else config.held_out  # portraits are judged by the oracle
+    held_out_count = 0 if config.data == "portraits" else config.held_out  # portraits are judged by the oracle
     images, edited, instructions, back = load_pairs(
-        config.data, config.images + aside, config.size, config.seed, config.fit
+        config.data, config.images + held_out_count, config.size, config.seed, config.fit
     )
-    kept = len(images) - min(aside, len(images) // 10)
-    held_out = images[kept:], edited[kept:], instructions[kept:]
-    images, edited, instructions = images[:kept], edited[:kept], instructions[:kept]
+    train_count = len(images) - min(held_out_count, len(images) // 10)
+    held_out = images[train_count:], edited[train_count:], instructions[train_count:]
+    images, edited, instructions = images[:train_count], edited[:train_count], instructions[:train_count]
     autoencoder = AutoencoderKL.load(config.autoencoder).to(device)
     text_encoder = CLIP.load(config.text_encoder, device)
     weights = sha256(next(resolve(config.autoencoder).glob("*.safetensors")))
@@ -122,10 +126,10 @@ def train_instruct(config, run, device):
         )["z"]
         for pictures in (images, edited)
     )
-    known = learned(config.resume_from)
+    learned_before = learned(config.resume_from)
     mean, std = source.mean((0, 2, 3), keepdim=True), source.std((0, 2, 3), keepdim=True)
-    if known:
-        mean, std = (torch.tensor(known[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
+    if learned_before:
+        mean, std = (torch.tensor(learned_before[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
     source, target, source_mean, source_std = (source - mean).div_(std), (target - mean).div_(std), mean, std
     if config.both_ways and back:
         source, target, instructions = torch.cat([source, target]), torch.cat([target, source]), [*instructions, *back]
@@ -163,18 +167,18 @@ def train_instruct(config, run, device):
         },
     }
     tags = [tag for tag in known_tags([text.split(", ") for text in instructions]) if not tag.startswith("no ")]
-    task.learned = {"mean": mean, "std": std, "tags": list(dict.fromkeys([*known.get("tags", []), *tags]))}
+    task.learned = {"mean": mean, "std": std, "tags": list(dict.fromkeys([*learned_before.get("tags", []), *tags]))}
     task.must_match = frozen(autoencoder, text_encoder) | fixed_fields(config)
     data = Batches(columns, config.batch_size, config.seed)
-    done = train_in_run(task, data, config, run, notes, ("steps", "seconds"))
+    result = train_in_run(task, data, config, run, notes, ("steps", "seconds"))
     if held_out[2]:
         encoded = [(encode_all(autoencoder, x, device) - source_mean) / source_std for x in held_out[:2]]
         texts = read_all(text_encoder, held_out[2], masked=config.masked)
         columns = dict(zip(("source", "target", "states", "length"), (*encoded, *texts)))
-        run.metric("held-out loss", held_out_loss(task, done.ema, columns), n=len(held_out[2]))
+        run.metric("held-out loss", held_out_loss(task, result.ema, columns), n=len(held_out[2]))
     tags = task.learned["tags"]
     model = InstructPix2Pix(
-        autoencoder, text_encoder, done.ema, mean, std, config.size, process, device, tags, config.masked
+        autoencoder, text_encoder, result.ema, mean, std, config.size, process, device, tags, config.masked
     )
     return model, held_out
 

@@ -35,15 +35,15 @@ class LatentEditor(CodeEditor):
         prediction_type: str | None = None,  # of Stable Diffusion: epsilon or v_prediction; None: what its weights say
     ):
         super().__init__(decoding, batch_size)
-        opening = {"autoencoder": autoencoder, "tokenizer": tokenizer, "prediction_type": prediction_type}
-        given = {option: value for option, value in opening.items() if value is not None}
+        opening_options = {"autoencoder": autoencoder, "tokenizer": tokenizer, "prediction_type": prediction_type}
+        options_given = {option: value for option, value in opening_options.items() if value is not None}
         if isinstance(model, LatentDiffusion):
             if model.reads != self.model_class.reads:
                 raise EditError(f"{self.name} needs a {self.model_class.__name__}, not a {type(model).__name__}.")
-            if given:
-                raise EditError(f"{self.name}: an open model takes no {' and no '.join(given)}.")
+            if options_given:
+                raise EditError(f"{self.name}: an open model takes no {' and no '.join(options_given)}.")
         is_open = isinstance(model, LatentDiffusion)
-        self.pipeline = model if is_open else open_pipeline(model, device, cls=self.model_class, **given)
+        self.pipeline = model if is_open else open_pipeline(model, device, cls=self.model_class, **options_given)
 
     size = property(lambda self: self.pipeline.size)
     device = property(lambda self: self.pipeline.device)

@@ -38,7 +38,7 @@ def refusals(pipeline: LatentDiffusion) -> list[str]:
         f"it predicts {process['prediction']!r}, not eps, v or flow": process["prediction"] not in ("eps", "v", "flow"),
         "it has no text tower of CLIP's": not isinstance(getattr(text, "config", None), CLIPTextConfig),
     }
-    return [why for why, applies in reasons.items() if applies]
+    return [reason for reason, applies in reasons.items() if applies]
 
 # %% ../../../nbs/ldm/published/diffusers_folder.ipynb #2be98165
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}  # ours → diffusers'
@@ -116,7 +116,24 @@ def check_new(path: Path) -> None:
     if path.exists():
         raise ExportError(f"{path} exists and is not an empty folder; choose another name.")
 
+# %% ../../../nbs/ldm/published/diffusers_folder.ipynb #45504a45
+def _save_text_encoder(text_encoder, folder):
+    "Writes text tower and tokenizer with the key and file names that old and new versions of transformers read."
+    text, tokenizer = text_encoder.model.text_model, text_encoder.tokenizer
+    text.config.save_pretrained(folder / "text_encoder")
+    state = {f"text_model.{name}": value.cpu().contiguous() for name, value in text.state_dict().items()}
+    save_file(state, folder / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save_pretrained(folder / "tokenizer")
+    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = "\n".join(
+        ["#version: 0.2", *(" ".join(pair) if isinstance(pair, list) else pair for pair in vocabulary["merges"])]
+    )
+    (folder / "tokenizer" / "vocab.json").write_text(
+        json.dumps(vocabulary["vocab"], ensure_ascii=False), encoding="utf-8"
+    )
+    (folder / "tokenizer" / "merges.txt").write_text(merges + "\n", encoding="utf-8")
 
+# %% ../../../nbs/ldm/published/diffusers_folder.ipynb #80d1c1e3
 def save_diffusers(
     pipeline: LatentDiffusion,  # or an InstructPix2Pix
     folder: str | Path,  # new
@@ -171,20 +188,3 @@ def save_diffusers(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
-
-
-def _save_text_encoder(text_encoder, folder):
-    "Writes text tower and tokenizer with the key and file names that old and new versions of transformers read."
-    text, tokenizer = text_encoder.model.text_model, text_encoder.tokenizer
-    text.config.save_pretrained(folder / "text_encoder")
-    state = {f"text_model.{name}": value.cpu().contiguous() for name, value in text.state_dict().items()}
-    save_file(state, folder / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
-    tokenizer.save_pretrained(folder / "tokenizer")
-    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    merges = "\n".join(
-        ["#version: 0.2", *(" ".join(pair) if isinstance(pair, list) else pair for pair in vocabulary["merges"])]
-    )
-    (folder / "tokenizer" / "vocab.json").write_text(
-        json.dumps(vocabulary["vocab"], ensure_ascii=False), encoding="utf-8"
-    )
-    (folder / "tokenizer" / "merges.txt").write_text(merges + "\n", encoding="utf-8")

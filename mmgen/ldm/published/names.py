@@ -67,19 +67,19 @@ def rename_unet(
     layers = (blocks - 1 - halving) // (halving + 1)
 
     def level(key):
-        way, number, part, rest = re.fullmatch(r"(input|output)_blocks\.(\d+)\.(\d)\.(.+)", key).groups()
-        i, j = divmod(int(number) - (way == "input"), layers + 1)
-        where = f"{'down' if way == 'input' else 'up'}_blocks.{i}"
-        if way == "input" and j == layers:
-            return f"{where}.downsamplers.0.{re.sub('^op', 'conv', rest)}"
-        if part != "0" and re.match("conv|(in|emb|out)_layers", rest):
-            return f"{where}.upsamplers.0.{rest}"
-        return f"{where}.{'resnets' if part == '0' else 'attentions'}.{j}.{rest}"
+        side, number, part, suffix = re.fullmatch(r"(input|output)_blocks\.(\d+)\.(\d)\.(.+)", key).groups()
+        i, j = divmod(int(number) - (side == "input"), layers + 1)
+        prefix = f"{'down' if side == 'input' else 'up'}_blocks.{i}"
+        if side == "input" and j == layers:
+            return f"{prefix}.downsamplers.0.{re.sub('^op', 'conv', suffix)}"
+        if part != "0" and re.match("conv|(in|emb|out)_layers", suffix):
+            return f"{prefix}.upsamplers.0.{suffix}"
+        return f"{prefix}.{'resnets' if part == '0' else 'attentions'}.{j}.{suffix}"
 
-    around = {key: _rename(key, _AROUND) for key in state}
+    renamed = {key: _rename(key, _AROUND) for key in state}
     return {
         _rename(level(key) if new == key and "put_blocks." in key else new, _RESNET): state[key]
-        for key, new in around.items()
+        for key, new in renamed.items()
     }
 
 # %% ../../../nbs/ldm/published/names.ipynb #48a0a124
@@ -87,8 +87,8 @@ def averaged(
     state: dict[str, torch.Tensor],  # of a whole checkpoint
 ) -> dict[str, torch.Tensor]:
     "The checkpoint with the UNet's weights replaced by their running average, if it has one."
-    of_unet = [key for key in state if key.startswith("model.diffusion_model.")]
-    names = {key: "model_ema." + key.removeprefix("model.").replace(".", "") for key in of_unet}
+    unet_keys = [key for key in state if key.startswith("model.diffusion_model.")]
+    names = {key: "model_ema." + key.removeprefix("model.").replace(".", "") for key in unet_keys}
     return state | {key: state[name] for key, name in names.items()} if state.keys() >= set(names.values()) else state
 
 # %% ../../../nbs/ldm/published/names.ipynb #1cc9d819
@@ -102,18 +102,18 @@ def split_attention(
     """
     names, split = {"norm": "group_norm", "proj_out": "to_out.0"}, {}
     for key, value in state.items():
-        where, part, kind = (
+        prefix, part, kind = (
             key.rsplit(".", 2) if re.search(r"attentions\.\d+\.(norm|qkv|proj_out)\.", key) else (key, "", "")
         )
         value = value[..., 0] if part and value.ndim == 3 else value
         if part != "qkv":
-            split[f"{where}.{names[part]}.{kind}" if part else key] = value
+            split[f"{prefix}.{names[part]}.{kind}" if part else key] = value
         elif len(value) % (3 * (number := heads or len(value) // 96)):
-            raise ValueError(f"{where}: {len(value) // 3} channels cannot be split in {number} heads.")
+            raise ValueError(f"{prefix}: {len(value) // 3} channels cannot be split in {number} heads.")
         else:
             split |= {
-                f"{where}.to_{q}.{kind}": each.flatten(0, 1)
-                for q, each in zip("qkv", value.unflatten(0, (number, 3, -1)).unbind(1))
+                f"{prefix}.to_{q}.{kind}": matrix.flatten(0, 1)
+                for q, matrix in zip("qkv", value.unflatten(0, (number, 3, -1)).unbind(1))
             }
     return split
 
@@ -176,7 +176,7 @@ _BERT = [
     (r"ff\.1\.net\.2", "fc2"),
 ]
 
-
+# %% ../../../nbs/ldm/published/names.ipynb #cb11dbad
 def rename_text_encoder(
     state: dict[str, torch.Tensor],  # of `part_of`
     penultimate: bool = True,  # of OpenCLIP: leave out the last layer, as Stable Diffusion 2 does

@@ -40,11 +40,12 @@ _AROUND = {
 }
 
 
-def _start(key, names):  # the longest known start of a key is replaced
+def _rename_start(key, names):
+    "The key with its longest known beginning replaced."
     first = max((name for name in names if key.startswith(f"{name}.")), key=len, default="")
     return names[first] + key[len(first) :] if first else key
 
-
+# %% ../../../nbs/ldm/published/single_file.ipynb #1f7e2743
 def compvis_unet(
     state: dict[str, torch.Tensor],  # of `UNet2DConditionModel`
     layers: int,  # residual blocks per level on the way down
@@ -52,29 +53,29 @@ def compvis_unet(
     "A UNet's weights with CompVis' names; the reverse of `rename_unet`."
     attends = {key.split(".")[1] for key in state if key.startswith("up_blocks.") and ".attentions." in key}
 
-    def level(way, i, kind, j, rest):
-        number = int(i) * (layers + 1) + int(j) + (way == "down")
+    def level(side, i, kind, j, suffix):
+        number = int(i) * (layers + 1) + int(j) + (side == "down")
         if kind == "resnets":
-            part, rest = 0, _start(rest, _RESNET)
+            part, suffix = 0, _rename_start(suffix, _RESNET)
         elif kind == "attentions":
             part = 1
-        elif way == "down":
-            number, part, rest = number + layers, 0, rest.replace("conv", "op", 1)
+        elif side == "down":
+            number, part, suffix = number + layers, 0, suffix.replace("conv", "op", 1)
         else:
             number, part = number + layers, 1 + (i in attends)
-        return f"{'input' if way == 'down' else 'output'}_blocks.{number}.{part}.{rest}"
+        return f"{'input' if side == 'down' else 'output'}_blocks.{number}.{part}.{suffix}"
 
     def name(key):
-        found = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", key)
-        if found:
-            return level(*found.groups())
-        key = _start(key, _AROUND)
-        where = re.fullmatch(r"(middle_block\.[02]\.)(.+)", key)
-        return where[1] + _start(where[2], _RESNET) if where else key
+        match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", key)
+        if match:
+            return level(*match.groups())
+        key = _rename_start(key, _AROUND)
+        middle = re.fullmatch(r"(middle_block\.[02]\.)(.+)", key)
+        return middle[1] + _rename_start(middle[2], _RESNET) if middle else key
 
     return {name(key): value for key, value in state.items()}
 
-
+# %% ../../../nbs/ldm/published/single_file.ipynb #428fc6c8
 _LEVELS = [
     (r"\.resnets\.", ".block."),
     (r"\.downsamplers\.0\.", ".downsample."),
@@ -96,7 +97,7 @@ def compvis_autoencoder(
     levels: int,  # number of its widths
 ) -> dict[str, torch.Tensor]:
     "An autoencoder's weights with CompVis' names; the reverse of `rename_autoencoder`."
-    found = {}
+    renamed = {}
     for key, value in state.items():
         linear = ".attentions." in key and "group_norm" not in key and key.endswith("weight")
         key = re.sub(
@@ -106,8 +107,8 @@ def compvis_autoencoder(
         )
         for pattern, new in _LEVELS:
             key = re.sub(pattern, new, key)
-        found[key] = value[:, :, None, None] if linear else value
-    return found
+        renamed[key] = value[:, :, None, None] if linear else value
+    return renamed
 
 # %% ../../../nbs/ldm/published/single_file.ipynb #01f0a18e
 SCHEDULE = {"noise_schedule": "scaled_linear", "timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012}
@@ -119,8 +120,8 @@ def rules_broken(
     pipeline: LatentDiffusion,
     unet: dict,  # state dict
     autoencoder: AutoencoderKL,
-) -> list[str]:  # a clause each; empty if the readers' rules give this model back
-    "What a single file cannot say about this model."
+) -> list[str]:  # clauses; empty if the readers' rules give this model
+    "Fields of this model that differ from the rules of the readers of single files."
     if pipeline.reads != 1:
         return ["it is an InstructPix2Pix, of which only the folder is written"]
     text = pipeline.text_encoder.model.text_model
@@ -131,24 +132,24 @@ def rules_broken(
         "noise": SCHEDULE | pipeline.process_config,
     }
     with torch.device("meta"):
-        of_unet = UNet2DConditionModel(**unet_config(unet)).config
-    read = {
-        "unet": {k: v for k, v in of_unet.items() if k not in ("sample_size", "dropout")},
+        derived_unet = UNet2DConditionModel(**unet_config(unet)).config
+    derived = {
+        "unet": {name: value for name, value in derived_unet.items() if name not in ("sample_size", "dropout")},
         "autoencoder": autoencoder_config(autoencoder.state_dict()),
         "text encoder": text_config(text.state_dict(), text.config.hidden_size > 768),
         "noise": SCHEDULE,
     }
     levels = len(own["unet"]["block_out_channels"])
-    each = lambda name, value: (
+    per_level = lambda name, value: (
         [value] * levels
         if name in ("attention_head_dim", "layers_per_block", "transformer_layers_per_block") and isinstance(value, int)
         else value
     )
     broken = [
         f"{field} of its {part} is {own[part][field]}, and readers take {value}"
-        for part, fields in read.items()
+        for part, fields in derived.items()
         for field, value in fields.items()
-        if each(field, own[part][field]) != each(field, value)
+        if per_level(field, own[part][field]) != per_level(field, value)
     ]
     if pipeline.process_config["prediction"] == "flow":
         broken = ["it predicts flow, and such files mean eps or v"]
@@ -158,19 +159,19 @@ def rules_broken(
         broken.append("its tokenizer is not CLIP's, the only one that readers have")
     return broken
 
-
+# %% ../../../nbs/ldm/published/single_file.ipynb #75403571
 def save_single_file(
     pipeline: LatentDiffusion,
     path: str | Path,  # a new .safetensors file
-    title: str = "",  # for people; written into the file
+    title: str = "",  # written into the file
 ) -> Path:
-    "Write one file with the keys of Stable Diffusion 1.x; ExportError if its readers would build another model."
+    "Writes one file with the keys of Stable Diffusion 1.x; raises ExportError if readers would build another model."
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ExportError(f"{path.name}: the name of a single file must end in .safetensors.")
     check_new(path)
-    if wrong := refusals(pipeline):
-        raise ExportError(f"No single file can hold this model: {'; '.join(wrong)}.")
+    if reasons := refusals(pipeline):
+        raise ExportError(f"No single file can hold this model: {'; '.join(reasons)}.")
     unet, autoencoder = (
         pipeline.unet.state_dict(),
         scaled_autoencoder(pipeline.autoencoder, pipeline.mean, pipeline.std, SCALE),
@@ -196,7 +197,7 @@ def save_single_file(
         state["v_pred"] = torch.zeros(0)  # an empty tensor that marks the prediction
     if pipeline.process_config.get("zero_snr"):
         state["ztsnr"] = torch.zeros(0)  # likewise, no data at the last level
-    about = {
+    metadata = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "stable-diffusion-v1",
@@ -205,4 +206,4 @@ def save_single_file(
         "modelspec.resolution": f"{pipeline.size}x{pipeline.size}",
         "modelspec.prediction_type": {"eps": "epsilon", "v": "v"}[prediction],
     }
-    return atomic_write(path, lambda temporary: save_file(state, temporary, metadata=about))
+    return atomic_write(path, lambda temporary: save_file(state, temporary, metadata=metadata))

@@ -97,11 +97,14 @@ def _count(state, pattern):
 
 
 def _groups(width):
+    "Groups of a GroupNorm: 32, or the largest smaller power of two that divides the width."
     return 32 if width % 32 == 0 else next(n for n in (16, 8, 4, 2, 1) if width % n == 0)
 
 
-def common_config(state):
-    "The fields that configurations of UNets with and without text share, from weights with diffusers' names."
+def common_config(
+    state: dict[str, torch.Tensor],  # with diffusers' names
+) -> dict:
+    "The fields that configurations of UNets with and without text share, from weights."
     widths = [
         len(state[f"down_blocks.{i}.resnets.0.conv1.weight"]) for i in range(_count(state, r"down_blocks\.(\d+)\."))
     ]
@@ -125,8 +128,11 @@ def unet_config(
     text = next((value.shape[1] for key, value in state.items() if key.endswith("attn2.to_k.weight")), None)
     linear = state["mid_block.attentions.0.proj_in.weight"].ndim == 2
     kinds = {
-        way: [f"{'CrossAttn' if yes else ''}{way}Block2D" for yes in (attends if way == "Down" else attends[::-1])]
-        for way in ("Down", "Up")
+        side: [
+            f"{'CrossAttn' if has_text else ''}{side}Block2D"
+            for has_text in (attends if side == "Down" else attends[::-1])
+        ]
+        for side in ("Down", "Up")
     }
     return common | {
         "down_block_types": kinds["Down"],
@@ -145,8 +151,8 @@ def autoencoder_config(
     levels = range(_count(state, r"encoder\.down_blocks\.(\d+)\."))
     widths = [len(state[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"]) for i in levels]
     attends = {
-        way: [f"{part}.{i}.attentions.0.to_q.weight" in state for i in levels]
-        for way, part in (("Down", "encoder.down_blocks"), ("Up", "decoder.up_blocks"))
+        side: [f"{part}.{i}.attentions.0.to_q.weight" in state for i in levels]
+        for side, part in (("Down", "encoder.down_blocks"), ("Up", "decoder.up_blocks"))
     }
     return {
         "in_channels": state["encoder.conv_in.weight"].shape[1],
@@ -154,8 +160,10 @@ def autoencoder_config(
         "block_out_channels": widths,
         "latent_channels": state["decoder.conv_in.weight"].shape[1],
         "layers_per_block": _count(state, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
-        "down_block_types": [f"{'Attn' if yes else ''}DownEncoderBlock2D" for yes in attends["Down"]],
-        "up_block_types": [f"{'Attn' if yes else ''}UpDecoderBlock2D" for yes in attends["Up"]],
+        "down_block_types": [
+            f"{'Attn' if has_attention else ''}DownEncoderBlock2D" for has_attention in attends["Down"]
+        ],
+        "up_block_types": [f"{'Attn' if has_attention else ''}UpDecoderBlock2D" for has_attention in attends["Up"]],
         "norm_num_groups": _groups(min(widths)),
         "use_quant_conv": "quant_conv.weight" in state,
         "use_post_quant_conv": "post_quant_conv.weight" in state,
@@ -168,9 +176,9 @@ def text_config(
     openclip: bool,  # or OpenAI's: they have other activations
 ) -> dict:  # for transformers' CLIPTextConfig
     "The configuration that belongs to a text tower's weights; heads of 64 channels."
-    words, width = state["embeddings.token_embedding.weight"].shape
+    vocabulary, width = state["embeddings.token_embedding.weight"].shape
     return {
-        "vocab_size": words,
+        "vocab_size": vocabulary,
         "hidden_size": width,
         "intermediate_size": len(state["encoder.layers.0.mlp.fc1.weight"]),
         "num_hidden_layers": _count(state, r"encoder\.layers\.(\d+)\."),
@@ -184,9 +192,9 @@ def bert_config(
     state: dict[str, torch.Tensor],  # of txt2img's text encoder, with diffusers' names
 ) -> dict:  # for `LDMBertModel`
     "The configuration that belongs to its weights; heads of 64 channels."
-    words, width = state["model.embed_tokens.weight"].shape
+    vocabulary, width = state["model.embed_tokens.weight"].shape
     return {
-        "vocab_size": words,
+        "vocab_size": vocabulary,
         "d_model": width,
         "max_position_embeddings": len(state["model.embed_positions.weight"]),
         "encoder_layers": _count(state, r"model\.layers\.(\d+)\."),
@@ -209,7 +217,8 @@ def described(where: str):  # for the message
         ) from e
 
 
-def _some(state):
+def _first_names(state):
+    "The first three names of weights, and the number of others, for error messages."
     return ", ".join(sorted(state)[:3]) + (f" and {len(state) - 3} more" if len(state) > 3 else "")
 
 # %% ../../../nbs/ldm/published/stable_diffusion.ipynb #0560d539
@@ -238,7 +247,7 @@ def unet_of(
     if "down_blocks.0.resnets.0.conv1.weight" not in weights or "mid_block.attentions.0.proj_in.weight" not in weights:
         raise WeightsError(
             f"{where} holds no UNet of latent diffusion: names like model.diffusion_model.input_blocks or "
-            f"down_blocks were expected, not {_some(state)}."
+            f"down_blocks were expected, not {_first_names(state)}."
         )
     with described(where), torch.device("meta"):
         unet = UNet2DConditionModel.from_config(unet_config(weights, heads))
@@ -262,7 +271,7 @@ def autoencoder_of(
     if "encoder.down_blocks.0.resnets.0.conv1.weight" not in weights or "decoder.conv_in.weight" not in weights:
         raise WeightsError(
             f"{where} holds no autoencoder: names like first_stage_model.encoder.down or encoder.down_blocks were "
-            f"expected, not {_some(state)}."
+            f"expected, not {_first_names(state)}."
         )
     with described(where), torch.device("meta"):
         autoencoder = AutoencoderKL.from_config(autoencoder_config(weights))
@@ -305,7 +314,7 @@ def text_encoder_of(
     else:
         raise WeightsError(
             f"{where} holds no text encoder: names like cond_stage_model.transformer.text_model or "
-            f"transformer.attn_layers were expected, not {_some(state)}."
+            f"transformer.attn_layers were expected, not {_first_names(state)}."
         )
     if len(tokenizer) > model.config.vocab_size:
         raise WeightsError(
@@ -324,49 +333,49 @@ def _padding(tokenizer, openclip):
     return tokenizer
 
 # %% ../../../nbs/ldm/published/stable_diffusion.ipynb #1d933ec9
-def _tokenizer(given, bert, where):
+def _tokenizer(name_or_path, bert, where):
     "The tokenizer of a single file: CLIP's or BERT's."
     from transformers import BertTokenizer
 
-    name = given or ("google-bert/bert-base-uncased" if bert else "openai/clip-vit-large-patch14")
+    source = name_or_path or ("google-bert/bert-base-uncased" if bert else "openai/clip-vit-large-patch14")
     try:
-        if not (given or bert) and (installed := clip_tokenizer()):
+        if not (name_or_path or bert) and (installed := clip_tokenizer()):
             return installed
-        place = resolve(name, weights=False)
-        place = next((folder for folder in (place / "tokenizer", place) if folder.is_dir()), place)
+        path = resolve(source, weights=False)
+        path = next((folder for folder in (path / "tokenizer", path) if folder.is_dir()), path)
         if not bert:
-            return clip_tokenizer(place)
-        folder = place if place.is_dir() else place.parent
+            return clip_tokenizer(path)
+        folder = path if path.is_dir() else path.parent
         if not any((folder / file).is_file() for file in ("vocab.txt", "tokenizer.json")):
             raise WeightsError(f"{folder.name} holds no vocab.txt.")
         return BertTokenizer.from_pretrained(folder)
     except (WeightsError, OSError, ValueError) as e:
-        kind, like = "BERT's tokenizer (vocab.txt, 0.2 MB)", "the folder of bert-base-uncased"
+        needed, hint = "BERT's tokenizer (vocab.txt, 0.2 MB)", "the folder of bert-base-uncased"
         if not bert:
-            kind = "CLIP's tokenizer (vocab.json and merges.txt, 1.5 MB)"
-            like = (
+            needed = "CLIP's tokenizer (vocab.json and merges.txt, 1.5 MB)"
+            hint = (
                 f"the folder of a CLIP model or of Stable Diffusion 1.x, or the file {VOCABULARY} of the package "
-                "open_clip_torch, which is found by itself where it is installed"
+                "open_clip_torch, which is found automatically if it is installed"
             )
-        raise WeightsError(f"{where} needs {kind}, and {name} was not found: give tokenizer=, {like}. ({e})") from e
+        raise WeightsError(f"{where} needs {needed}, and {source} was not found: give tokenizer=, {hint}. ({e})") from e
 
 # %% ../../../nbs/ldm/published/stable_diffusion.ipynb #b8a8d67c
-def _given_autoencoder(place):
+def _given_autoencoder(name_or_path):
     "An autoencoder from a file or a folder of diffusers, and the scale of its latents, if that is known."
-    if place is None:
+    if name_or_path is None:
         return None, None
-    path = resolve(place)
+    path = resolve(name_or_path)
     if path.is_file():
         return autoencoder_of(load_state(path), path.name), None
     folder = path / "vae" if (path / "vae").is_dir() else path
     return AutoencoderKL.load(folder), read_fields(folder / "config.json").get("scaling_factor")
 
 
-def _given_text(place):
+def _given_text(name_or_path):
     "A text tower's weights, and its configuration if it is in a folder of transformers or diffusers."
-    if place is None:
+    if name_or_path is None:
         return None, None
-    path = resolve(place)
+    path = resolve(name_or_path)
     if path.is_file():
         return load_state(path), None
     folder = path / "text_encoder" if (path / "text_encoder").is_dir() else path
@@ -388,12 +397,14 @@ def stable_diffusion(
 
     Raises WeightsError if the weights are of another kind, a part is missing, or the parts do not belong together.
     """
-    path = resolve(name_or_path).absolute()  # a relative one that lacks a folder looks like a name on the hub
+    path = resolve(name_or_path).absolute()  # a relative path that does not exist looks like a name on the hub
     if prediction_type not in (None, *PREDICTION_TYPES):
         raise WeightsError(f"prediction_type must be epsilon or v_prediction, not {prediction_type!r}.")
-    given = _given_autoencoder(autoencoder), _given_text(text_encoder)
-    make = _from_file if path.is_file() else _from_folder
-    vae, scale, text, unet, side, process = make(path, prediction_type, tokenizer, device, *given, cls.reads)
+    replacements = _given_autoencoder(autoencoder), _given_text(text_encoder)
+    open_parts = _from_file if path.is_file() else _from_folder
+    vae, scale, text, unet, side, process = open_parts(
+        path, prediction_type, tokenizer, device, *replacements, cls.reads
+    )
     std, size = 1 / (scale or 0.18215), size or side
     return cls(vae, text, unet, 0.0, std, size, process, device, masked=False, **cls.published)
 
@@ -401,7 +412,7 @@ def stable_diffusion(
 def _from_file(path, prediction_type, tokenizer, device, autoencoder, texts, reads):
     "Autoencoder and its scale, text encoder, UNet, size and process of a single file."
     shapes, notes = header(path)
-    check_kind(shapes, path.name, reads)  # before gigabytes are read
+    check_kind(shapes, path.name, reads)  # before reading gigabytes
     state = load_state(path, half=True)
     check_kind({name: tuple(value.shape) for name, value in state.items()}, path.name, reads)
     marks = {name: state.pop(name) for name in ("v_pred", "ztsnr") if name in state}
@@ -409,13 +420,13 @@ def _from_file(path, prediction_type, tokenizer, device, autoencoder, texts, rea
     second = unet.config["use_linear_projection"]
     process = process_in_file(path, state | marks, notes, second, prediction_type)
     (vae, scale), (tower, fields) = autoencoder, texts
-    for part, replacement, more in (
+    for part, replacement, place in (
         ("autoencoder", vae, ""),
         ("text_encoder", tower, " (mmgen.ldm.open.open_pipeline)"),
     ):
         if replacement is None and not part_of(state, part):
-            what = f"{path.name} holds no {part.replace('_', ' ')}; give one"
-            raise WeightsError(f"{what}: {part}=, a file of it or a folder of diffusers{more}.")
+            reason = f"{path.name} holds no {part.replace('_', ' ')}; give one"
+            raise WeightsError(f"{reason}: {part}=, a file of it or a folder of diffusers{place}.")
     tower = state if tower is None else tower
     bert = "transformer.token_emb.weight" in part_of(tower, "text_encoder")
     text = text_encoder_of(tower, _tokenizer(tokenizer, bert, path.name), device, path.name, fields)
@@ -433,13 +444,13 @@ def _from_folder(path, prediction_type, tokenizer, device, autoencoder, texts, r
     if (path / "model_index.json").is_file():
         index = checked("model_index.json", read_fields(path / "model_index.json"), where)
     kind = index.get("_class_name", "")
-    at = (places for name, places in _FOLDERS.items() if kind.startswith(name) and "XL" not in kind)
-    vae_at, text_at = next(at, ("", ""))
+    matches = (places for name, places in _FOLDERS.items() if kind.startswith(name) and "XL" not in kind)
+    vae_at, text_at = next(matches, ("", ""))
     if not {"unet", vae_at, text_at, "tokenizer", "scheduler"} <= index.keys():
-        what = f"{kind}, which diffusers opens" if kind else "folder without model_index.json"
+        reason = f"{kind}, which diffusers opens" if kind else "folder without model_index.json"
         raise WeightsError(
-            f"{path.name} is a {what}; Stable Diffusion 1.x and 2.x are opened "
-            "(StableDiffusionPipeline and its kin), InstructPix2Pix and LDMTextToImagePipeline."
+            f"{path.name} is a {reason}; Stable Diffusion 1.x and 2.x are opened "
+            "(StableDiffusionPipeline and similar ones), InstructPix2Pix and LDMTextToImagePipeline."
         )
     (vae, scale), (tower, fields) = autoencoder, texts
     if vae is None and "VQ" in str(index[vae_at]):
@@ -454,13 +465,15 @@ def _from_folder(path, prediction_type, tokenizer, device, autoencoder, texts, r
     process = process_of(schedule, path.name, prediction_type)
     unet = UNet2DConditionModel.load(path / "unet").requires_grad_(False)
     if tokenizer:
-        words = _tokenizer(tokenizer, text_at == "bert", path.name)
+        text_tokenizer = _tokenizer(tokenizer, text_at == "bert", path.name)
     elif not (path / "tokenizer").is_dir():
         raise WeightsError(f"{path.name} lacks the folder tokenizer.")
     else:
-        words = read_tokenizer(path / "tokenizer")
-    own = tower is None
-    if own:
+        text_tokenizer = read_tokenizer(path / "tokenizer")
+    own_text = tower is None
+    if own_text:
         tower, fields = load_state(path / text_at, half=True), read_config(path / text_at)
-    text = text_encoder_of(tower, words, device, f"{path.name}/{text_at}", fields, paired=own and not tokenizer)
+    text = text_encoder_of(
+        tower, text_tokenizer, device, f"{path.name}/{text_at}", fields, paired=own_text and not tokenizer
+    )
     return vae, scale, text, unet, (unet.config["sample_size"] or 64) * vae.factor, process

@@ -28,7 +28,7 @@ class UNet2DModel(UNet2D):
     Rombach et al. 2022, table 12. Raises ValueError if the arguments do not describe a network.
     """
 
-    blocks = {way: [f"Attn{way}Block2D", f"{way}Block2D", f"Resnet{way}sampleBlock2D"] for way in ("Down", "Up")}
+    blocks = {side: [f"Attn{side}Block2D", f"{side}Block2D", f"Resnet{side}sampleBlock2D"] for side in ("Down", "Up")}
     neutral = UNet2D.neutral | dict(mid_block_type="UNetMidBlock2D", add_attention=True)
 
     def __init__(
@@ -73,11 +73,11 @@ class UNet2DModel(UNet2D):
             )
         )
         resampling, shift = downsample_type == "resnet", resnet_time_scale_shift == "scale_shift"
-        plain = {"DownBlock2D", "UpBlock2D"} if resampling else {"ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"}
+        excluded = {"DownBlock2D", "UpBlock2D"} if resampling else {"ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"}
         if (
             upsample_type != downsample_type
             or downsample_type not in ("conv", "resnet")
-            or plain & {*down_block_types, *up_block_types}
+            or excluded & {*down_block_types, *up_block_types}
         ):
             raise ValueError(
                 f"UNet config: downsample_type={downsample_type!r}, upsample_type={upsample_type!r} and the block "
@@ -92,8 +92,8 @@ class UNet2DModel(UNet2D):
                 f"attn_norm_num_groups={attn_norm_num_groups} is not supported"
             )
         heads = [
-            max(1, width // each)
-            for width, each in zip(
+            max(1, width // head_width)
+            for width, head_width in zip(
                 block_out_channels, self._per_level("attention_head_dim") if attention_head_dim else block_out_channels
             )
         ]
@@ -113,24 +113,26 @@ class UNet2DModel(UNet2D):
 
 # %% ../../../nbs/ldm/published/unconditional.ipynb #ca3fd312
 def _resamples(state):
-    return "down_blocks.0.downsamplers.0.conv1.weight" in state  # by residual blocks
+    "Whether residual blocks halve the size."
+    return "down_blocks.0.downsamplers.0.conv1.weight" in state
 
 
 def _heads(state):
+    "Heads of each attention, None: one for 32 channels."
     return 8 if _resamples(state) else None
 
 
 def unconditional_config(
     state: dict[str, torch.Tensor],  # of a UNet, with diffusers' names
-    heads: int
-    | None = None,  # of each attention; None: 8 where residual blocks halve the size, else one for 32 channels
+    heads: int | None = None,  # of each attention; None: by the rule of the two published variants
 ) -> dict:  # for `UNet2DModel`
     "The configuration that belongs to a UNet's weights."
     common = common_config(state)
     widths = common["block_out_channels"]
-    how, plain = ("resnet", "Resnet{}sampleBlock2D") if _resamples(state) else ("conv", "{}Block2D")
+    resampling, plain_type = ("resnet", "Resnet{}sampleBlock2D") if _resamples(state) else ("conv", "{}Block2D")
     kinds = [
-        "Attn{}Block2D" if f"down_blocks.{i}.attentions.0.to_q.weight" in state else plain for i in range(len(widths))
+        "Attn{}Block2D" if f"down_blocks.{i}.attentions.0.to_q.weight" in state else plain_type
+        for i in range(len(widths))
     ]
     heads = heads or _heads(state)
     return common | {
@@ -141,8 +143,8 @@ def unconditional_config(
         "resnet_time_scale_shift": "default"
         if len(state["down_blocks.0.resnets.0.time_emb_proj.weight"]) == widths[0]
         else "scale_shift",
-        "downsample_type": how,
-        "upsample_type": how,
+        "downsample_type": resampling,
+        "upsample_type": resampling,
     }
 
 # %% ../../../nbs/ldm/published/unconditional.ipynb #c57b7143
