@@ -66,7 +66,11 @@ def main():
         start = time.process_time()
         verdicts = [judge(plant(image)) for judge, image in zip(judges, targets)]
         seconds = time.process_time() - start
-        copies = [judge(plant(x)).reached for judge, x, row in zip(judges, sources, rows) if row.kind not in ("nothing", "back")]
+        copies = [
+            judge(plant(x)).reached
+            for judge, x, row in zip(judges, sources, rows)
+            if row.kind not in ("nothing", "back")
+        ]
         flips, asked = sum(len(v.flips) for v in verdicts), sum(v.asked for v in verdicts)
         numbers = {
             "reached": float(np.mean([v.reached for v in verdicts])),

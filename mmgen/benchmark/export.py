@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..base.files import atomic_write, fsync
-from .seasons import PORTRAITS, SEASONS, VERSION, BenchError, fingerprint, season_rows
+from .seasons import PORTRAITS, VERSION, BenchError, season_rows
 from ..data.characters import licence, styles
 from ..data.portrait_sets import in_parallel
 
@@ -37,7 +37,14 @@ def settings(
     season_rows(season, 1)
     if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
         raise BenchError(f"The number of rows is at least 1, not {rows!r}.")
-    return {"benchmark": "mmgen scenes", "version": VERSION, "season": season, "rows": rows, "size": size, "track": track}
+    return {
+        "benchmark": "mmgen scenes",
+        "version": VERSION,
+        "season": season,
+        "rows": rows,
+        "size": size,
+        "track": track,
+    }
 
 
 def read_settings(

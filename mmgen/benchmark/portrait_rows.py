@@ -74,7 +74,11 @@ class PortraitEdit:
         "As plain JSON."
         faces = [{"style": f.style, **dict(f.parts), **dict(f.colors)} for f in (self.edit.source, self.edit.target)]
         about = {"id": self.id, "kind": self.kind, "level": self.level, "tag": self.edit.tag, "seed": self.edit.seed}
-        return about | {"phrasings": [list(texts) for texts in self.phrasings], "captions": list(self.captions), "scenes": faces}
+        return about | {
+            "phrasings": [list(texts) for texts in self.phrasings],
+            "captions": list(self.captions),
+            "scenes": faces,
+        }
 
 
 @lru_cache(maxsize=1)
@@ -130,7 +134,14 @@ class PortraitJudge(RendererJudge):
             names = ["as before"] * requested + [str(other) for other in others]
             shown, renders = [str(value)], [drawn[target]]
             for name, face in zip(names, faces):
-                if face is None or face == target or len(renders) == ALTERNATIVES or requested and face == source and renders[1:]:
+                if (
+                    face is None
+                    or face == target
+                    or len(renders) == ALTERNATIVES
+                    or requested
+                    and face == source
+                    and renders[1:]
+                ):
                     continue
                 image = drawn.get(face)
                 image = render(face, size) if image is None else image

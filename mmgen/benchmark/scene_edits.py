@@ -224,7 +224,10 @@ def _back(rng, scene, person):
         return None
     there = _changed(scene, [(person, *change)])
     now = attributes(scene.people[person].character)[change[0]]
-    if _changed(there, [(person, change[0], now)]) != scene or "none" == attributes(there.people[person].character)[change[0]]:
+    if (
+        _changed(there, [(person, change[0], now)]) != scene
+        or "none" == attributes(there.people[person].character)[change[0]]
+    ):
         return None
     texts = phrasings(scene, person, *change), phrasings(there, person, change[0], now)
     return (scene, there, scene), texts, ((person, change[0], now),)

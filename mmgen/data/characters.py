@@ -236,7 +236,7 @@ def draw(
 
 @lru_cache(maxsize=None)
 def _checked(style):
-    "Options class without DiceBear's check, which takes longer than the drawing; all that `svg` can ask for is checked here"
+    "A class of options without DiceBear's check; all that `svg` can ask for is checked here, once"
     from dicebear.options import Options
 
     table, drawing = _table(style), _drawing(style)
