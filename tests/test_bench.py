@@ -227,9 +227,9 @@ def test_a_run_is_refused_where_it_cannot_be_right(tmp_path):
 
 def test_the_command_runs_a_class_of_another_module(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_editor.py").write_text(
-        "class MeanColor:\n"
-        "    name, size = 'mean-color', None\n"
-        "    def __init__(self, device=None): pass\n"
+        "from mmgen.editing.editor import BaseEditor\n"
+        "class MeanColor(BaseEditor):\n"
+        "    name = 'mean-color'\n"
         "    def edit(self, images, source, target, strength=None):\n"
         "        return images.mean((2, 3), keepdim=True).expand_as(images).clone()\n"
     )

@@ -113,7 +113,8 @@ def run_editor(
     write_settings(folder, wanted, {"editor": about})
     rank, count = _processes()
     costs = folder / (f"costs-{rank}.jsonl" if count > 1 else "costs.jsonl")
-    todo = [row for row in season_rows(season, rows) if not (folder / f"{row.id}.png").is_file()][rank::count]
+    share = season_rows(season, rows)[rank::count]
+    todo = [row for row in share if not (folder / f"{row.id}.png").is_file()]
     done = 0
     for batch in _batches(todo, batch_size):
         for some in (
