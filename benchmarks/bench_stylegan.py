@@ -31,7 +31,7 @@ from record import record
 import mmgen.stylegan.generator as rooms
 from mmgen.base.images import fast_bf16, seed_everything, to_float
 from mmgen.data.batches import Batches
-from mmgen.jobs.registry import config_for
+from mmgen.stylegan.config import StyleGAN2Config
 from mmgen.stylegan.discriminator import Discriminator
 from mmgen.stylegan.layers import blur
 from mmgen.stylegan.losses import discriminator_loss, generator_loss, path_lengths, path_penalty, r1_penalty
@@ -64,7 +64,7 @@ def main():
     ask.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = ask.parse_args()
     torch.set_num_threads(given.threads)
-    config = config_for("stylegan2", "small", batch_size=given.batch)
+    config = StyleGAN2Config(batch_size=given.batch)
     seed_everything(0)
     data = Batches(
         {"image": torch.randint(0, 256, (512, config.size, config.size, 3), dtype=torch.uint8).numpy()}, given.batch, 0

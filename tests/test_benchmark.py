@@ -215,10 +215,10 @@ def test_what_is_no_image_is_a_failed_row_with_its_reason(judges, rows, result, 
 
 @pytest.fixture
 def config(monkeypatch):
-    real = workers.editor
+    real = workers.build_editor
     monkeypatch.setattr(
         workers,
-        "editor",
+        "build_editor",
         lambda name, device=None, **options: (
             Half() if name == "reconstruction" else real(name, device=device, **options)
         ),
@@ -315,7 +315,7 @@ def test_an_editor_without_failures_has_blank_tiles(tmp_path, monkeypatch):
             found = {text: x for text, x in zip(workers.prompts_of(counterfactuals(10))[1], exact)}
             return torch.stack([found[text] for text in target])
 
-    monkeypatch.setattr(workers, "editor", lambda name, device=None, **options: Perfect())
+    monkeypatch.setattr(workers, "build_editor", lambda name, device=None, **options: Perfect())
     config = config_for("evaluate", "smoke", device="cpu", clip="none", editors="copy-input")
     run_parts(config, tmp_path, say=lambda line: None)
     tiles, columns, about = failures(config, tmp_path)
@@ -331,7 +331,7 @@ def test_parts_that_something_else_made_are_made_again_and_never_mixed(tmp_path)
     assert len(keys) == 1
     english = dataclasses.replace(config, prompts="english")
     workers.work(parts(english)["reconstruction"][:1], tmp_path, english)  # a kill after the first part
-    with pytest.raises(RunError, match="were made by different weights, dials or judges"):
+    with pytest.raises(RunError, match="come from different weights, dials or judges"):
         table(english, tmp_path)
     run_parts(english, tmp_path, say=lambda line: None)
     assert len({part_key(file) for file in files(english)}) == 1 and not keys & {
@@ -422,10 +422,10 @@ class Large(CopyInput):
 
 
 def test_an_editor_is_judged_at_its_own_size(tmp_path, monkeypatch):
-    real = workers.editor
+    real = workers.build_editor
     monkeypatch.setattr(
         workers,
-        "editor",
+        "build_editor",
         lambda name, device=None, **options: (
             Large() if name == "reconstruction" else real(name, device=device, **options)
         ),
@@ -445,14 +445,14 @@ def test_an_editor_is_judged_at_its_own_size(tmp_path, monkeypatch):
 
 
 def test_an_editor_that_cannot_edit_is_named_and_ends_the_run(tmp_path, monkeypatch, capsys):
-    real = workers.editor
+    real = workers.build_editor
 
     def broken(name, device=None, **options):
         if name == "reconstruction":
             raise EditError("there are no weights.")
         return real(name, device=device, **options)
 
-    monkeypatch.setattr(workers, "editor", broken)
+    monkeypatch.setattr(workers, "build_editor", broken)
     config = config_for("evaluate", "smoke", device="cpu", clip="none", rows=5, slow_rows=5, loops=1)
     with pytest.raises(EditError, match=r"No edit succeeded with reconstruction \(EditError: there are no weights\)"):
         with Run("evaluate", config, root=tmp_path, run_id="one") as run:

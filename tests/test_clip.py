@@ -91,7 +91,7 @@ def test_pooling_reads_the_text(clip):
 def test_empty_long_and_wrong_prompts(clip):
     assert clip.states("").shape == (1, 77, clip.width)
     assert clip.text([""]).norm().item() == pytest.approx(1, abs=1e-5)
-    with pytest.warns(CutWarning, match="text encoder reads 77: it does not see"):
+    with pytest.warns(CutWarning, match="text encoder reads 77; it ignores"):
         long = clip.states("green hair " * 250)
     assert long.shape == (1, 77, clip.width) and torch.isfinite(long).all()
     with pytest.raises(TypeError, match="number 1 is of type NoneType"):

@@ -55,7 +55,7 @@ def test_text_files_of_sentences(write):
             "02.txt": "cat, hat",
         }
     )
-    with pytest.warns(SourceNotice, match="1 of 3 images in .* have several captions; the first is taken: 00.png"):
+    with pytest.warns(SourceNotice, match="1 of 3 images in .* have several captions; the first is used: 00.png"):
         data = read_folder(folder)
     assert data["text"][:] == ["A frog sits on a leaf.", "a dog that runs along the long beach", "cat, hat"]
 
@@ -233,7 +233,7 @@ def test_folders_that_name_repeats(write):
         f"5_dog/{n}.png": stored(100 + n) for n in range(20)
     }
     folder = write(files | {f"5_dog/{n}.txt": f"dog, number {n}" for n in range(20)}, images=0)
-    with pytest.warns(SourceNotice, match="20 of 40 images .* take their folder's name"):
+    with pytest.warns(SourceNotice, match="20 of 40 images .* get the name of their folder"):
         data = read_folder(folder)
     assert data["tags"][0] == ["sls frog"] and data["repeats"][:] == [2] * 20 + [1] * 20
     with pytest.warns(SourceNotice):
@@ -266,7 +266,7 @@ def test_encodings(write):
     assert quiet(folder) == [["grün", "a"], ["rot", "b"], ["blau", "é"]]
     (folder / "02.txt").write_bytes("blau, é".encode("latin-1"))
     with pytest.raises(
-        SourceError, match="1 of 3 captions .* are not in UTF-8: 02.txt, for example; please save them so"
+        SourceError, match="1 of 3 captions .* are not in UTF-8: 02.txt, for example; save them as UTF-8"
     ):
         read_folder(folder)
     (folder / "metadata.csv").write_bytes("file_name,text\n00.png,é\n".encode("latin-1"))
@@ -298,7 +298,7 @@ def test_images_without_caption(write):
     folder = write({"00.txt": "a", "01.json": '{"md5": "0"}'})
     with pytest.raises(SourceError, match="2 of 3 images in .* have no tags: .*01.png needs 01.txt"):
         read_folder(folder)
-    with pytest.raises(SourceError, match="holds no images"):
+    with pytest.raises(SourceError, match="has no images"):
         read_folder(write({"a.txt": "a"}, images=0, folder=folder / "inner" / "x"))
 
 
@@ -321,7 +321,7 @@ def test_tables_that_do_not_fit(write):
             '{"file_name": "00.png", "description": "a"}\n',
             "columns file_name, description; it needs tags, or a text as one of text",
         ),
-        ('{"file_name": "x.png", "text": "a"}\n', "names 1 images, and none of them lies in"),
+        ('{"file_name": "x.png", "text": "a"}\n', "names 1 images, but none of them is in"),
     ):
         (folder / "metadata.jsonl").write_text(content)
         with pytest.raises(SourceError, match=message):
@@ -499,7 +499,7 @@ def test_captions_of_other_names(tmp_path, name, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     texts = [f"number {n}" for n in range(6)]
     path = as_parquet(tmp_path / "a.parquet", image=[stored(n) for n in range(6)], **{name: texts})
-    with pytest.warns(SourceNotice, match=f"its {name} is taken for the text"):
+    with pytest.warns(SourceNotice, match=f"its {name} is used as text"):
         data = load_source(path)
     images, found = to_arrays(data, 8)
     assert len(found) == 4 and all(int(i[0, 0, 0]) == int(t.split()[1]) for i, t in zip(images, found))
@@ -513,7 +513,7 @@ def test_several_captions_for_an_image(tmp_path, monkeypatch):
             image=[stored(n) for n in range(6)],
             **{name: [[f"number {n}", "another"] for n in range(5)] + [[]]},
         )
-        with pytest.warns(SourceNotice, match=f"up to 2 texts for an image in {name}; the first is taken"):
+        with pytest.warns(SourceNotice, match=f"up to 2 texts for an image in {name}; the first is used"):
             data = load_source(path)
         assert set(data["text"]) <= {f"number {n}" for n in range(5)} | {""}
 
@@ -609,7 +609,7 @@ def test_one_tag_a_line(write):
 def test_several_lines_of_sentences(write, text, read):
     found, told = said(write({f"{n:02}.txt": text for n in range(3)}))
     assert found == [read] * 3 and any(
-        "3 of 3 images in … have several captions; the first is taken" in one for one in told
+        "3 of 3 images in … have several captions; the first is used" in one for one in told
     ) == (text.split("\n")[0] == read)
 
 
@@ -623,7 +623,7 @@ def test_several_captions_in_json_are_told(write):
     )
     assert said(folder) == (
         ["A cat sits on a mat.", "A dog runs along here.", "A cow stands still."],
-        ["2 of 3 images in … have several captions; the first is taken: 00.png, for example."],
+        ["2 of 3 images in … have several captions; the first is used: 00.png, for example."],
     )
 
 
@@ -703,7 +703,7 @@ def test_masks_are_no_pictures(write):
     assert len(found) == 6 and ["mask"] in found and ["mask", "hat"] in found
     assert told == [
         "7 masks or conditioning images in … are left out: 00-masklabel.png, 01_mask.png, 02-condlabel.png and 4 "
-        "more; one that shall be learned needs a caption beside it."
+        "more; to use one for training, put a caption beside it."
     ]
 
 
@@ -752,8 +752,8 @@ def test_formats_are_opened_or_named(write, monkeypatch):
     assert found == [["png"]] * 3 + [["jfif"], ["jpe"]]
     assert told == [
         "Files in … are left out: 2 (05.heic, 06.HEIF): Pillow needs a plug-in: pip install pillow-heif; 1 "
-        "(07.jxl): Pillow needs a plug-in: pip install pillow-jxl-plugin; 1 (08.mp4): a film; 1 (09.psd): no "
-        "image format that is read."
+        "(07.jxl): Pillow needs a plug-in: pip install pillow-jxl-plugin; 1 (08.mp4): a video; 1 (09.psd): an "
+        "unsupported image format."
     ]
 
 
@@ -767,7 +767,7 @@ def test_names_that_lead_to_no_file(write):
     os.mkfifo(folder / "other.json")  # reading it would never end
     assert said(folder) == (
         [["hat"]] * 3,
-        ["Files in … are left out: 1 (10.png): a folder; 1 (11.png): a link to nothing; 1 (12.png): not a file."],
+        ["Files in … are left out: 1 (10.png): a folder; 1 (11.png): a broken link; 1 (12.png): not a file."],
     )
 
 
@@ -854,7 +854,7 @@ def test_coco_captions(write):
     }
     found, told = said(write({"captions_val2017.json": json.dumps(coco)}))
     assert found == [f"The first caption of number {n}." for n in range(3)] and told == [
-        "3 of 3 images in … have several captions; the first is taken: 00.png, for example."
+        "3 of 3 images in … have several captions; the first is used: 00.png, for example."
     ]
     karpathy = {
         "images": [
@@ -896,11 +896,11 @@ def test_what_lies_beside_and_is_not_read_is_named(write):
     assert found == [["hat"]] * 3 and len(told) == 1
     assert told[0] == (
         "Not read in …: broken.json (is not JSON: Expecting property name enclosed in double quotes: line 1 "
-        "column 2 (char 1)); dataset.json (StyleGAN's labels: numbers of classes, no captions); "
+        "column 2 (char 1)); dataset.json (labels of StyleGAN: class numbers, not captions); "
         "info.json (names none of the images); notes.csv (names none of the images)."
     )
     (folder / "notes.csv").write_text("image,caption\n00.png,bow\n")
-    assert "notes.csv (it names images: give it in place of the folder to read its captions)" in said(folder)[1][
+    assert "notes.csv (it names images: use its path instead of the folder to read its captions)" in said(folder)[1][
         0
     ] and said(folder, folder / "notes.csv")[0] == [["bow"]]
     (folder / "metadata.jsonl").write_text(
@@ -908,7 +908,7 @@ def test_what_lies_beside_and_is_not_read_is_named(write):
     )
     assert "dataset.json (captions are taken from metadata.jsonl)" in said(folder)[1][0]
     with (
-        pytest.warns(SourceNotice, match="dataset.json .StyleGAN's labels: numbers of classes, no captions"),
+        pytest.warns(SourceNotice, match="dataset.json .labels of StyleGAN: class numbers, not captions"),
         pytest.raises(SourceError, match="3 of 3 images in .* have no tags"),
     ):
         read_folder(write({"dataset.json": labels}, folder=folder / "bare"))
@@ -921,7 +921,7 @@ def test_folders_that_are_none(tmp_path):
     for name in ("x" * 5_000, "a\0b", "~nobody of that name/x"):
         with pytest.raises(SourceError, match="cannot be the name of a data set|is neither portraits"):
             load_source(name)
-    with pytest.raises(SourceError, match="broken.json is not JSON: too many brackets in each other"):
+    with pytest.raises(SourceError, match="broken.json is not JSON: nested too deep"):
         (tmp_path / "broken.json").write_text("[" * 100_000)
         Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
         read_folder(tmp_path, tmp_path / "broken.json")

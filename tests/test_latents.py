@@ -84,7 +84,7 @@ def test_damaged_latents_are_made_again(images, tmp_path):
     shards = write_latents(images, encode, "w", tmp_path / "made", group_rows=16)
     good, n = contents(shards.folder), len(CALLS)
     (shards.folder / "train-00001.parquet").write_bytes(good["train-00001.parquet"][:-3])
-    with pytest.warns(UserWarning, match="made again: The shard train-00001.parquet"):
+    with pytest.warns(UserWarning, match="computed again: The shard train-00001.parquet"):
         write_latents(images, encode, "w", tmp_path / "made", group_rows=16)
     assert contents(shards.folder) == good and n < len(CALLS) < 2 * n
 

@@ -55,7 +55,7 @@ def wait_for(condition, process, seconds=120):
     "arguments, said",
     [
         (["ldm", "--steps=5"], "no field '--steps'"),
-        (["ldm", "steps"], "is no name=value"),
+        (["ldm", "steps"], "is not name=value"),
         (["ldm", "preset=smal"], "did you mean 'small'"),
         (["ldm", "steps=five"], "steps must be int, not str 'five'"),
         (["lmd"], "did you mean ldm"),

@@ -107,6 +107,9 @@ def test_a_class_is_an_editor_by_its_place(here):
     assert torch.allclose(grey, IMAGES.mean((2, 3), keepdim=True).expand_as(IMAGES), atol=1e-6)
     assert torch.equal(mmgen.editor("my_editor:Shifted", amount=2).edit(IMAGES, TEXTS, TEXTS), IMAGES.roll(2, 3))
     assert registry.options_of("my_editor:Shifted") == ["amount"]
+    assert mmgen.editor("my_editor:Shifted:amount=3").amount == 3
+    with pytest.raises(EditError, match="my_editor:Shifted has no steps; it has amount"):
+        mmgen.editor("my_editor:Shifted:steps=3")
     face = portraits.render(portraits.sample(3), 64)
     assert mmgen.edit(face, "grey", "", 1.0, editor="my_editor:MeanColor").size == (64, 64)
     assert build_editor(EditConfig(editor="my_editor:MeanColor")).name == "editor"

@@ -245,7 +245,7 @@ def test_cmyk_with_a_profile(silent):
 )
 def test_profiles_that_cannot_be_used_are_told_and_ignored(profile, why):
     with pytest.warns(
-        ImageNotice, match=f"The colour profile of an image is not used: {why}.*; its colours are taken for sRGB."
+        ImageNotice, match=f"The colour profile of an image is not used: {why}.*; its colours are treated as sRGB."
     ) as told:
         assert near(open_image(stored(Image.new("RGB", (4, 4), GREEN), icc_profile=profile)), GREEN, 0)
     assert len(told) == 1
@@ -486,7 +486,7 @@ def test_sources_that_are_no_files(tmp_path):
         (5, "is of the type int"),
         (float("nan"), "is of the type float"),
         (object(), "is of the type object"),
-        (io.StringIO("a"), "is a file that is open as text; open it with mode 'rb'"),
+        (io.StringIO("a"), "is a file opened in text mode; open it with mode 'rb'"),
         (closed, "closed file"),
         (np.zeros((4, 4, 3)), r"an array of float64 of shape \(4, 4, 3\); uint8 of shape \(H, W, 3\) is needed"),
         (np.zeros((0, 4, 3), np.uint8), "uint8 of shape"),
@@ -566,9 +566,7 @@ def test_pairs_in_plain_parquet(tmp_path, column):
 def test_pairs_without_images_are_refused_in_a_sentence(tmp_path):
     pairs = {"input_image": [1, 2], "edit_prompt": ["a", "b"], "edited_image": [1, 2]}
     pq.write_table(pa.table(pairs), tmp_path / "pairs.parquet")
-    with pytest.raises(
-        SourceError, match="column input_image of the set of pairs .* holds int64; it needs images: the"
-    ):
+    with pytest.raises(SourceError, match="column input_image of the set of pairs .* has int64; it needs images: the"):
         load_pairs(str(tmp_path / "pairs.parquet"), 2)
     pairs |= {name: as_bytes([stored(Image.new("RGB", (8, 8)))[:40]] * 2) for name in ("input_image", "edited_image")}
     pq.write_table(pa.table(pairs), tmp_path / "pairs.parquet")

@@ -85,7 +85,7 @@ def test_clip_without_its_tokenizer_is_not_resumed(tmp_path, monkeypatch):
     facts["files"].pop("learned.json")  # as of earlier versions
     file.write_text(json.dumps(facts))
     with pytest.raises(
-        CheckpointError, match="checkpoint-1 holds no tokenizer; a new one would give other ids: start a new run[.]"
+        CheckpointError, match="checkpoint-1 has no tokenizer; a new one would give other ids: start a new run[.]"
     ):
         launch(job("clip", "new", images=16, held_out=8, steps=2, resume_from=str(folder(tmp_path, "old"))))
 
@@ -130,7 +130,7 @@ def test_an_ldm_that_is_resumed_with_other_data_keeps_its_scale(ldm, scale, n, m
     [
         (
             {"text_encoder": "clip-portraits"},
-            "text_encoder [0-9a-f]{16} then, [0-9a-f]{16} now[.] Resume it with what it had",
+            "text_encoder [0-9a-f]{16} then, [0-9a-f]{16} now[.] Resume it with the earlier values",
         ),
         ({"autoencoder": "autoencoder-portraits"}, "autoencoder [0-9a-f]{16} then"),
         ({"prediction": "eps"}, "prediction flow then, eps now"),

@@ -175,7 +175,7 @@ def test_reading(folder):
         and sum(shards.groups) == 200
         and shards.column("score").to_pylist() == [-n for n in range(200)]
     )
-    assert len(images.cache._own()[1]) <= 8  # open groups
+    assert len(images.cache._state()[1]) <= 8  # open groups
     some = np.array([0, 15, 16, 100, 199])
     assert np.array_equal(ShardImages(shards, 16, some)[[4, 1]], everything[[199, 15]]) and ShardImages(
         shards, 16, some
@@ -217,8 +217,8 @@ def test_a_manifest_is_checked(folder):
     one = lambda **change: good | {"splits": {"train": {"rows": entry["rows"], "shards": [entry | change]}}}
     (folder.parent / "secret.parquet").write_bytes((folder / entry["file"]).read_bytes())
     for manifest, said in [
-        (good | {"kind": "mmgen latents"}, "is of the kind 'mmgen latents'; 'mmgen shards' is needed"),
-        ([], "is of the kind None"),
+        (good | {"kind": "mmgen latents"}, "has the kind 'mmgen latents'; the kind 'mmgen shards' is needed"),
+        ([], "has the kind None"),
         (good | {"schema": 7}, "has the schema 7"),
         (good | {"splits": {"train": {}}}, "is incomplete"),
         (good | {"columns": None}, "is incomplete"),
@@ -237,7 +237,7 @@ def test_a_manifest_is_checked(folder):
     with pytest.raises(ShardError, match="cannot be read"):
         load_source(str(folder))
     (folder / "manifest.json").unlink()
-    with pytest.raises(ShardError, match="holds no manifest.json"):
+    with pytest.raises(ShardError, match="has no manifest.json"):
         load_source(str(folder))
 
 
@@ -374,9 +374,9 @@ def test_each_group_is_read_once_an_epoch(folder, monkeypatch):
     monkeypatch.setattr(cache, "_read", lambda group, files: read.append(group) or reading(group, files))
     for step in range(200 // 12):
         data.batch(step)
-    cache._own()[3].shutdown()
+    cache._state()[3].shutdown()
     assert max(read.count(g) for g in read) <= 2 and len(read) <= 13 + 8  # those of the next epoch are read ahead
-    assert len(cache._own()[1]) <= 14
+    assert len(cache._state()[1]) <= 14
 
 
 @pytest.mark.parametrize("workers", [1, 2])

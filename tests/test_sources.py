@@ -198,7 +198,7 @@ def test_bad_folders(folder, tmp_path):
     with pytest.raises(SourceError, match="1 of 40 images .* 07.png needs 07.txt"):
         load_source(str(folder))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match="holds no images"):
+    with pytest.raises(SourceError, match="has no images"):
         load_source(str(tmp_path / "empty"))
 
 
@@ -257,7 +257,7 @@ def test_rows_that_hold_no_image(tmp_path, monkeypatch):
     with pytest.raises(ImageError, match="Row 1 has no image"):
         ImageColumn(rows, 4)[[0, 1]]
     datasets.Dataset.from_dict({"image": [5] * 4, "text": list("abcd")}).to_parquet(tmp_path / "numbers.parquet")
-    with pytest.raises(SourceError, match="The column image of the data set .*numbers.parquet holds no images"):
+    with pytest.raises(SourceError, match="The column image of the data set .*numbers.parquet has no images"):
         load_source(str(tmp_path / "numbers.parquet"))
 
 

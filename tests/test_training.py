@@ -351,7 +351,7 @@ def test_bad_checkpoints(tmp_path):
         go(Plain(out=3))
     with pytest.raises(CheckpointError, match="2 tensors unknown"):
         go(Noisy())
-    with pytest.raises(CheckpointError, match="neither is nor holds"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint and has none"):
         go(source=tmp_path / "nothing")
 
     whole = (last / "state.pt").read_bytes()
@@ -509,18 +509,18 @@ def test_weight_decay_after_resume_follows_the_new_call(kind, tmp_path):
 def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
-    with pytest.raises(CheckpointError, match="neither is nor holds"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint and has none"):
         train(Plain(), Points(), FakeRun(run), **SETTINGS, resume_from=run)
     for name, text in ((".lock", ""), ("run.json", '{"checkpoint": null}')):
         (run / name).write_text(text)
         result = train(Plain(), Points(), FakeRun(tmp_path / name), **{**SETTINGS, "steps": 2}, resume_from=run)
         assert (
             result.step == 2
-            and "run ended before its first checkpoint: the training starts anew." in capsys.readouterr().out
+            and "run ended before its first checkpoint: the training starts again." in capsys.readouterr().out
         )
     for text in ('{"checkpoint": {"file": "checkpoint-40"}}', "{"):  # it had one, which somebody has removed
         (run / "run.json").write_text(text)
-        with pytest.raises(CheckpointError, match="neither is nor holds"):
+        with pytest.raises(CheckpointError, match="is not a checkpoint and has none"):
             train(Plain(), Points(), FakeRun(run), **SETTINGS, resume_from=run)
 
 

@@ -61,7 +61,7 @@ def _persistent(builder, meta, *_):
     name = meta.get("class_name")
     return Plain(name if isinstance(name, str) else "", (), meta["state"])
 
-
+# %% ../../nbs/base/pickle_values.ipynb #61402df5
 _MENTIONS = {f"torch.{name}Storage": dtype for name, dtype in DTYPES.items()}
 _MENTIONS |= {str(dtype): dtype for dtype in DTYPES.values()}
 _CALLS = {

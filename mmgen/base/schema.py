@@ -276,6 +276,9 @@ SCHEMAS: dict[str, Rule] = {
         mapping_layers=whole(1, 64),
         normalisation=text("demodulation", "adain"),
         channels=whole(1, 64),
+        convs=whole(2, 16),
+        autoencoder=optional(_autoencoder),
+        mapping=text("network", "flow"),
     ),
     "Encoder": table(
         size=_sides,
@@ -285,6 +288,8 @@ SCHEMAS: dict[str, Rule] = {
         reduced=whole(2, 16_384),
         hidden=_width,
         generator=text(),
+        convs=whole(2, 16),
+        autoencoder=optional(_autoencoder),
     ),
     "Mapper": table(
         "w_dim num_ws",

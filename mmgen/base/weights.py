@@ -344,7 +344,7 @@ class _NoValues(TorchFunctionMode):
         with torch.device("meta"):
             return (torch.empty if function in (torch.randn, torch.rand) else function)(*args, **kwargs)
 
-
+# %% ../../nbs/base/weights.ipynb #30546de9
 def build_model(
     make: Callable[[], nn.Module],  # builds the module from a configuration
     state: dict[str, torch.Tensor],  # its weights
@@ -457,44 +457,7 @@ def model_card(
     parts.append("## Configuration\n\n" + _table(("field", "value"), rows))
     return "\n\n".join(parts) + "\n"
 
-# %% ../../nbs/base/weights.ipynb #3e7d628e
-def package(
-    run: str | Path,  # a completed run's folder
-    folder: str,  # the folder of weights in it
-    name: str,  # their name for `resolve`
-    root: str | Path | None = None,  # None: the weights installed with mmgen
-    earlier: Sequence[str | Path] = (),  # folders of the runs that it continued by `init_from`, oldest first
-    replace: bool = False,  # replace existing weights of this name
-) -> Path:
-    "Adds weights and record of a run to the packaged ones; WeightsError if it is incomplete or the name exists."
-    from mmgen.base.runs import load_run
-
-    if Path(name).name != name or name.startswith(".") or "\\" in name:
-        raise WeightsError(f"{name!r} cannot name weights; use letters, digits, - and _.")
-    run, root = found_path(run), Path(root) if root is not None else Path(mmgen.__file__).resolve().parent / "packaged"
-    records = [load_run(path) for path in (*earlier, run)]
-    for record in records:
-        if record["status"] != "completed":
-            raise WeightsError(
-                f"The run {record['run_id']} is {record['status']}; weights are packaged from completed runs."
-            )
-    if not (run / folder / "model.safetensors").is_file():
-        raise WeightsError(f"The run {record['run_id']} has no weights in {folder}/model.safetensors.")
-    if (root / name).exists() and not replace:
-        raise WeightsError(
-            f"Weights named {name} exist already; choose another name, or replace them: package(..., replace=True)."
-        )
-    temporary = root / f".{name}-{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        shutil.copytree(run / folder, temporary, copy_function=shutil.copyfile)
-        _add_records(temporary, records, (*earlier, run))
-        _add_frozen(temporary)
-        replace_folder(temporary, root / name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return root / name
-
-
+# %% ../../nbs/base/weights.ipynb #5faad29a
 def _add_frozen(folder: Path) -> None:
     "Copies frozen networks that are not packaged into folders of a diffusion model."
     file = folder / "config.json"
@@ -531,3 +494,40 @@ def _add_records(folder: Path, records: list[dict], runs: tuple) -> None:
         )
         card = (folder / "README.md").read_text("utf-8").rstrip()
         atomic_write(folder / "README.md", f"{card}\n\n## Rounds\n\n{text}" + "\n".join(rows) + "\n")
+
+# %% ../../nbs/base/weights.ipynb #3e7d628e
+def package(
+    run: str | Path,  # a completed run's folder
+    folder: str,  # the folder of weights in it
+    name: str,  # their name for `resolve`
+    root: str | Path | None = None,  # None: the weights installed with mmgen
+    earlier: Sequence[str | Path] = (),  # folders of the runs that it continued by `init_from`, oldest first
+    replace: bool = False,  # replace existing weights of this name
+) -> Path:
+    "Adds weights and record of a run to the packaged ones; WeightsError if it is incomplete or the name exists."
+    from mmgen.base.runs import load_run
+
+    if Path(name).name != name or name.startswith(".") or "\\" in name:
+        raise WeightsError(f"{name!r} cannot name weights; use letters, digits, - and _.")
+    run, root = found_path(run), Path(root) if root is not None else Path(mmgen.__file__).resolve().parent / "packaged"
+    records = [load_run(path) for path in (*earlier, run)]
+    for record in records:
+        if record["status"] != "completed":
+            raise WeightsError(
+                f"The run {record['run_id']} is {record['status']}; weights are packaged from completed runs."
+            )
+    if not (run / folder / "model.safetensors").is_file():
+        raise WeightsError(f"The run {record['run_id']} has no weights in {folder}/model.safetensors.")
+    if (root / name).exists() and not replace:
+        raise WeightsError(
+            f"Weights named {name} exist already; choose another name, or replace them: package(..., replace=True)."
+        )
+    temporary = root / f".{name}-{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        shutil.copytree(run / folder, temporary, copy_function=shutil.copyfile)
+        _add_records(temporary, records, (*earlier, run))
+        _add_frozen(temporary)
+        replace_folder(temporary, root / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return root / name

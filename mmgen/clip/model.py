@@ -35,10 +35,10 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 def train_tokenizer(
     texts: Iterable[str],  # captions
-    vocabulary: int = 1024,  # tokens in all, of which 514 are bytes, start and end
-    length: int = 77,  # tokens that the text encoder reads
+    vocabulary: int = 1024,  # number of tokens, of which 514 are bytes, start and end
+    length: int = 77,  # largest number of tokens of a text
 ) -> CLIPTokenizer:
-    "A byte-pair tokenizer in CLIP's format, learned from texts in lower case. Raises ValueError below 514 tokens."
+    "A byte-pair tokenizer in CLIP's format, trained on texts in lower case. Raises ValueError below 514 tokens."
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     if vocabulary < 514:
@@ -54,10 +54,10 @@ def train_tokenizer(
         ),
     )
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]][: vocabulary - 514]
-    return _of_merges(merges, length)
+    return _tokenizer_from_merges(merges, length)
 
 
-def _of_merges(merges, length=77):
+def _tokenizer_from_merges(merges, length=77):
     "The tokenizer of these merges: bytes, bytes that end a word, merged symbols, start and end, in CLIP's order."
     from tokenizers import pre_tokenizers
 
@@ -66,36 +66,34 @@ def _of_merges(merges, length=77):
     return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=merges, model_max_length=length)
 
 # %% ../../nbs/clip/model.ipynb #0b71c002
-VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # the original's file
+VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"  # file of the original code
 
 
 def clip_tokenizer(
-    place: str | Path | None = None,  # a folder, a file in it, or the original's file; None: of open_clip or clip
+    path: str | Path | None = None,  # a folder, a file in it, or the original file; None: that of open_clip or clip
 ) -> CLIPTokenizer | None:  # None if neither package is installed
-    "A tokenizer of CLIP. Raises ValueError if the place has none."
-    if place is None:
-        found = (importlib.util.find_spec(name) for name in ("open_clip", "clip"))
-        files = [Path(spec.origin).with_name(VOCABULARY) for spec in found if spec and spec.origin]
-        place = next((file for file in files if file.is_file()), None)
-        if place is None:
+    "A tokenizer of CLIP. Raises ValueError if the path has none, or a damaged one."
+    if path is None:
+        specs = (importlib.util.find_spec(name) for name in ("open_clip", "clip"))
+        files = [Path(spec.origin).with_name(VOCABULARY) for spec in specs if spec and spec.origin]
+        path = next((file for file in files if file.is_file()), None)
+        if path is None:
             return None
-    place = Path(place)
-    if place.suffix == ".gz":
+    path = Path(path)
+    if path.suffix == ".gz":
         try:
-            lines = gzip.decompress(place.read_bytes()).decode("utf-8").splitlines()[1 : 1 + 49152 - 256 - 2]
+            lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()[1 : 1 + 49152 - 256 - 2]
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e:
-            raise ValueError(f"{place.name} is not {VOCABULARY} of CLIP ({e}).") from e
+            raise ValueError(f"{path.name} is not {VOCABULARY} of CLIP ({e}).") from e
         if not lines or not all(len(line.split()) == 2 for line in lines):
-            raise ValueError(
-                f"{place.name} is not {VOCABULARY} of CLIP: each line but the first should have two parts."
-            )
-        return _of_merges([tuple(line.split()) for line in lines])
-    folder = place if place.is_dir() else place.parent
+            raise ValueError(f"{path.name} is not {VOCABULARY} of CLIP: each line but the first should have two parts.")
+        return _tokenizer_from_merges([tuple(line.split()) for line in lines])
+    folder = path if path.is_dir() else path.parent
     if not any(
         all((folder / file).is_file() for file in files)
         for files in (("tokenizer.json",), ("vocab.json", "merges.txt"))
     ):
-        raise ValueError(f"{folder.name or folder} holds neither tokenizer.json nor vocab.json with merges.txt.")
+        raise ValueError(f"{folder.name or folder} has neither tokenizer.json nor vocab.json with merges.txt.")
     try:
         return CLIPTokenizer.from_pretrained(folder)
     except Exception as e:
@@ -105,10 +103,10 @@ def clip_tokenizer(
 
 # %% ../../nbs/clip/model.ipynb #8481fe41
 def build_clip(
-    tokenizer: CLIPTokenizer,
-    size: int = 64,  # pixels
+    tokenizer: CLIPTokenizer,  # its ids are used
+    size: int = 64,  # of the images, pixels
     patch: int = 8,  # pixels
-    embed_dim: int = 128,  # numbers in an embedding
+    embed_dim: int = 128,  # dimensions of an embedding
     text_length: int = 77,  # tokens
     text_width: int = 128,
     text_layers: int = 3,
@@ -118,7 +116,7 @@ def build_clip(
     vision_heads: int = 4,
 ) -> "CLIPModel":  # of transformers, in training mode
     "A CLIPModel with random weights; MLPs are four times as wide as the towers."
-    from transformers import CLIPModel  # here, since it takes two seconds to import
+    from transformers import CLIPModel  # imported here, because it takes two seconds
 
     def tower(width, layers, heads):
         return dict(
@@ -148,7 +146,7 @@ OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26
 
 
 class TextEncoder:
-    "A frozen text tower of CLIP with its tokenizer, as it conditions a diffusion model."
+    "A frozen text tower of CLIP with its tokenizer, which conditions a diffusion model."
 
     def __init__(
         self,
@@ -161,7 +159,7 @@ class TextEncoder:
         self.length, self.width = text_model.config.max_position_embeddings, text_model.config.hidden_size
 
     def tokenize(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
-        "Token ids and mask, (B, length) each. A longer text is cut, with a CutWarning; TypeError if it is no str."
+        "Token ids and mask, (B, length) each. A longer text is cut with a CutWarning; TypeError if it is not a str."
         texts = [texts] if isinstance(texts, str) else list(texts)
         for i, text in enumerate(texts):
             if not isinstance(text, str):
@@ -176,7 +174,7 @@ class TextEncoder:
         "Last hidden states of all tokens, (B, length, width), for cross-attention."
         return self.model.text_model(input_ids=self.tokenize(texts)[0]).last_hidden_state
 
-
+# %% ../../nbs/clip/model.ipynb #83c32503
 class CLIP(TextEncoder):
     "A frozen CLIP model with its tokenizer and image preprocessing."
 
@@ -185,8 +183,8 @@ class CLIP(TextEncoder):
         model,  # `CLIPTowers` or transformers' CLIPModel
         tokenizer,  # of transformers, the one that the model was trained with
         device: str | torch.device | None = None,  # None: the best one present
-        mean: Sequence[float] = OPENAI_MEAN,  # of red, green and blue in 0..1, subtracted
-        std: Sequence[float] = OPENAI_STD,  # likewise, divided by
+        mean: Sequence[float] = OPENAI_MEAN,  # of red, green and blue in 0 to 1, subtracted
+        std: Sequence[float] = OPENAI_STD,  # of red, green and blue in 0 to 1, divided by
     ):
         self.device = pick_device(device)
         self.model, self.tokenizer = model.to(self.device).eval().requires_grad_(False), tokenizer
@@ -213,20 +211,28 @@ class CLIP(TextEncoder):
         folder = Path(resolve(name_or_path))
         if not (folder / "config.json").exists() or read_config(folder).get("model_type") != "clip":
             raise WeightsError(f"{folder.name} is not a CLIP model: no config.json says model_type clip.")
-        where = f"{folder.name}/config.json"
-        fields = checked("CLIPModel", read_config(folder), where, known=True)
+        name_of_config = f"{folder.name}/config.json"
+        fields = checked("CLIPModel", read_config(folder), name_of_config, known=True)
         for name, kind in (("text_config", "CLIPTextModel"), ("vision_config", "CLIPVisionModel")):
             fields |= {
-                key: checked(kind, fields[key], where, known=True) for key in (name, f"{name}_dict") if fields.get(key)
+                key: checked(kind, fields[key], name_of_config, known=True)
+                for key in (name, f"{name}_dict")
+                if fields.get(key)
             }
         config = CLIPConfig(**fields)
         state = {k: v for k, v in load_state(folder, half=True).items() if not k.endswith("position_ids")}
         model = build_model(lambda: CLIPTowers(config), state, f"the CLIP {folder.name}")
         file = folder / "preprocessor_config.json"
-        how = checked(file.name, read_fields(file), f"{folder.name}/{file.name}") if file.exists() else {}
+        preprocessing = checked(file.name, read_fields(file), f"{folder.name}/{file.name}") if file.exists() else {}
         tokenizer = read_tokenizer(folder, model.config.text_config.vocab_size)
         try:
-            return cls(model, tokenizer, device, how.get("image_mean", OPENAI_MEAN), how.get("image_std", OPENAI_STD))
+            return cls(
+                model,
+                tokenizer,
+                device,
+                preprocessing.get("image_mean", OPENAI_MEAN),
+                preprocessing.get("image_std", OPENAI_STD),
+            )
         except ValueError as e:
             raise WeightsError(f"{folder.name}: {e}") from e
 
@@ -238,7 +244,7 @@ class CLIP(TextEncoder):
         return F.normalize(self.model.text_projection(pooled), dim=-1)
 
     def preprocess(self, x: Tensor) -> Tensor:
-        "Images (B, 3, H, W) in [-1, 1] → (B, 3, size, size): short side resized, centre crop, normalised."
+        "Images (B, 3, H, W) in [-1, 1] → (B, 3, size, size): resized, centre-cropped, normalised; else ValueError."
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
             raise ValueError(
                 f"CLIP wants float images (B, 3, H, W) in [-1, 1], not {x.dtype} of shape {tuple(x.shape)}."
@@ -266,13 +272,13 @@ class CLIP(TextEncoder):
         return self.images(x) @ self.text(texts).T
 
     def save(self, folder: str | Path, card: str, run: dict | None = None, half: bool = True) -> Path:
-        "Write a folder that `load`, `CLIPModel` and `AutoTokenizer` open."
+        "Writes a folder that `load`, `CLIPModel` and `AutoTokenizer` open, and returns it."
         from mmgen.base.weights import save_weights
 
         config = self.model.config.to_dict() | {"architectures": ["CLIPModel"]}
         save_weights(folder, self.model.state_dict(), config, card, run, half)
         self.tokenizer.save_pretrained(folder)
-        how = dict(
+        preprocessing = dict(
             image_processor_type="CLIPImageProcessor",
             do_convert_rgb=True,
             do_resize=True,
@@ -286,16 +292,16 @@ class CLIP(TextEncoder):
             image_mean=self.mean.flatten().tolist(),
             image_std=self.std.flatten().tolist(),
         )
-        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(how, indent=1) + "\n", "utf-8")
+        (Path(folder) / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=1) + "\n", "utf-8")
         return Path(folder)
 
 # %% ../../nbs/clip/model.ipynb #25ead9c5
 def similarity_figure(
     cosine: Tensor,  # (images, texts)
-    images,  # uint8 (N, H, W, 3) or float (N, 3, H, W)
-    texts: Sequence[str],
-):
-    "A matplotlib figure of the cosines of images × texts, with the images beside their rows; the paper's figure 1."
+    images,  # uint8 (N, H, W, 3) or float (N, 3, H, W) in [-1, 1]
+    texts: Sequence[str],  # of the columns
+):  # a matplotlib figure
+    "A matplotlib figure of the cosines of images × texts, with the images beside their rows (figure 1)."
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 ACTIVATIONS = {"quick_gelu": lambda h: h * torch.sigmoid(1.702 * h), "gelu": F.gelu}
 
 
-# Radford et al. 2021, section 2.4: a transformer with the norm before each part
 class Layer(nn.Module):
-    "Tokens (B, T, width) → same; `causal`: a token attends to itself and to those before it."
+    """A transformer layer with the norm before each part (Radford et al. 2021, section 2.4): (B, T, width) → same.
+
+    `causal`: a token attends only to itself and earlier ones. Raises ValueError for an unknown activation.
+    """
 
     def __init__(self, config):  # of a tower
         super().__init__()
@@ -41,6 +43,7 @@ class Layer(nn.Module):
 
 
 def _encoder(config):
+    "The layers of a tower."
     return nn.ModuleDict({"layers": nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))})
 
 # %% ../../nbs/clip/towers.ipynb #aa32d9e1
@@ -64,12 +67,13 @@ class TextTower(nn.Module):
         for layer in self.encoder["layers"]:
             x = layer(x, causal=True)
         x, end = self.final_layer_norm(x), self.config.eos_token_id
-        at = (
-            input_ids.argmax(1) if end == 2 else (input_ids == end).int().argmax(1)
-        )  # old configurations say 2 for the largest id
-        return SimpleNamespace(last_hidden_state=x, pooler_output=x[torch.arange(len(x), device=x.device), at])
+        # in old configurations 2 means the largest id
+        end_position = input_ids.argmax(1) if end == 2 else (input_ids == end).int().argmax(1)
+        return SimpleNamespace(
+            last_hidden_state=x, pooler_output=x[torch.arange(len(x), device=x.device), end_position]
+        )
 
-
+# %% ../../nbs/clip/towers.ipynb #eed19e3c
 class VisionTower(nn.Module):
     "Normalised pixels (B, 3, size, size) → `pooler_output` (B, width), the state of the class token."
 
@@ -97,7 +101,7 @@ class VisionTower(nn.Module):
             x = layer(x, causal=False)
         return SimpleNamespace(pooler_output=self.post_layernorm(x[:, 0]))
 
-
+# %% ../../nbs/clip/towers.ipynb #a3d5e44f
 class CLIPTowers(nn.Module):
     "Both towers and the projections into the common space; the names of transformers' `CLIPModel`."
 

@@ -7,7 +7,6 @@ __all__ = ['CharacterError', 'styles', 'licence', 'palette', 'values', 'Characte
            'svg', 'render_svg', 'render', 'visible', 'colored', 'phrases', 'describe', 'tags']
 
 # %% ../../nbs/data/characters.ipynb #a5d56ff9
-import difflib
 import importlib.resources
 import io
 import json
@@ -18,6 +17,8 @@ from functools import lru_cache
 
 import numpy as np
 from PIL import Image
+
+from ..base.settings import closest
 
 # %% ../../nbs/data/characters.ipynb #5801f60e
 class CharacterError(ValueError):
@@ -37,8 +38,8 @@ def _drawing(style):
 
 def _known(kind, name, names):
     if name not in names:
-        close = difflib.get_close_matches(str(name), names, 1)
-        hint = f"did you mean {close[0]!r}?" if close else "there are: " + ", ".join(names) + "."
+        close = closest(str(name), names, cutoff=0.6)
+        hint = f"did you mean {close!r}?" if close else "there are: " + ", ".join(names) + "."
         raise CharacterError(f"There is no {kind} {name!r}; {hint}")
     return name
 

@@ -16,10 +16,10 @@ from .sources import load_source, to_arrays
 def load_columns(
     config,  # settings of a job: data, size, fit, images, held_out, seed and edit_weight
 ) -> tuple[dict, torch.Tensor, object]:  # columns of `Batches`; validation images in [-1, 1]; their data set
-    """Training columns, validation images (N, 3, size, size) and the data set of the latter.
+    """Training columns, validation images (N, 3, size, size) and the validation data set.
 
     The columns are `image`, uint8 (N, size, size, 3), and with an `edit_weight` also `changed`, the portraits after
-    one edit. Raises ValueError if the edits of other data than portraits are asked for.
+    one edit. Raises ValueError for an `edit_weight` with data other than portraits.
     """
     if config.edit_weight and config.data != "portraits":
         raise ValueError(

@@ -22,10 +22,10 @@ from .sources import ImageColumn, load_source, to_arrays
 
 # %% ../../nbs/data/pairs.ipynb #3d56ebce
 def edited_face(
-    seed: int,
+    seed: int,  # of `portraits.sample`; it also determines the edits
     style: str = "adventurer",
 ) -> Options:
-    "The face of a seed after one or two edits drawn by that seed; a held-out combination only if the face has one."
+    "The face of a seed after one or two edits; a held-out combination only if the face has one."
     face, rng = sample(seed, style), random.Random(f"wish {seed}")
     while True:
         target = face
@@ -45,8 +45,8 @@ wished = edited_face  # its name in version 0.1.0
 _COLUMNS = ("input_image", "edit_prompt", "edited_image")
 
 
-def _opened(data: str):
-    "What `datasets` opens by this name: a `Dataset`, or a dict of splits."
+def _open_dataset(data: str):
+    "The data set that `datasets` opens by this name: a `Dataset`, or a dict of splits."
     from datasets import Dataset, load_dataset, load_from_disk
 
     path = found_path(data)
@@ -58,23 +58,24 @@ def _opened(data: str):
 def open_pairs(
     data: str,  # a Parquet file, a saved data set, or a name
 ):
-    """The training split of a set of pairs, a `datasets.Dataset` with images as such.
+    """The training split of a set of pairs, a `datasets.Dataset` with columns of images.
 
-    Raises SourceError if it cannot be opened, lacks a column, or has a column of images that holds none.
+    Raises SourceError if it cannot be opened, lacks a column, or has a column that has no images.
     """
     from datasets import Image as ImageFeature
 
     try:
-        rows = _opened(data)
-    except Exception as e:  # datasets has one for each reason
+        rows = _open_dataset(data)
+    except Exception as e:  # datasets raises many kinds of errors
         raise SourceError(f"{data!r} cannot be opened as a set of pairs: {str(e).splitlines()[0]}") from e
     if isinstance(rows, dict):
         rows = rows["train" if "train" in rows else next(iter(rows))]
-    missing = [name for name in _COLUMNS if name not in rows.column_names]
-    if missing:
+    missing_columns = [name for name in _COLUMNS if name not in rows.column_names]
+    if missing_columns:
         raise SourceError(
-            f"The set of pairs {data} lacks the columns {', '.join(missing)}; it has {', '.join(rows.column_names)}. "
-            "Data of images and tags are no pairs: instructions are learnt from portraits, "
+            f"The set of pairs {data} lacks the columns {', '.join(missing_columns)}; "
+            f"it has {', '.join(rows.column_names)}. "
+            "Images with tags are not pairs: instructions are learned from portraits, "
             "or from columns named as diffusers names them."
         )
     for name in ("input_image", "edited_image"):
@@ -83,9 +84,9 @@ def open_pairs(
         kind = rows.data.schema.field(name).type
         try:
             rows = rows.cast_column(name, ImageFeature())
-        except Exception as e:  # pyarrow's and datasets' own
+        except Exception as e:  # errors of pyarrow and datasets
             raise SourceError(
-                f"The column {name} of the set of pairs {data} holds {kind}; it needs images: "
+                f"The column {name} of the set of pairs {data} has {kind}; it needs images: "
                 "the bytes of image files, their paths, or structs of bytes and path."
             ) from e
     return rows
@@ -102,15 +103,15 @@ def _rendered_pairs(n, size, seed):
 
 
 def load_pairs(
-    data: str,  # portraits, or what `datasets` opens: a Parquet file, a saved data set, a name
-    n: int,  # pairs at most
+    data: str,  # portraits, a Parquet file, a saved data set, or a name on the hub
+    n: int,  # largest number of pairs
     size: int = 64,  # pixels
     seed: int = 0,  # of the order of a data set
-    fit: str = "crop",  # how an image becomes a square, see `open_image`
+    fit: str = "crop",  # how an image becomes square, see `open_image`
 ) -> tuple[np.ndarray, np.ndarray, list[str], list[str] | None]:
     """Source images, target images, instructions, and instructions from target to source (None: the set has none).
 
-    Images are uint8 (N, size, size, 3). Raises SourceError if the data are no pairs, ImageError for a damaged image.
+    Images are uint8 (N, size, size, 3). Raises SourceError if the data are not pairs, ImageError for a damaged image.
     """
     if data == "portraits":
         return _rendered_pairs(n, size, seed)
@@ -118,7 +119,7 @@ def load_pairs(
     rows = rows.select(range(min(n, len(rows))))
     columns = [ImageColumn(rows, size, fit, name) for name in ("input_image", "edited_image")]
     for column in columns:
-        column.told = []
+        column.image_notes = []
     images, edited = (column[:] for column in columns)
-    tell_of_many([notes for column in columns for notes in column.told], fit)
+    tell_of_many([notes for column in columns for notes in column.image_notes], fit)
     return images, edited, list(rows["edit_prompt"]), None

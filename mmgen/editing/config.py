@@ -24,7 +24,7 @@ class EditConfig(Settings):
     prompt: str = "green hair"  # a tag, or a caption of the target image
     strength: float | None = None  # 0 reconstructs, 1 edits most; None, here and below: the editor's default
     # how
-    editor: str = "sdedit"  # one of mmgen.editors(): sdedit, flowedit, styleclip-mapper, ...
+    editor: str = "sdedit"  # of mmgen.editors(), or module:Class, diffusers:MODEL, a command
     decoding: str | None = None  # paired, residual or plain; see nbs/editing/editor.ipynb
     seed: int = 0  # seed of the noise
     # diffusion (steps: styleclip-optimization too)
@@ -42,7 +42,7 @@ class EditConfig(Settings):
     autoencoder: str | None = None  # replaces the autoencoder of a diffusion model: a file or a folder
     tokenizer: str | None = None  # of Stable Diffusion in one file: a folder or a file
     prediction_type: str | None = None  # of Stable Diffusion: epsilon or v_prediction; None: what its weights say
-    precision: str = "float32"  # of a diffusion model's networks: float32, bf16 or fp16
+    precision: str | None = None  # of a diffusion model's networks: float32, bf16 or fp16; None: the editor's default
     # the run
     device: str | None = None  # cpu, cuda, ...; None: the best one available
     run_id: str | None = None  # folder below reports/runs; None: job, time and four hex digits

@@ -26,8 +26,8 @@ def check_edit(
     Raises EditError if shape, range or size of the images, the number of texts or the strength is wrong.
     """
     if not (torch.is_tensor(images) and images.is_floating_point() and images.ndim == 4 and images.shape[1] == 3):
-        got = f"{images.dtype} {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
-        raise EditError(f"images must be a float tensor (B, 3, H, W) in [-1, 1]; got {got}.")
+        actual = f"{images.dtype} {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
+        raise EditError(f"images must be a float tensor (B, 3, H, W) in [-1, 1]; got {actual}.")
     if size is not None and tuple(images.shape[2:]) != (size, size):
         raise EditError(
             f"This editor works on {size}×{size} images; got {images.shape[3]}×{images.shape[2]} "
@@ -140,7 +140,7 @@ class CodeEditor(BaseEditor):
     def edit(
         self,
         images: torch.Tensor,  # float32 (B, 3, size, size) in [-1, 1]
-        source: list[str],  # B captions of the inputs, "" where unknown
+        source: list[str],  # B captions of the inputs, "" if unknown
         target: list[str],  # B captions of the wanted outputs
         strength: float | None = None,  # 0 … 1; None: the editor's default
         instruction: list[str] | None = None,  # read only by methods whose `instructs` is True

@@ -12,7 +12,7 @@ import inspect
 import re
 
 from .classes import check_members, checked_class, entry_names, entry_place, import_class
-from .names import is_command
+from .names import is_command, parse_editor
 from .protocol import EditError, Editor
 
 # %% ../../nbs/editing/registry.ipynb #96641afb
@@ -41,8 +41,8 @@ def editors() -> list[str]:
     return list(dict.fromkeys([*EDITORS, *REGISTERED, *entry_names()]))
 
 
-def _place(name: str) -> tuple[type | str, dict]:
-    "Where the class of an Editor is, and the options that the name sets."
+def _found(name: str) -> tuple[type | str, dict]:
+    "Where the class of an Editor is, and the option that the name itself is."
     if name in EDITORS or name in REGISTERED:
         return EDITORS.get(name) or REGISTERED[name], {}
     if is_command(name):
@@ -67,13 +67,14 @@ def _place(name: str) -> tuple[type | str, dict]:
 
 
 def editor_class(
-    name: str,  # one of `editors()`, module:Class, diffusers:MODEL, or a command with {source} and {out}
+    name: str,  # one of `editors()`, module:Class, diffusers:MODEL or a command; options may follow
 ) -> type:
     """The class of an Editor; its `edit` takes an instruction.
 
     Raises EditError if there is none, or what is there is no Editor.
     """
-    place, _ = _place(name)
+    name = parse_editor(name)[0]
+    place, _ = _found(name)
     return checked_class(import_class(place, name) if isinstance(place, str) else place, name)
 
 # %% ../../nbs/editing/registry.ipynb #f063d685
@@ -120,7 +121,7 @@ def options_of(
     name: str,  # as for `editor_class`
 ) -> list[str]:
     "The options that `editor` takes for an Editor. Raises EditError if there is no Editor of that name."
-    fixed = {*_place(name)[1], "device", "precision"}
+    fixed = {*_found(parse_editor(name)[0])[1], "device", "precision"}
     return [option for option in _parameters(editor_class(name)) if option not in fixed]
 
 
@@ -137,7 +138,7 @@ def _parameters(cls: type) -> list[str]:
 
 
 def editor(
-    name: str,  # one of `editors()`, module:Class, diffusers:MODEL, or a command with {source} and {out}
+    name: str,  # one of `editors()`, module:Class, diffusers:MODEL or a command; options may follow, see names.ipynb
     device=None,  # torch device; None: the best one present
     precision: str | None = None,  # of the networks: float32, bf16 or fp16; None: the editor's default
     **options,  # the editor's own: model="…" for other weights, decoding="plain", …
@@ -146,7 +147,9 @@ def editor(
 
     Raises EditError for an unknown name, option or precision, and for a class that is no Editor.
     """
-    cls, fixed, known = editor_class(name), _place(name)[1], options_of(name)
+    cls, known, (name, given) = editor_class(name), options_of(name), parse_editor(name)
+    fixed, options = _found(name)[1], given | options
+    precision = options.pop("precision", None) or precision
     unknown = [option for option in options if option not in known]
     if unknown:
         raise EditError(

@@ -23,29 +23,29 @@ from ..training.loop import is_main
 def parse_job(
     arguments: list[str],  # ldm preset=gpu images=50000
 ) -> Settings:
-    "The settings that a command line describes; ValueError names the fault and the closest valid word."
+    "The settings of a command line; ValueError names the fault and the closest valid word."
     job = arguments[0] if arguments else ""
     if job not in TRAINING:
         hint = f"did you mean {closest(job, TRAINING)}? " if job else ""
         raise ValueError(f"The first word must be a job, not {job!r}; {hint}There are: {', '.join(TRAINING)}.")
-    given = {}
+    overrides = {}
     for argument in arguments[1:]:
         name, equals, text = argument.partition("=")
         if not equals:
-            raise ValueError(f"{argument!r} is no name=value; for example: preset=small images=5000.")
+            raise ValueError(f"{argument!r} is not name=value; for example: preset=small images=5000.")
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
-        literal = isinstance(value, (bool, int, float, str, type(None)))
-        given[name] = value if literal else text  # 96,128 is a list, which settings write as a string
-    return config_for(job, given.pop("preset", None), **given)
+        is_literal = isinstance(value, (bool, int, float, str, type(None)))
+        overrides[name] = value if is_literal else text  # 96,128 is a list, which settings write as a string
+    return config_for(job, overrides.pop("preset", None), **overrides)
 
 # %% ../../nbs/jobs/launch.ipynb #027c7c50
 def launch(
     config: Settings,  # of a training job
 ):
-    "Runs a training job in each process and returns the result of its `fit`; the first process keeps its run."
+    "Runs a training job in each process and returns the result of its `fit`; only the first process keeps its run."
     resume = getattr(config, "resume_from", None)  # directions have no checkpoints
     fit = JOBS[config.job].load_fit()
     with contextlib.ExitStack() as stack:
@@ -58,7 +58,7 @@ def launch(
 
 # %% ../../nbs/jobs/launch.ipynb #192a6605
 def main(arguments: list[str]) -> None:
-    "Runs the job that the arguments name; SystemExit with one sentence if they are wrong."
+    "Runs the job that the arguments describe; SystemExit with one sentence if they are not valid."
     try:
         config = parse_job(arguments)
     except ValueError as error:

@@ -81,10 +81,10 @@ def preset_table(
     job: str,  # name of a training job
 ) -> str:
     "A Markdown table: the fields of a job and their values in each preset; ValueError if there is no such job."
-    return settings_table(PRESETS[_known("job", job, PRESETS)])
+    return settings_table(PRESETS[_check_name("job", job, PRESETS)])
 
 
-def _known(kind: str, name: str, valid) -> str:
+def _check_name(kind: str, name: str, valid) -> str:
     "`name` if it is one of `valid`; otherwise ValueError with the closest one."
     if isinstance(name, str) and name in valid:
         return name
@@ -99,12 +99,12 @@ def config_for(
     **overrides,  # fields that differ from the preset or from the resumed run; None keeps its value
 ) -> Settings:
     "The settings of a job; ValueError names the closest valid job, preset or field."
-    presets = JOBS[_known("job", job, JOBS)].presets
+    presets = JOBS[_check_name("job", job, JOBS)].presets
     resumed = _resumed_config(job, overrides.get("resume_from"))
     if resumed and preset in (None, resumed.preset):
         config = resumed
     else:
-        config = presets[_known(f"{job} preset", preset or "small", presets)]
+        config = presets[_check_name(f"{job} preset", preset or "small", presets)]
     valid = [f.name for f in fields(config)]
     for name in overrides:
         if name not in valid:
@@ -116,8 +116,8 @@ def _resumed_config(job: str, resume_from: str | None) -> Settings | None:
     "The settings in the record of the resumed run, without its name and device; None if this job has no such record."
     if not resume_from:
         return None
-    place = found_path(resume_from)
-    file = next((f for folder in (place, *place.parents[:2]) if (f := folder / "run.json").is_file()), None)
+    path = found_path(resume_from)
+    file = next((f for folder in (path, *path.parents[:2]) if (f := folder / "run.json").is_file()), None)
     if file is None:
         return None
     try:
@@ -125,10 +125,12 @@ def _resumed_config(job: str, resume_from: str | None) -> Settings | None:
         if record["name"] != job:
             return None
         recorded, config = record["config"], JOBS[job].presets[record["config"]["preset"]]
-        own = [f for f in fields(config) if f.name in recorded and f.name not in ("run_id", "resume_from", "device")]
-        return replace(config, **{f.name: _from_json(f, recorded[f.name]) for f in own})
+        inherited = [
+            f for f in fields(config) if f.name in recorded and f.name not in ("run_id", "resume_from", "device")
+        ]
+        return replace(config, **{f.name: _from_json(f, recorded[f.name]) for f in inherited})
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None  # opening the run reports what is wrong with it
+        return None  # opening the run reports the fault
 
 
 def _from_json(field, value):
@@ -140,7 +142,7 @@ def parameters_cell(
     job: str,  # name of a job
 ) -> str:
     "The text of a notebook's parameters cell: `name: type = None  # help`, one line per field."
-    row = JOBS[_known("job", job, JOBS)]
+    row = JOBS[_check_name("job", job, JOBS)]
     comments, headings = field_comments(row.config)
     groups = {}
     for f in fields(row.config):
@@ -168,7 +170,7 @@ def config_from_notebook(
     names: dict,  # globals() of the notebook
 ) -> Settings:
     "The settings that a notebook's parameters describe; ValueError names the closest valid field."
-    valid = [f.name for f in fields(JOBS[_known("job", job, JOBS)].config)]
+    valid = [f.name for f in fields(JOBS[_check_name("job", job, JOBS)].config)]
     cells = [cell for cell in names.get("In", ()) if cell.strip()]
     assigned = _parameter_names(cells, valid)
     if assigned is None:

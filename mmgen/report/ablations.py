@@ -51,7 +51,7 @@ def _reconstructions(root):
         )
     return lines
 
-
+# %% ../../nbs/report/ablations.ipynb #7da12056
 def ceilings(
     evidence: Evidence,
     root: Path | None = None,  # of the .jsonl files; None: reports in the repository

@@ -57,7 +57,7 @@ def verdict(
         return "level"
     return "ahead" if (low > other_high) != score.startswith(LESS) else "behind"
 
-
+# %% ../../nbs/report/conclusion.ipynb #3bb6a577
 def champions(
     evidence: Evidence,
     kind: str = "all",
@@ -65,7 +65,7 @@ def champions(
     "The Editor that represents each family: highest mean skill for a kind of edit."
     return best(evidence, "latent diffusion", ANY[:1], kind), best(evidence, "StyleCLIP", ANY, kind)
 
-
+# %% ../../nbs/report/conclusion.ipynb #cbcc5e6f
 def words(
     items,  # strings
 ) -> str:

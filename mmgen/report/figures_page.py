@@ -122,7 +122,7 @@ cancels the autoencoder's error; an edit without effect then costs nothing.
 The generator was trained without a GPU; a better one would help all three StyleCLIP methods.
 * Latent optimisation has {slow} edits, the other methods {rows}."""
 
-
+# %% ../../nbs/report/figures_page.ipynb #12f13a95
 def models_table(
     models: dict,  # of scores.json
 ) -> str:

@@ -128,7 +128,7 @@ def shift(rows: list[dict]) -> str:
 # %% ../../nbs/report/figures_tables.ipynb #67b71dfb
 HEADS = [f"{model}, {method.split(', ')[1]}" for model, method in MODEL_AND_METHOD]
 
-
+# %% ../../nbs/report/figures_tables.ipynb #cff626b8
 def adventurer_edits(rows: list[dict]) -> str:
     "Both models on adventurer: edits reached by kind, all scores, the style of the results, and edits to known tags."
     score = lambda model, method, kind, name: pick(

@@ -26,7 +26,7 @@ STAND_INS = "A drawn portrait stands in for the {}: figures of this run are not 
 JUDGED = "Means over the columns, judged by a CLIP; change: of all pixels, in per cent of the range."
 OWN_JUDGE = " It is the CLIP that StyleCLIP optimises, which flatters StyleCLIP."
 
-
+# %% ../../nbs/report/published_page.ipynb #66010a45
 def _recorded(run):
     "Whether a folder has a completed run on published weights."
     if not (run / "run.json").is_file():
@@ -46,7 +46,7 @@ def _scores(metrics):
         lines.append([figure.replace("_", " "), method, str(means[-1]["n"]), *cells])
     return markdown(["figure", "method", "n", *MEASURES], lines)
 
-
+# %% ../../nbs/report/published_page.ipynb #8b582dbe
 def section(
     run: str | Path,  # folder of a run of `pretrained`
     folder: str | Path,  # of the report

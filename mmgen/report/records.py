@@ -42,7 +42,7 @@ def options_in(
     "The options in an Editor's text."
     return dict(part.partition("=")[::2] for part in spec[len(name_of(spec)) :].split(":")[1:])
 
-
+# %% ../../nbs/report/records.ipynb #c39b3788
 def family(
     spec: str,  # name[:option=value]...
 ) -> str:  # latent diffusion, StyleCLIP or –
@@ -68,7 +68,7 @@ def learned_from(
         (data for beginning, data in LEARNED.items() if name_of(spec).startswith(beginning)), "captioned images"
     )
 
-
+# %% ../../nbs/report/records.ipynb #e723371b
 def label(
     spec: str,  # name[:option=value]...
 ) -> str:
@@ -135,7 +135,7 @@ def _checked(row, number, run):
         scores["memory"] = [as_float(row["memory_mib"])] * 3
     return row | {"run": run, "scores": scores}
 
-
+# %% ../../nbs/report/records.ipynb #175130c3
 def _read_run(folder):
     "The verified record of one evaluation; raises RunError or ReportError if it cannot be used."
     if not (folder / "run.json").is_file():

@@ -116,7 +116,7 @@ def expand(
             missing.append(column.score.rstrip("* (") if prefix is not None else column.title or column.score)
     return present, missing
 
-
+# %% ../../nbs/report/tables.ipynb #2da4b2da
 def table(
     chosen: dict[str, dict],  # Editor -> its row, see `select`
     columns: Iterable[Column],
@@ -136,7 +136,7 @@ def table(
         rows.append([label(spec), *[family(spec)] * families, n, *cells])
     return markdown(head, rows, "ll" + "r" if families else "lr"), missing
 
-
+# %% ../../nbs/report/tables.ipynb #a21df681
 def absent(
     names: list[str],  # of scores
 ) -> str:

@@ -179,10 +179,10 @@ def _by_oracle(config, run, editor, edits_of_kind):
         scores, _ = score_editor(oracle, editor, examples, size=config.size)
         for metric in ("reached", "kept"):
             run.metric(f"{kind} {metric}", scores[metric], n=scores["n"])
-    shown = [edit for examples in edits_of_kind.values() for edit in examples[: 8 // len(edits_of_kind) or 1]]
-    source, before, after, exact = as_batch(shown, config.size)
+    sample = [edit for examples in edits_of_kind.values() for edit in examples[: 8 // len(edits_of_kind) or 1]]
+    source, before, after, exact = as_batch(sample, config.size)
     rows = {"source": source, "result": editor.edit(source, before, after), "exact answer": exact}
-    run.figure("edits", sheet(rows, ["\n".join(edit.tag.rsplit(" ", 1)) for edit in shown]), "held-out portraits")
+    run.figure("edits", sheet(rows, ["\n".join(edit.tag.rsplit(" ", 1)) for edit in sample]), "held-out portraits")
 
 
 def _by_clip(config, run, editor):

@@ -37,6 +37,9 @@ class StyleGAN2Config(Job):
     channel_base: int = 2_048  # channels of a layer: this / resolution, ...
     channel_max: int = 192  # ... at most this
     mapping_layers: int = 4  # layers from z to w
+    convs: int = 2  # convolutions at each resolution
+    mapping: str = "network"  # from z to w: network (StyleGAN2's) or flow (fitted to an encoder's codes)
+    autoencoder: str = "none"  # name or folder, its latents are generated; none: pixels
     normalisation: str = "demodulation"  # demodulation (StyleGAN2) or adain (StyleGAN, eq. 5)
     noise: bool = True  # noise inputs at every layer
     discriminator: str = "residual"  # residual (published) or projected (EfficientNet-Lite0)
@@ -71,6 +74,7 @@ class StyleGAN2Config(Job):
     choices: ClassVar[dict] = Job.choices | {
         "optimizer": ("adam", "muon"),
         "normalisation": ("demodulation", "adain"),
+        "mapping": ("network", "flow"),
         "discriminator": ("residual", "projected"),
         "augment": ("none", "diffaugment", "ada"),
         "perceptual": ("none", "efficientnet", "lpips"),
@@ -96,6 +100,8 @@ class StyleGAN2Config(Job):
             "channel_max": self.channel_max,
             "mapping_layers": self.mapping_layers,
             "normalisation": self.normalisation,
+            "convs": self.convs,
+            "mapping": self.mapping,
         }
 
 # %% ../../nbs/stylegan/config.ipynb #56a936c3
@@ -122,7 +128,25 @@ STYLEGAN2_PRESETS = {
         log_every=2,
         sample_every=3,
     ),
-    "small": StyleGAN2Config(),
+    "small": StyleGAN2Config(
+        optimizer="muon",
+        steps=6_000,
+        max_seconds=3_600.0,
+        lr=1.5e-3,
+        lr_schedule="cosine",
+        warmup=100,
+        ema_decay=0.999,
+        convs=3,
+        mapping="flow",
+        autoencoder="autoencoder-portraits",
+        noise=False,
+        adversarial_weight=0.0,
+        reconstruction_weight=1.0,
+        encoder_base=2_048,
+        encoder_max=192,
+        latent_noise=0.05,
+        perceptual="none",
+    ),
     "gpu": StyleGAN2Config(
         preset="gpu",
         images=100_000,
@@ -182,6 +206,7 @@ class EncoderConfig(Job):
     # networks
     generator: str = "stylegan2-portraits"  # packaged name or folder of the generator, frozen
     encoder_from: str | None = None  # packaged name or folder of an encoder to start from; None: random
+    autoencoder: str = "none"  # of a generator that makes latents: name or folder; none: it makes pixels
     encoder_base: int = 1_536  # channels of a layer: this / resolution, ...
     encoder_max: int = 128  # ... at most this
     # loss

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ..base.schema import WeightsError
 from ..base.weights import fingerprint, load_model, resolve
+from .flow_mapping import FlowMapping
+from .latents import LatentSpace
 from mmgen.stylegan.layers import (
     EqualLinear,
     adain,
@@ -146,16 +148,17 @@ class SynthesisBlock(nn.Module):
         size: int,
         normalisation: str,
         channels: int,
+        convs: int = 2,  # convolutions; the first block has one less
     ):
         super().__init__()
-        if ins:
-            self.conv0 = SynthesisLayer(ins, outs, w_dim, size, True, normalisation)
-        else:
+        self.layers = [f"conv{i}" for i in range(0 if ins else 1, convs)]
+        if not ins:
             self.const = nn.Parameter(torch.randn(outs, size, size))
-        self.conv1 = SynthesisLayer(outs, outs, w_dim, size, False, normalisation)
+        for name in self.layers:
+            up = name == "conv0"
+            setattr(self, name, SynthesisLayer(ins if up else outs, outs, w_dim, size, up, normalisation))
         self.torgb = ToRGB(outs, w_dim, channels)
         self.register_buffer("resample_filter", binomial_filter())
-        self.layers = ["conv0", "conv1"] if ins else ["conv1"]
 
     def forward(self, x, image, styles, noise):  # styles: one for each layer, then one for RGB
         if x is None:
@@ -172,18 +175,32 @@ def channels_at(size: int, base: int, limit: int) -> dict[int, int]:  # resoluti
 
 # %% ../../nbs/stylegan/generator.ipynb #ea2d87da
 class SynthesisNetwork(nn.Module):
-    """The synthesis network: W+ (B, num_ws, w_dim) -> images (B, channels, size, size), about [-1, 1], not clamped
+    """The synthesis network: W+ (B, num_ws, w_dim) -> images (B, 3, size, size), about [-1, 1], not clamped
 
-    Source: section 3.3.1, figure 4; Karras et al. 2020, section 2 and figure 7 (skip connections to RGB).
+    With a `space` its blocks make latents, and the autoencoder's decoder makes images of them. Source: section 3.3.1,
+    figure 4; Karras et al. 2020, section 2 and figure 7 (skip connections to RGB).
     """
 
-    def __init__(self, w_dim: int, size: int, base: int, limit: int, normalisation: str, channels: int):
+    def __init__(
+        self,
+        w_dim: int,
+        size: int,  # of the images
+        base: int,
+        limit: int,
+        normalisation: str,
+        channels: int,  # of the images
+        convs: int = 2,  # convolutions of a block
+        space: LatentSpace | None = None,
+    ):
         super().__init__()
+        self.size, self.space = size, space
+        if space is not None:
+            size, channels = size // space.factor, space.channels
         widths = channels_at(size, base, limit)
         ins = [0, *widths.values()]
-        self.sizes, self.size, self.num_ws = list(widths), size, 2 * len(widths)
+        self.sizes, self.num_ws = list(widths), convs * len(widths)
         for i, (side, outs) in enumerate(widths.items()):
-            setattr(self, f"b{side}", SynthesisBlock(ins[i], outs, w_dim, side, normalisation, channels))
+            setattr(self, f"b{side}", SynthesisBlock(ins[i], outs, w_dim, side, normalisation, channels, convs))
 
     def blocks(self):
         "The blocks, smallest resolution first"
@@ -221,7 +238,12 @@ class SynthesisNetwork(nn.Module):
         styles: list[Tensor],  # as `styles` returns them
         noise: str = "const",  # or random, none
     ) -> Tensor:
-        "S → images (B, channels, size, size)"
+        "S → images (B, 3, size, size)"
+        image = self.draw(styles, noise)
+        return image if self.space is None else self.space.decode(image)
+
+    def draw(self, styles: list[Tensor], noise: str = "const") -> Tensor:
+        "S → what the blocks make: latents (B, c, size/f, size/f) if there is a `space`, else images"
         x = image = None
         at = 0
         for block in self.blocks():
@@ -251,12 +273,20 @@ class Generator(nn.Module):
         mapping_layers: int = 8,  # layers from z to w
         normalisation: str = "demodulation",  # StyleGAN2, or "adain": StyleGAN (eq. 5)
         channels: int = 3,  # of the images
+        convs: int = 2,  # convolutions at each resolution
+        autoencoder: dict | None = None,  # config of the autoencoder whose latents it generates; None: pixels
+        mapping: str = "network",  # StyleGAN2's, or "flow": `FlowMapping`
     ):
         super().__init__()
         if size not in [2**i for i in range(4, 11)]:
             raise ValueError(f"Generator: size must be a power of two from 16 to 1024, not {size}.")
         if normalisation not in ("demodulation", "adain"):
             raise ValueError(f"Generator: normalisation must be demodulation or adain, not {normalisation!r}.")
+        if mapping not in ("network", "flow") or (mapping == "flow" and z_dim != w_dim):
+            raise ValueError(
+                f"Generator: mapping must be network, or flow with z_dim equal to w_dim; got {mapping!r} with z_dim "
+                f"{z_dim} and w_dim {w_dim}."
+            )
         self.config = dict(
             size=size,
             z_dim=z_dim,
@@ -266,11 +296,23 @@ class Generator(nn.Module):
             mapping_layers=mapping_layers,
             normalisation=normalisation,
             channels=channels,
+            convs=convs,
+            autoencoder=autoencoder,
+            mapping=mapping,
         )
         self.size, self.z_dim, self.w_dim = size, z_dim, w_dim
-        self.synthesis = SynthesisNetwork(w_dim, size, channel_base, channel_max, normalisation, channels)
+        space = None if autoencoder is None else LatentSpace(autoencoder, "decoder")
+        if space is not None and size // space.factor < 4:
+            raise ValueError(
+                f"Generator: latents of {size // space.factor} px are too small; the autoencoder divides {size} px by "
+                f"{space.factor}, and the smallest resolution is 4."
+            )
+        self.synthesis = SynthesisNetwork(w_dim, size, channel_base, channel_max, normalisation, channels, convs, space)
         self.num_ws = self.synthesis.num_ws
-        self.mapping = MappingNetwork(z_dim, w_dim, self.num_ws, mapping_layers)
+        if mapping == "flow":
+            self.mapping = FlowMapping(w_dim, self.num_ws)
+        else:
+            self.mapping = MappingNetwork(z_dim, w_dim, self.num_ws, mapping_layers)
 
     def forward(
         self,

@@ -37,22 +37,22 @@ from .guards import LossWatch, TrainingDiverged, graceful_stop, progress_line, w
 
 # %% ../../nbs/training/loop.ipynb #114aeed7
 class Task:
-    "What is trained and how: a subclass sets `model` and defines `loss`; the rest has defaults."
+    "The model, loss and optimisers of a training: a subclass sets `model` and defines `loss`; the rest has defaults."
 
-    model: nn.Module  # everything that is trained; several networks go into one nn.ModuleDict
+    model: nn.Module  # all trained parameters; several networks are one nn.ModuleDict
     ema: nn.Module | None = None  # set by the loop: the average of `ema_modules()`, for `sample`
-    facts: dict = {}  # name → JSON value that should not change when a run is resumed; a change warns
-    must_match: dict = {}  # likewise; a change is an error: frozen networks, noise schedule
+    facts: dict = {}  # name → JSON value; a change on resume warns
+    must_match: dict = {}  # name → JSON value; a change on resume is an error: frozen networks, schedule
     learned: dict = {}  # learned from the data: tokenizer, scale, tags; a resumed run reads it with `learned`
-    shared_draws: bool = False  # draws its random numbers with `shared_rows`: all processes get the same seed
+    shared_draws: bool = False  # True: `loss` draws with `shared_rows`, so all processes get the same seed
 
     def loss(
         self,
-        batch: dict,  # of the data, tensors on the device
+        batch: dict,  # from the data, with tensors on the device
         step: int,  # from 0
-        which: str,  # name of the optimiser
+        optimizer: str,  # name of the optimiser
     ) -> tuple:  # (scalar tensor or None, dict of floats or scalar tensors to log)
-        "The loss that the optimiser `which` minimises, under autocast; random numbers come from the global generators."
+        "The loss that `optimizer` minimises, under autocast; random numbers come from the global generators."
         raise NotImplementedError
 
     def optimizers(self, lr: float, weight_decay: float) -> dict[str, torch.optim.Optimizer]:
@@ -68,7 +68,7 @@ class Task:
         return None
 
     def batch_ids(self, batch: dict) -> list:
-        "Identifiers of the rows of a batch, for the message of a failure."
+        "Identifiers of the rows of a batch, for error messages."
         ids = batch.get("index", [])
         return ids.tolist() if isinstance(ids, torch.Tensor) else list(ids)
 
@@ -91,7 +91,7 @@ def scaled_lr(
 
 def lr_factor(
     step: int,  # from 0
-    progress: float,  # share of the run that is done, 0 to 1
+    progress: float,  # completed share of the run, 0 to 1
     warmup: int = 0,  # steps
     schedule: str = "constant",  # "constant", "linear" (to 0) or "cosine" (to 0)
 ) -> float:  # 0 to 1, a factor of the peak learning rate
@@ -112,8 +112,8 @@ def update_ema(
 ):
     "One update of the exponential moving average, with warm-up of its decay."
     d = min(decay, (1 + n) / (10 + n))
-    mean, new = list(ema.parameters()), list(model.parameters())
-    torch._foreach_lerp_(mean, new, 1 - d)
+    mean, weights = list(ema.parameters()), list(model.parameters())
+    torch._foreach_lerp_(mean, weights, 1 - d)
     for a, b in zip(ema.buffers(), model.buffers()):
         a.copy_(b)
 
@@ -142,8 +142,8 @@ class Step(nn.Module):
         super().__init__()
         self.model, self.loss = task.model, task.loss
 
-    def forward(self, batch, step, which):
-        return self.loss(batch, step, which)
+    def forward(self, batch, step, optimizer):
+        return self.loss(batch, step, optimizer)
 
 
 def freeze(params: dict[str, list[nn.Parameter]], *names: str):
@@ -197,13 +197,14 @@ class Updates:
 
 # %% ../../nbs/training/loop.ipynb #53d347da
 class Progress:
-    "How far a training is: steps and seconds, earlier parts of a resumed run included."
+    "Steps and seconds of a training, including earlier parts of a resumed run."
 
     def __init__(self, steps: int, max_seconds: float | None):
         self.steps, self.max_seconds = steps, max_seconds
         self.step, self.seconds = 0, 0.0
 
     def start(self):
+        "Starts the clock."
         self.zero = time.monotonic() - self.seconds
 
     def now(self) -> float:
@@ -212,10 +213,11 @@ class Progress:
 
     @property
     def done(self) -> float:
-        "Share of the training that is done; 1 or more at its end."
+        "Completed share of the training; 1 or more at its end."
         return max(self.step / self.steps, self.seconds / self.max_seconds if self.max_seconds else 0.0)
 
     def due(self, every: int) -> bool:  # steps; 0: never
+        "Whether an action that happens every `every` steps, and at the end, is due."
         return bool(every) and (self.step % every == 0 or self.done >= 1)
 
     @property
@@ -244,7 +246,7 @@ class Checkpoints:
         self.last = resume_point(resume_from)
         if not self.last:
             if accelerator.is_main_process:
-                print(f"{resume_from} ended before its first checkpoint: the training starts anew.", flush=True)
+                print(f"{resume_from} ended before its first checkpoint: the training starts again.", flush=True)
             return
         models = {"model": task.model, "ema": task.ema}
         facts, state = load_checkpoint(self.last, models, self.updates.optimizers, task.must_match)
@@ -259,7 +261,9 @@ class Checkpoints:
             self.progress.step, self.progress.seconds = facts["step"], float(facts["seconds"])
             rows = facts["step"] * facts["batch_size"] * facts["processes"]
             rows = int(facts["seen"]) if "seen" in facts else rows
-            batches = rows // self.recipe["batch_size"]  # other batch sizes or numbers of processes came before
+            batches = (
+                rows // self.recipe["batch_size"]
+            )  # earlier parts may have had another batch size or number of processes
             self.ahead = batches - self.progress.step * self.recipe["processes"]
 
     def batch_number(self, step: int, process: int) -> int:
@@ -267,7 +271,7 @@ class Checkpoints:
         return step * self.recipe["processes"] + self.ahead + process
 
     def save(self):
-        "Every process sends its random states; the first one writes."
+        "Writes a checkpoint in the first process, with the random states of all processes."
         task, accelerator = self.updates.task, self.updates.accelerator
         rng = gather_object([rng_state()])
         if not accelerator.is_main_process:
@@ -289,7 +293,7 @@ class Checkpoints:
 
 # %% ../../nbs/training/loop.ipynb #18cab451
 class Reports:
-    "Log, TensorBoard, progress lines or bar, and sample images of the process that writes."
+    "Log, TensorBoard, progress and sample images of the writing process."
 
     def __init__(self, run, progress: Progress, rows: int, tensorboard: bool):  # rows of a step in all processes
         self.run, self.progress, self.rows = run, progress, rows
@@ -308,8 +312,8 @@ class Reports:
         values = {**means, "lr": lr, "images_per_second": speed * self.rows}
         self.run.log(progress.step, **values)
         if self.bar:
-            shown = {"step": progress.step, **{k: f"{v:.4g}" for k, v in values.items()}}
-            self.bar.set_postfix(shown, refresh=False)
+            postfix = {"step": progress.step, **{k: f"{v:.4g}" for k, v in values.items()}}
+            self.bar.set_postfix(postfix, refresh=False)
             self.bar.update(min(progress.done, 1) - self.bar.n)
         else:
             line = progress_line(progress.step, progress.steps, values, progress.seconds, progress.done)
@@ -319,7 +323,7 @@ class Reports:
                 self.writer.add_scalar(k, v, progress.step)
 
     def sample(self, task: Task):
-        "The task's sample images as a figure; the random states stay as they are."
+        "Records the task's sample images as a figure; the random states do not change."
         state = rng_state()
         task.model.eval()
         with torch.no_grad():
@@ -330,9 +334,10 @@ class Reports:
             self.run.figure(f"sample-{self.progress.step}", image_grid(images))
 
     def close(self):
-        for open_one in (self.bar, self.writer):
-            if open_one:
-                open_one.close()
+        "Closes the bar and TensorBoard."
+        for output in (self.bar, self.writer):
+            if output:
+                output.close()
 
 
 def tensorboard_writer(folder: Path):
@@ -340,8 +345,15 @@ def tensorboard_writer(folder: Path):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as e:
-        raise ValueError("tensorboard=True needs a package more: pip install tensorboard.") from e
+        raise ValueError("tensorboard=True needs one more package: pip install tensorboard.") from e
     return SummaryWriter(folder)
+
+# %% ../../nbs/training/loop.ipynb #813c1f2e
+def _agree(accelerator: Accelerator, seconds: float, stop: bool) -> tuple[float, bool]:
+    "The clock of the first process in seconds, and whether any process is to stop."
+    clock = torch.tensor([[seconds, float(stop)]], device=accelerator.device)
+    clock = accelerator.gather(clock).cpu() if accelerator.num_processes > 1 else clock
+    return clock[0, 0].item(), bool(clock[:, 1].any())
 
 # %% ../../nbs/training/loop.ipynb #b0047f8f
 class TrainResult(NamedTuple):
@@ -355,7 +367,7 @@ class TrainResult(NamedTuple):
 
 def train(
     task: Task,
-    data,  # .batch(step) -> dict of CPU tensors, a function of step alone; len(): its rows
+    data,  # has batch(step) -> dict of CPU tensors, a function of step only; len(): number of rows
     run,  # .path, .log(step, **values), .figure(name, picture); may be None where not `is_main()`
     *,
     steps: int,  # optimiser steps in all
@@ -375,9 +387,9 @@ def train(
     max_seconds: float | None = None,  # time limit, counted over resumes; the schedule then ends at zero too
     resume_from: str | Path | None = None,  # a checkpoint, or a run's folder: its last one
     tensorboard: bool = False,  # write the values for TensorBoard too, to `run.path`/tensorboard
-    device: str | None = None,  # None: the best one available
-    workers: int = 0,  # processes that make batches, see `feed`
-    explode: float = 100.0,  # a loss over this many running medians ends the run; 0: only nan and infinity do
+    device: str | None = None,  # None: see `pick_device`
+    workers: int = 0,  # processes that prepare batches, see `feed`
+    explode: float = 100.0,  # a loss above this many running medians ends the run; 0: only NaN and infinity do
 ) -> TrainResult:
     """Trains a task: warm-up, clipping, EMA, checkpoints; paper, section 4.3.
 
@@ -403,8 +415,8 @@ def train(
         checkpoints.resume(resume_from)
     if main and progress.done >= 1:
         name = relative_name(checkpoints.last)
-        reached = f"{name} is of step {progress.step} at {progress.seconds:.0f} s, and {progress.limit}"
-        print(f"{reached}: nothing is left to train.", flush=True)
+        state = f"{name} is of step {progress.step} at {progress.seconds:.0f} s, and {progress.limit}"
+        print(f"{state}: nothing is left to train.", flush=True)
     reports = Reports(run, progress, batch_size * world, tensorboard) if main else None
 
     read_every = 1 if device.type == "cpu" else 16  # reading a loss waits for the GPU
@@ -420,9 +432,9 @@ def train(
                     continue
 
                 if bad := watch.read():
-                    step, process, what = bad
+                    step, process, fault = bad
                     ids = task.batch_ids(data.batch(checkpoints.batch_number(step, process)))
-                    raise TrainingDiverged(step, ids, checkpoints.last, what)
+                    raise TrainingDiverged(step, ids, checkpoints.last, fault)
                 progress.seconds, stopped = _agree(accelerator, progress.now(), stop.asked)
                 if main and progress.due(log_every):
                     reports.log(watch.means(), peak * factor)
@@ -431,18 +443,11 @@ def train(
                 if progress.due(checkpoint_every) or stopped or progress.done >= 1:
                     checkpoints.save()
                 if stopped:
-                    at = f"step {progress.step}; checkpoint: {relative_name(checkpoints.last)}"
-                    raise KeyboardInterrupt(f"Stopped after {at}")
+                    position = f"step {progress.step}; checkpoint: {relative_name(checkpoints.last)}"
+                    raise KeyboardInterrupt(f"Stopped after {position}")
     finally:
         batches.close()
         freeze(updates.params, *updates.params)
         if reports:
             reports.close()
     return TrainResult(progress.step, progress.seconds, task.ema, checkpoints.last)
-
-
-def _agree(accelerator: Accelerator, seconds: float, stop: bool) -> tuple[float, bool]:
-    "The clock of the first process, and whether any process was asked to stop."
-    clock = torch.tensor([[seconds, float(stop)]], device=accelerator.device)
-    clock = accelerator.gather(clock).cpu() if accelerator.num_processes > 1 else clock
-    return clock[0, 0].item(), bool(clock[:, 1].any())
