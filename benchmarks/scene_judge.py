@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image, ImageFilter
 from record import record
 
+from mmgen.benchmark.registration import moved
 from mmgen.benchmark.scene_edits import scene_edit
-from mmgen.benchmark.scene_judge import SceneJudge, moved
+from mmgen.benchmark.scene_judge import SceneJudge
 from mmgen.data.scenes import render_scene
 
 
@@ -49,7 +50,7 @@ def main():
     parser.add_argument("--rows", type=int, default=130)
     parser.add_argument("--size", type=int, default=512)
     a = parser.parse_args()
-    for n in range(13):
+    for n in range(15):
         scene_edit("warm", n)  # styles are read once
     start = time.process_time()
     rows = [scene_edit("dev", n) for n in range(a.rows)]
@@ -65,7 +66,11 @@ def main():
         start = time.process_time()
         verdicts = [judge(plant(image)) for judge, image in zip(judges, targets)]
         seconds = time.process_time() - start
-        copies = [judge(plant(x)).reached for judge, x, row in zip(judges, sources, rows) if row.kind != "nothing"]
+        copies = [
+            judge(plant(x)).reached
+            for judge, x, row in zip(judges, sources, rows)
+            if row.kind not in ("nothing", "back")
+        ]
         flips, asked = sum(len(v.flips) for v in verdicts), sum(v.asked for v in verdicts)
         numbers = {
             "reached": float(np.mean([v.reached for v in verdicts])),

@@ -14,8 +14,10 @@ from mmgen.data.characters import (
     licence,
     phrases,
     render,
+    render_svg,
     sample,
     styles,
+    svg,
     tags,
     values,
     with_value,
@@ -28,6 +30,7 @@ from mmgen.data.scenes import (
     references,
     render_scene,
     sample_scene,
+    scene_svg,
     scene_tags,
 )
 
@@ -64,6 +67,36 @@ def test_the_same_seed_draws_the_same_pixels():
     assert sample(7) == sample(7) and (render(sample(7), 48) == render(sample(7), 48)).all()
     assert sample_scene(7) == sample_scene(7)
     assert (render_scene(sample_scene(7), 48) == render_scene(sample_scene(7), 48)).all()
+
+
+@pytest.mark.parametrize("style", styles())
+def test_a_drawing_is_that_of_dicebear_which_checks_its_options(style):
+    from dicebear import Avatar
+
+    from mmgen.data.characters import _drawing, _style, _table, palette
+
+    character = sample(3, style)
+    options = {"seed": "mmgen", "backgroundColor": "#00000000"}
+    options |= {f"{r}Color": c["values"][0] for r, c in _drawing(style)["colors"].items() if r != "background"}
+    options |= {f"{_table(style)['colors'][role]}Color": palette(role)[name] for role, name in character.colors}
+    for part, variant in character.parts:
+        options |= {f"{part}Variant": variant, f"{part}Probability": 100} if variant else {f"{part}Probability": 0}
+    known = _drawing(style)["components"]
+    options = {k: v for k, v in options.items() if not k.endswith("Probability") or "probability" in known[k[:-11]]}
+    whole = render_svg(Avatar(_style(style), options).to_string(), 128)
+    assert np.abs(whole.astype(int) - render(character, 128)).mean() < 0.2
+    part, variant = next((p, v) for p, v in character.parts if v)
+    parts = tuple((p, "no such variant" if p == part else v) for p, v in character.parts)
+    with pytest.raises(CharacterError, match="no such variant"):
+        svg(Character(style, parts, character.colors))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_layers_and_one_svg_show_the_same_scene(seed):
+    scene = sample_scene(seed)
+    assert np.abs(render_scene(scene, 192).astype(int) - render_svg(scene_svg(scene), 192)).mean() < 0.3
+    small, large = (render_scene(scene, size).astype(float) for size in (64, 256))
+    assert np.abs(small - large.reshape(64, 4, 64, 4, 3).mean((1, 3))).mean() < 3
 
 
 @pytest.mark.parametrize("people", [1, 2, 3, 4])

@@ -215,33 +215,71 @@ def _style(name):
     return Style(_drawing(name))
 
 
+_CANVAS = re.compile(r'<clipPath id="([\w-]+)"><rect width="([\d.]+)" height="\2" rx="0" ry="0"/></clipPath>')
+
+
+def _plain(text, side):
+    "An SVG without comments, metadata, and the clip at the border of its canvas, which the border of the image does"
+    text = re.sub(r"<!--.*?-->|<metadata.*?</metadata>", "", text, flags=re.S)
+    clip = next((m for m in _CANVAS.finditer(text) if float(m[2]) == side), None)
+    return text.replace(clip[0], "").replace(f' clip-path="url(#{clip[1]})"', "") if clip else text
+
+
 def draw(
     style: str,  # any DiceBear style
-    options: dict,  # of DiceBear
+    options: dict,  # of DiceBear, which checks them
 ) -> str:
     "A drawing as SVG, without comments and metadata."
     from dicebear import Avatar
 
-    text = Avatar(_style(style), options).to_string()
-    return re.sub(r"<!--.*?-->|<metadata.*?</metadata>", "", text, flags=re.S)
+    return _plain(Avatar(_style(style), options).to_string(), _style(style).canvas().width())
+
+
+@lru_cache(maxsize=None)
+def _checked(style):
+    "A class of options without DiceBear's check; all that `svg` can ask for is checked here, once"
+    from dicebear.options import Options
+
+    table, drawing = _table(style), _drawing(style)
+    every = {"seed": "mmgen", "backgroundColor": "#00000000"}
+    for role, spec in drawing["colors"].items():
+        if role != "background":
+            every[f"{role}Color"] = spec["values"][0]
+    for role, name in table["colors"].items():
+        every[f"{name}Color"] = list(palette(role).values())
+    for component, variants in _components(style).items():
+        every[f"{component}Variant"], every[f"{component}Probability"] = list(variants), 100
+    Options(every)
+
+    class Checked(Options):
+        def __init__(self, data):
+            self._data, self._tags = data, None
+
+    return Checked
 
 
 @lru_cache(maxsize=4096)
 def svg(character: Character) -> str:
-    "The drawing as SVG with a transparent background."
+    "The drawing as SVG with a transparent background. CharacterError if a variant is unknown."
+    from dicebear.renderer import Renderer
+    from dicebear.resolver import Resolver
+
     table, drawing = _table(character.style), _drawing(character.style)
     options = {"seed": "mmgen", "backgroundColor": "#00000000"}
     for role in drawing["colors"]:
         if role != "background":
             options[f"{role}Color"] = drawing["colors"][role]["values"][0]
     for role, name in character.colors:
-        options[f"{table['colors'][role]}Color"] = palette(role)[name]
+        options[f"{table['colors'][role]}Color"] = palette(role)[_known(role, name, palette(role))]
+    variants = _components(character.style)
     for component, variant in character.parts:
         if drawing["components"][component].get("probability") is not None:
             options[f"{component}Probability"] = 0 if variant is None else 100
         if variant is not None:
-            options[f"{component}Variant"] = variant
-    return draw(character.style, options)
+            options[f"{component}Variant"] = _known(f"variant of {component!r}", variant, variants[component])
+    style = _style(character.style)
+    text = Renderer(style, Resolver(style, _checked(character.style)(options))).render()
+    return _plain(text, style.canvas().width())
 
 
 def render_svg(
