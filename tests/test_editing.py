@@ -170,7 +170,8 @@ def test_one_call_edits_a_file_an_array_or_a_list_as_the_command_does(tmp_path):
     assert np.array_equal(one, edit_image(which, face, "blue hair", "green hair"))
     both = mmgen.edit([face, Image.fromarray(face)], "green hair", ["blue hair", "smile"], 0.5, editor=which)
     assert [type(result) for result in both] == [type(one)] * 2 and np.asarray(both[0]).std() > 0
-    assert np.array_equal(mmgen.edit(face, "smile", editor="copy-input"), mmgen.open_image(face, 64))
+    assert np.array_equal(mmgen.edit(face, "smile", editor="copy-input"), face)
+    assert np.array_equal(mmgen.edit(face, "smile", editor="copy-input", at="model"), mmgen.open_image(face, 64))
     assert mmgen.edit([], "smile", [], editor=which) == []
     for arguments, said in (
         (dict(editor=which, steps=3, device="cpu"), "takes no steps, device; give them to mmgen.editor"),
