@@ -49,4 +49,4 @@ def test_the_python_example_of_the_front_page(tmp_path, monkeypatch):
     example = re.findall(r"^```python\n(.*?)^```", (repo_root() / "README.md").read_text("utf-8"), flags=re.M | re.S)[0]
     exec(compile(example, "README.md", "exec"), names := {})
     green, smile = names["green"], names["smile"]
-    assert green.size == smile.size == (64, 64) and green.tobytes() != smile.tobytes()
+    assert green.size == smile.size == (200, 200) and green.tobytes() != smile.tobytes()
