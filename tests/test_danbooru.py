@@ -271,7 +271,7 @@ def test_a_full_disk_is_said_and_a_rerun_goes_on(tmp_path, monkeypatch):
 
 
 def test_two_runs_into_one_folder(tmp_path):
-    with locked(tmp_path / "out"), pytest.raises(FolderInUse, match="Another run is writing"):
+    with locked(tmp_path / "out"), pytest.raises(FolderInUse, match="Another run writes into"):
         write_posts(dump(tmp_path / "d", post(1)), tmp_path / "out")
 
 

@@ -285,7 +285,7 @@ def test_two_runs_at_once(dump, tmp_path):
 def test_other_settings_are_refused(dump, whole, tmp_path):
     files, found = whole[1], inventory(dump)
     for options, sentence in (
-        ({"size": 64}, "made with size 32, now 64"),
+        ({"size": 64}, "made with size 32, not 64"),
         ({"quality": 80}, "quality 95, now 80"),
         ({"fit": "pad"}, "fit crop"),
         ({"shard_bytes": 4e5}, "shard_bytes"),

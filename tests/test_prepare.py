@@ -293,5 +293,5 @@ def test_tags_that_look_like_formulas_are_shown(tmp_path):
 
 def test_other_settings_in_the_same_folder_are_refused(prepared):
     root, *_ = prepared
-    with pytest.raises(ValueError, match="size 32, now 48"):
+    with pytest.raises(ValueError, match="size 32, not 48"):
         run(root, source=str(root / "dump"), size=48)

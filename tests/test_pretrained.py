@@ -418,7 +418,7 @@ def test_half_precision_comes_as_float32_and_8_bits_are_refused(sd, tmp_path):
     state = {k: v.half() for k, v in to_compvis_unet(pipe.unet.state_dict()).items()}
     save_file({k: v.contiguous().clone() for k, v in state.items()}, tmp_path / "half.safetensors")
     assert unet_of(load_state(tmp_path / "half.safetensors")).conv_in.weight.dtype == torch.float32
-    with pytest.raises(WeightsError, match="no floating-point numbers, as of 8-bit weights"):
+    with pytest.raises(WeightsError, match="without floating-point numbers, such as 8-bit weights"):
         unet_of({k: (v * 100).to(torch.int8) for k, v in state.items()}, "q")
     save_file({k: v.to(torch.float8_e4m3fn).contiguous().clone() for k, v in state.items()}, tmp_path / "q.safetensors")
     with pytest.raises(WeightsError, match="q.safetensors has weights of 8 bits or fewer"):

@@ -269,7 +269,7 @@ def test_packaging_again_leaves_no_records_of_before(tmp_path, monkeypatch):
     assert found(package(run.path, "model", "name", tmp_path / "weights", replace=True)) == ["run.json"]
     before = {p.name: p.read_bytes() for p in (tmp_path / "weights" / "name").iterdir()}
     for name, said in (
-        ("name", "There are weights called name already"),
+        ("name", "Weights named name exist already"),
         ("../evil", "cannot name weights"),
         (".x", "cannot name"),
     ):

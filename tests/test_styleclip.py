@@ -122,7 +122,7 @@ def test_what_does_not_belong_together_is_refused(clip):
     g, e, other = generator(), encoder(), generator(seed=9)
     width = clip.model.config.projection_dim
     assert g.fingerprint() != other.fingerprint()
-    with pytest.raises(ValueError, match="64 px and w of 16; the generator has 32 px"):
+    with pytest.raises(ValueError, match="64 px, 10 layers and w of 16; the generator has 32 px"):
         Inversion(g, encoder(64), None, "cpu")
     with pytest.raises(
         EditError,

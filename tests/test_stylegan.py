@@ -235,7 +235,7 @@ def test_encoder_and_generator_agree_at_any_size(size):
 
 def test_wrong_sizes_are_refused_in_a_sentence():
     generator = Generator(**SMALL)
-    with pytest.raises(ValueError, match="64 px and w of 16; the generator has 32 px"):
+    with pytest.raises(ValueError, match="64 px, 10 layers and w of 16; the generator has 32 px"):
         Encoder(64, 16).fits(generator)
     with pytest.raises(ValueError, match=r"W\+ codes of 8 layers"):
         generator.synthesis(torch.zeros(1, 7, 16))
