@@ -286,7 +286,7 @@ def test_other_settings_are_refused(dump, whole, tmp_path):
     files, found = whole[1], inventory(dump)
     for options, sentence in (
         ({"size": 64}, "made with size 32, not 64"),
-        ({"quality": 80}, "quality 95, now 80"),
+        ({"quality": 80}, "quality 95, not 80"),
         ({"fit": "pad"}, "fit crop"),
         ({"shard_bytes": 4e5}, "shard_bytes"),
         ({"drop_near": True}, "drop_near False"),
