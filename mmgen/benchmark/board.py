@@ -122,7 +122,6 @@ def _costs(entries):
             if cost
             else "–"
         )
-        lines.append(
-            f"<tr><td>{html.escape(e['editor'])}</td><td>{html.escape(text)}</td><td><code>{html.escape(e['command'])}</code></td></tr>"
-        )
+        name, command = html.escape(e["editor"]), html.escape(e["command"])
+        lines.append(f"<tr><td>{name}</td><td>{html.escape(text)}</td><td><code>{command}</code></td></tr>")
     return f"<details><summary>cost and commands</summary><table>{''.join(lines)}</table></details>"
