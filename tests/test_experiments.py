@@ -85,7 +85,7 @@ def test_edit_an_image_of_ones_own(tmp_path):
     done, record = papermill("edit", tmp_path, image=str(tmp_path / "me.png"), prompt="green hair", run_id="mine")
     assert done.returncode == 0, done.stderr[-3000:]
     result = np.asarray(Image.open(tmp_path / "reports" / "runs" / "mine" / "result.png"))
-    assert result.shape == (64, 64, 3) and result.std() > 5
+    assert result.shape == (300, 200, 3) and result.std() > 5
     assert {"result.png", "source_and_result.jpg"} <= {e["file"] for e in (*record["artifacts"], *record["figures"])}
     assert str(tmp_path / "reports" / "runs" / "mine" / "result.png") in (tmp_path / "out.ipynb").read_text(), (
         "the notebook says where the result is"
@@ -180,7 +180,7 @@ def test_a_small_folder_of_ones_own_from_generator_to_edit(tmp_path):
             **networks,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        assert Image.open(tmp_path / "reports" / "runs" / editor / "result.png").size == (16, 16)
+        assert Image.open(tmp_path / "reports" / "runs" / editor / "result.png").size == (80, 80)
 
 
 @pytest.mark.parametrize(
