@@ -1,6 +1,10 @@
 """CLIP: tokenizer, token states, embeddings, the contrastive loss, judging, loading and training."""
 
+import itertools
 import json
+import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +14,9 @@ from transformers import AutoTokenizer, CLIPModel, CLIPTokenizerFast
 
 from mmgen.base.images import to_float
 from mmgen.base.schema import WeightsError
+from mmgen.base.weights import resolve
 from mmgen.clip.model import CLIP, build_clip, similarity_figure, train_tokenizer
+from mmgen.clip.opening import FolderTokenizer, clip_config, clip_tokenizer_of
 from mmgen.clip.train import ClaimBatches, CLIPTask, contrastive_loss, tokenizer_texts
 from mmgen.clip.zero_shot import attribute_prompts, describe_image, retrieval, zero_shot
 from mmgen.data.captions import CutWarning, caption
@@ -56,6 +62,89 @@ def test_tokenizer_is_the_same_each_time_and_opens_from_a_folder(rows, tokenizer
     tokenizer.save_pretrained(tmp_path)
     for kind in (AutoTokenizer, CLIPTokenizerFast):
         assert kind.from_pretrained(tmp_path)("she wears glasses").input_ids == tokenizer("she wears glasses").input_ids
+
+
+ODD = [
+    *("", " ", "\t\n", "a", "'s 'T they're", "Green  HAIR,\u00a0long\u3000hair", "naïve ✿ 漢字 \U0001f600", "1234 ½ ²"),
+    *(
+        "<|endoftext|>",
+        "a <|startoftext|> b<|ENDOFTEXT|>c",
+        "</w> ha</w>",
+        "e\u0301 é İ ı ﬁ ß ẞ",
+        "\x00\x07\x1b",
+        "؟ عربي",
+    ),
+    *("\u200d🏳️‍🌈👩‍👩‍👧", "…—“”’", "_under_ 1girl, :d", "long hair, " * 60, "✿" * 120, "\ufeffbom", "\ufffd\U0010ffff"),
+]
+
+
+def random_texts(number, seed=0):
+    rng = random.Random(seed)
+    letters = lambda: rng.choice([chr(rng.randrange(32, 127)), " ", chr(rng.randrange(1, 0xD800)), "hair ", "'re"])
+    return ["".join(letters() for _ in range(rng.randrange(60))) for _ in range(number)]
+
+
+@pytest.mark.parametrize("source", ["packaged", "trained"])
+def test_the_tokenizer_of_a_folder_equals_that_of_transformers(source, tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    folder = resolve("clip-portraits") if source == "packaged" else tmp_path
+    ours, theirs = clip_tokenizer_of(folder), AutoTokenizer.from_pretrained(folder)
+    assert type(ours) is FolderTokenizer and ours.get_vocab() == theirs.get_vocab() and len(ours) == len(theirs)
+    texts = ODD + random_texts(150)
+    names = ("padding", "truncation", "return_offsets_mapping", "add_special_tokens")
+    for length, *values in itertools.product((2, 77), (False, "max_length"), *[(False, True)] * 3):
+        options = dict(zip(names, values)) | ({"max_length": length} if values[0] or values[1] else {})
+        assert ours(texts, **options) == dict(theirs(texts, **options)), options
+    options = dict(padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+    for batch in (texts, "long hair"):
+        coded, expected = ours(batch, **options), theirs(batch, **options)
+        assert coded.keys() == expected.keys() and all(torch.equal(coded[k], expected[k]) for k in expected)
+    assert [ours(text, max_length=9, truncation=True) for text in ODD] == [
+        dict(theirs(text, max_length=9, truncation=True)) for text in ODD
+    ]
+    for name in ("eos_token_id", "bos_token_id", "pad_token_id", "eos_token", "model_max_length", "all_special_ids"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert ours(["smile", "a b"], padding=True) == theirs(["smile", "a b"], padding=True)  # not one of our calls
+    with pytest.raises(AttributeError):
+        ours.pad_token = "!"
+
+
+@pytest.mark.parametrize(
+    "file, field, value",
+    [
+        ("tokenizer_config.json", "pad_token", "<|startoftext|>"),
+        ("tokenizer_config.json", "tokenizer_class", "PreTrainedTokenizerFast"),
+        ("tokenizer.json", "normalizer", None),
+        ("tokenizer.json", "added_tokens", []),
+    ],
+)
+def test_other_tokenizers_are_left_to_transformers(file, field, value, tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps(fields | {field: value}))
+    opened, expected = clip_tokenizer_of(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert type(opened) is type(expected) and opened(ODD).input_ids == expected(ODD).input_ids
+
+
+def test_the_configuration_of_a_folder_is_that_of_transformers():
+    fields = json.loads((resolve("clip-portraits") / "config.json").read_text())
+    ours, theirs = clip_config(fields), type(clip_config({}))(**fields)
+    assert type(ours) is not type(theirs) and ours.to_dict() == theirs.to_dict()
+    for part in ("text_config", "vision_config"):
+        assert getattr(ours, part).to_dict() == getattr(theirs, part).to_dict()
+        assert getattr(ours, part).attention_dropout == 0
+    with pytest.raises(AttributeError, match="read-only"):
+        ours.projection_dim = 3
+    with pytest.raises(AttributeError, match="no_field"):
+        ours.no_field
+    assert type(clip_config({key: fields[key] for key in ("text_config", "projection_dim")})) is type(theirs)
+
+
+def test_the_packaged_clip_opens_without_transformers():
+    code = """import sys; from mmgen.clip.model import CLIP; clip = CLIP.load("clip-portraits", "cpu")
+assert clip.text(["smile"]).shape == (1, 128) and clip.states("a " * 99).shape == (1, 77, 128)
+assert "transformers" not in sys.modules"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
 def test_a_vocabulary_must_hold_the_bytes():
