@@ -159,3 +159,16 @@ def test_an_encoder_is_trained_for_a_generator_of_latents(trained, autoencoder, 
     with pytest.raises(ValueError, match="autoencoder must name it, not 'none'"):
         with Run("encoder", root=tmp_path) as run:
             encoder_train.fit(dataclasses.replace(config, autoencoder="none"), run)
+
+
+def test_no_step_fits_another_mapping_to_the_same_generator(trained, autoencoder, tmp_path):
+    path, result = trained
+    parts = {"init_from": str(path / "generator"), "encoder_from": str(path / "encoder")}
+    config = stylegan2(autoencoder, steps=0, flow_width=48, flow_blocks=1, **parts)
+    with Run("stylegan2", config, root=tmp_path) as run:
+        again = train.fit(config, run)["generator"]
+    assert again.mapping.embed.out_features == 48 and len(again.mapping.blocks) == 1
+    w = torch.randn(2, again.num_ws, 16)
+    assert torch.allclose(again.synthesis(w), result["generator"].synthesis(w), atol=0.02)  # written in half precision
+    with pytest.raises(ValueError, match="steps is 0; then init_from"):
+        stylegan2(autoencoder, steps=0)

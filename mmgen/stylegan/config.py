@@ -20,7 +20,7 @@ class StyleGAN2Config(Job):
     images: int = 40_000  # training images
     held_out: int = 1_000  # validation images that the results are measured on
     optimizer: str = "adam"  # of the generator: adam, betas 0 and 0.99, or muon
-    steps: int = 1_000_000  # optimiser steps
+    steps: int = 1_000_000  # optimiser steps; 0: only the mapping is fitted
     max_seconds: float | None = 1_800.0  # time limit of the training loop, seconds; inf: none
     batch_size: int = 32  # images per step
     lr: float = 2.5e-3  # peak learning rate
@@ -39,6 +39,8 @@ class StyleGAN2Config(Job):
     mapping_layers: int = 4  # layers from z to w
     convs: int = 2  # convolutions at each resolution
     mapping: str = "network"  # from z to w: network (StyleGAN2's) or flow (fitted to an encoder's codes)
+    flow_width: int = 384  # width of the flow's hidden layers
+    flow_blocks: int = 3  # residual blocks of the flow
     autoencoder: str = "none"  # name or folder, its latents are generated; none: pixels
     normalisation: str = "demodulation"  # demodulation (StyleGAN2) or adain (StyleGAN, eq. 5)
     noise: bool = True  # noise inputs at every layer
@@ -60,7 +62,7 @@ class StyleGAN2Config(Job):
     encoder_base: int = 1_536  # channels of an encoder layer: this / resolution, ...
     encoder_max: int = 128  # ... at most this
     encoder_lr: float = 1e-3  # peak learning rate of the encoder, adam; 0: frozen
-    mapping_steps: int = 6_000  # steps in which the mapping network learns the encoder's w
+    mapping_steps: int = 6_000  # steps in which the mapping learns the encoder's w
     latent_noise: float = 0.0  # noise added to the encoder's w, in standard deviations
     l2_weight: float = 10.0  # weight of the squared error; the absolute error has 1
     l4_weight: float = 0.0  # weight of the fourth power of the error, for small details
@@ -69,7 +71,7 @@ class StyleGAN2Config(Job):
     perceptual_weight: float = 0.1  # weight of the perceptual loss
 
     job: ClassVar[str] = "stylegan2"
-    zero_ok: ClassVar[tuple] = (*Job.zero_ok, "mapping_layers")
+    zero_ok: ClassVar[tuple] = (*Job.zero_ok, "mapping_layers", "steps")
     fractions: ClassVar[tuple] = (*Job.fractions, "style_mixing", "ada_target")
     choices: ClassVar[dict] = Job.choices | {
         "optimizer": ("adam", "muon"),
@@ -85,6 +87,11 @@ class StyleGAN2Config(Job):
         if not (self.adversarial_weight or self.reconstruction_weight):
             raise ValueError(
                 "stylegan2: adversarial_weight and reconstruction_weight are both 0; there is nothing to learn from."
+            )
+        if not self.steps and not (self.init_from and self.encoder_from and not self.adversarial_weight):
+            raise ValueError(
+                "stylegan2: steps is 0; then init_from and encoder_from name what the mapping is fitted for, and "
+                "adversarial_weight is 0."
             )
         if self.encoder_from and not self.reconstruction_weight:
             raise ValueError("stylegan2: encoder_from needs a reconstruction_weight above 0.")
@@ -102,7 +109,7 @@ class StyleGAN2Config(Job):
             "normalisation": self.normalisation,
             "convs": self.convs,
             "mapping": self.mapping,
-        }
+        } | ({"flow_width": self.flow_width, "flow_blocks": self.flow_blocks} if self.mapping == "flow" else {})
 
 # %% ../../nbs/stylegan/config.ipynb #56a936c3
 STYLEGAN2_PRESETS = {

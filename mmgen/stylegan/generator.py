@@ -276,6 +276,8 @@ class Generator(nn.Module):
         convs: int = 2,  # convolutions at each resolution
         autoencoder: dict | None = None,  # config of the autoencoder whose latents it generates; None: pixels
         mapping: str = "network",  # StyleGAN2's, or "flow": `FlowMapping`
+        flow_width: int = 384,  # of its hidden layers
+        flow_blocks: int = 3,  # its residual blocks
     ):
         super().__init__()
         if size not in [2**i for i in range(4, 11)]:
@@ -300,6 +302,8 @@ class Generator(nn.Module):
             autoencoder=autoencoder,
             mapping=mapping,
         )
+        if mapping == "flow":
+            self.config |= {"flow_width": flow_width, "flow_blocks": flow_blocks}
         self.size, self.z_dim, self.w_dim = size, z_dim, w_dim
         space = None if autoencoder is None else LatentSpace(autoencoder, "decoder")
         if space is not None and size // space.factor < 4:
@@ -310,7 +314,7 @@ class Generator(nn.Module):
         self.synthesis = SynthesisNetwork(w_dim, size, channel_base, channel_max, normalisation, channels, convs, space)
         self.num_ws = self.synthesis.num_ws
         if mapping == "flow":
-            self.mapping = FlowMapping(w_dim, self.num_ws)
+            self.mapping = FlowMapping(w_dim, self.num_ws, flow_width, flow_blocks)
         else:
             self.mapping = MappingNetwork(z_dim, w_dim, self.num_ws, mapping_layers)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ReconstructionLoss', 'float_images', 'StyleGAN2Task', 'reconstruct', 'extractors', 'encode_columns', 'encode',
-           'fit_mapping', 'build_models', 'fit', 'how_trained', 'save']
+           'fit_mapping', 'start_from', 'build_models', 'fit', 'how_trained', 'save']
 
 # %% ../../nbs/stylegan/train.ipynb #7514f58d
 import torch
@@ -295,6 +295,27 @@ def fit_mapping(
     return loss.item()
 
 
+def start_from(
+    generator: Generator,  # changed in place
+    start: Generator,
+    mapping: bool = True,  # take its mapping too; False: it may differ, as it will be fitted anew
+):
+    "The weights of another generator. Raises ValueError if it has another configuration"
+    flow = ("mapping", "mapping_layers", "flow_width", "flow_blocks")
+    fields = [name for name in generator.config if mapping or name not in flow]
+    different = [
+        f"{k} ({start.config.get(k)!r}, not {generator.config[k]!r})"
+        for k in fields
+        if start.config.get(k) != generator.config[k]
+    ]
+    if different:
+        raise ValueError(
+            f"stylegan2: the generator of init_from differs from the configuration in {', '.join(different)}."
+        )
+    state = {k: v for k, v in start.state_dict().items() if mapping or not k.startswith("mapping.")}
+    generator.load_state_dict(state, strict=mapping)
+
+
 def build_models(
     config: StyleGAN2Config,
     autoencoder: AutoencoderKL | None = None,  # whose latents are generated
@@ -304,14 +325,9 @@ def build_models(
     "Generator and, where something is to be reconstructed, encoder"
     seed_everything(config.seed)
     model_config = config.model_config | {"autoencoder": autoencoder and autoencoder.config}
-    generator = open_generator(config.init_from).requires_grad_(True) if config.init_from else Generator(**model_config)
-    different = [k for k, v in model_config.items() if generator.config[k] != v]
-    if different:
-        raise ValueError(
-            "stylegan2: the generator of init_from differs from the configuration in "
-            + ", ".join(f"{k} ({generator.config[k]!r}, not {model_config[k]!r})" for k in different)
-            + "."
-        )
+    generator = Generator(**model_config)
+    if config.init_from:
+        start_from(generator, open_generator(config.init_from), mapping=bool(config.adversarial_weight))
     models = nn.ModuleDict({"generator": generator})
     if config.reconstruction_weight:
         models["encoder"] = (
@@ -374,17 +390,15 @@ def fit(
         "parameters": {name: parameter_count(part) for name, part in task.model.named_children()},
         "data": facts,
     }
-    done = train_in_run(
-        task,
-        Batches(columns, config.batch_size, config.seed),
-        config,
-        run,
-        notes,
-        ("steps", "images", "seconds"),
-        explode=0.0 if config.adversarial_weight else 100.0,  # adversarial losses rise and fall
-    )
+    if config.steps:
+        explode = 0.0 if config.adversarial_weight else 100.0  # adversarial losses rise and fall
+        data = Batches(columns, config.batch_size, config.seed)
+        ema = train_in_run(task, data, config, run, notes, ("steps", "images", "seconds"), explode=explode).ema
+    else:
+        run.note(**notes)
+        ema = task.ema_modules()
 
-    result, ema = {}, done.ema
+    result = {}
     if "encoder" in ema:
         result |= {"originals": held_out, "reconstructions": reconstruct(ema, held_out)}
         decibels = psnr(held_out, result["reconstructions"])
