@@ -14,6 +14,7 @@ import argparse
 import tempfile
 
 import torch
+from gan_starts import AUTOENCODER
 from PIL import Image
 from record import record
 
@@ -22,22 +23,6 @@ from mmgen.base.images import image_grid
 from mmgen.base.runs import Run
 from mmgen.jobs.registry import config_for
 from mmgen.stylegan.train import fit
-
-START = dict(
-    adversarial_weight=0.0,
-    reconstruction_weight=1.0,
-    optimizer="muon",
-    lr=3e-3,
-    lr_schedule="cosine",
-    warmup=100,
-    grad_clip=1.0,
-    batch_size=8,
-    edit_weight=0.5,
-    latent_noise=0.1,
-    noise=False,
-    ema_decay=0.999,
-    mixed_precision="auto",
-)
 
 
 @torch.no_grad()
@@ -77,7 +62,7 @@ def main():
             sample_every=0,
             checkpoint_every=1_000_000,
             mapping_steps=2000,
-            **START,
+            **AUTOENCODER,
         )
         with tempfile.TemporaryDirectory() as folder, Run("stylegan2", config, root=folder) as run:
             generator = fit(config, run)["generator"]

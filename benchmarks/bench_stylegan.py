@@ -26,7 +26,7 @@ os.environ.setdefault(
 
 import torch
 import torch.nn.functional as F
-from record import record
+from record import in_turns, record
 
 import mmgen.stylegan.generator as rooms
 from mmgen.base.images import fast_bf16, seed_everything, to_float
@@ -139,13 +139,7 @@ def main():
     loops = {("plain", "no"): plain_loop} | {
         ("mmgen", p): lambda p=p, m=copy.deepcopy(start): our_loop(m, p) for p in precisions
     }
-    rows = {key: [] for key in loops}
-    for block in range(given.blocks + 1):  # the first round warms up
-        for key, loop in loops.items():
-            before = time.process_time()
-            seconds = loop() / given.steps, (time.process_time() - before) / given.steps
-            if block:
-                rows[key].append(seconds)
+    rows = in_turns(loops, given.blocks, given.steps)
     median = {key: [statistics.median(column) for column in zip(*columns)] for key, columns in rows.items()}
     for (who, precision), (wall, processor) in median.items():
         record(

@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler
 from diffusers import UNet2DConditionModel as Reference
-from record import record
+from record import in_turns, record
 
 from mmgen.base.images import fast_bf16, pick_device, seed_everything
 from mmgen.clip.model import CLIP
@@ -148,13 +148,7 @@ def main():
         loops["diffusers", precision] = lambda precision=precision: plain_loop(precision)
         loops["mmgen", precision] = lambda precision=precision: our_loop(copies[precision], "adamw", precision)
     loops["mmgen, muon", precisions[-1]] = lambda: our_loop(copies["muon"], "muon", precisions[-1])
-    rows = {key: [] for key in loops}
-    for block in range(args.blocks + 1):  # the first round warms up
-        for key, loop in loops.items():
-            before = time.process_time()
-            seconds = loop() / args.steps, (time.process_time() - before) / args.steps
-            if block:
-                rows[key].append(seconds)
+    rows = in_turns(loops, args.blocks, args.steps)
     median = {key: [statistics.median(column) for column in zip(*columns)] for key, columns in rows.items()}
     for (who, precision), (wall, processor) in median.items():
         record(

@@ -19,27 +19,28 @@ from mmgen.stylegan.config import StyleGAN2Config
 from mmgen.stylegan.train import fit
 
 PROJECTED = dict(discriminator="projected", r1_gamma=0.0, path_weight=0.0, noise=False)
+AUTOENCODER = dict(
+    adversarial_weight=0.0,
+    reconstruction_weight=1.0,
+    optimizer="muon",
+    lr=3e-3,
+    lr_schedule="cosine",
+    warmup=100,
+    grad_clip=1.0,
+    batch_size=8,
+    edit_weight=0.5,
+    latent_noise=0.1,
+    noise=False,
+    ema_decay=0.999,
+    mixed_precision="auto",
+)
 STARTS = {
     "published": {},
     "published, DiffAugment": dict(augment="diffaugment"),
     "published, ADA": dict(augment="ada"),
     "projected": PROJECTED,
     "projected, DiffAugment": PROJECTED | dict(augment="diffaugment"),
-    "autoencoder": dict(
-        adversarial_weight=0.0,
-        reconstruction_weight=1.0,
-        optimizer="muon",
-        lr=3e-3,
-        lr_schedule="cosine",
-        warmup=100,
-        grad_clip=1.0,
-        batch_size=8,
-        edit_weight=0.5,
-        latent_noise=0.1,
-        noise=False,
-        ema_decay=0.999,
-        mixed_precision="auto",
-    ),
+    "autoencoder": AUTOENCODER,
     "latents, published": dict(autoencoder="autoencoder-portraits", convs=3, noise=False),
     "latents, autoencoder": None,  # the preset
 }

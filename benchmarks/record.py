@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -52,3 +53,15 @@ def number(text):
         if text.replace(".", "").isdigit()
         else text
     )
+
+
+def in_turns(loops, blocks, steps):
+    "Runs each loop once a block, after a block that warms up: key → [(wall, processor) seconds per step]."
+    rows = {key: [] for key in loops}
+    for block in range(blocks + 1):
+        for key, loop in loops.items():
+            before = time.process_time()
+            seconds = loop() / steps, (time.process_time() - before) / steps
+            if block:
+                rows[key].append(seconds)
+    return rows

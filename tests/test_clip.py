@@ -1,7 +1,9 @@
 """CLIP: tokenizer, token states, embeddings, the contrastive loss, judging, loading and training."""
 
+import copy
 import itertools
 import json
+import pickle
 import random
 import subprocess
 import sys
@@ -107,6 +109,8 @@ def test_the_tokenizer_of_a_folder_equals_that_of_transformers(source, tokenizer
     assert ours(["smile", "a b"], padding=True) == theirs(["smile", "a b"], padding=True)  # not one of our calls
     with pytest.raises(AttributeError):
         ours.pad_token = "!"
+    for same in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert type(same) is FolderTokenizer and same(ODD) == ours(ODD)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +137,8 @@ def test_the_configuration_of_a_folder_is_that_of_transformers():
     for part in ("text_config", "vision_config"):
         assert getattr(ours, part).to_dict() == getattr(theirs, part).to_dict()
         assert getattr(ours, part).attention_dropout == 0
+        assert copy.deepcopy(getattr(ours, part)).to_dict() == getattr(theirs, part).to_dict()
+    assert pickle.loads(pickle.dumps(ours)).text_config.model_type == "clip_text_model"
     with pytest.raises(AttributeError, match="read-only"):
         ours.projection_dim = 3
     with pytest.raises(AttributeError, match="no_field"):

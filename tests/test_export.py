@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tiny_diffusers import img2img
 from transformers import CLIPTokenizer
 
 from mmgen.app.cli import main
@@ -81,15 +82,7 @@ def test_diffusers_img2img_makes_the_same_picture(tmp_path, prediction, mean, st
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     z = ours.encode(x)
     assert torch.allclose(pipe.vae.encode(x).latent_dist.mode() * pipe.vae.config.scaling_factor, z, atol=1e-5)
-    theirs = pipe(
-        "green hair",
-        image=z.clone(),
-        strength=0.6,
-        num_inference_steps=10,
-        guidance_scale=4.0,
-        generator=torch.Generator().manual_seed(3),
-        output_type="np",
-    ).images[0]
+    theirs = img2img(pipe, z, "green hair", 0.6, 10, 4.0)
     image = ours.decode(ours.renoise(z, ["green hair"], 0.6, 6, 4.0, "ddim", seed=3))[0].permute(1, 2, 0)
     image = (image / 2 + 0.5).clamp(0, 1).numpy()
     assert image.std() > 0.01 and abs(image - theirs).max() <= 2 / 255
@@ -329,15 +322,7 @@ def test_what_the_job_trains_makes_the_same_picture_in_diffusers(tmp_path, train
         and (folder / "run.json").is_file()
     )
     z = ours.encode(portrait(32))
-    theirs = pipe(
-        "green hair",
-        image=z.clone(),
-        strength=0.6,
-        num_inference_steps=10,
-        guidance_scale=4.0,
-        generator=torch.Generator().manual_seed(3),
-        output_type="np",
-    ).images[0]
+    theirs = img2img(pipe, z, "green hair", 0.6, 10, 4.0)
     mine = picture(ours.renoise(z, ["green hair"], 0.6 if name != "flow" else 0.5994, 6, 4.0, "ddim", seed=3), ours)
     assert mine.std() > 0.01 and abs(mine - theirs).max() <= 2 / 255
     other = ours.renoise(z, ["smile"], 0.6, 6, 4.0, "ddim", seed=3)

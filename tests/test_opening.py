@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from test_pretrained import padded, randomised, text_tower, to_compvis_unet, to_compvis_vae, to_openclip, unet, vae
+from tiny_diffusers import img2img
 
 import mmgen
 from mmgen.app.workbench import Workbench, build_editor
@@ -105,15 +106,7 @@ def picture_of_both(ours, pipe, caption="green hair"):
     "img2img by mmgen and by diffusers, each with its own tokenizer, uint8 range."
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(5)) * 2 - 1
     z = ours.encode(x)
-    theirs = pipe(
-        caption,
-        image=z.clone(),
-        strength=0.5,
-        num_inference_steps=20,
-        guidance_scale=5.0,
-        generator=torch.Generator().manual_seed(3),
-        output_type="np",
-    ).images[0]
+    theirs = img2img(pipe, z, caption, 0.5, 20, 5.0)
     image = ours.decode(ours.renoise(z, [caption], 0.5, 10, 5.0, "ddim", seed=3))
     return 255 * ((image[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1)).numpy(), 255 * theirs
 

@@ -27,20 +27,13 @@ def fixed(*values):
     return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
 
 
-def icc(gamma, matrix=None):
-    "A profile by hand (ICC.1:2001): a gamma curve, and the primaries' XYZ in D50; grey without primaries."
-    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+def profile(kind, tags):
+    "A colour profile by hand (ICC.1:2001). kind: class, colour space and connection space, 4 letters each."
     tags = {
         b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + b"\0" * 79,
         b"cprt": b"text\0\0\0\0none\0\0\0\0",
         b"wtpt": b"XYZ \0\0\0\0" + fixed(0.9642, 1, 0.8249),
-    }
-    if matrix is None:
-        tags[b"kTRC"] = curve
-    else:
-        tags |= {letter + b"XYZ": b"XYZ \0\0\0\0" + fixed(*xyz) for letter, xyz in zip((b"r", b"g", b"b"), matrix)} | {
-            letter + b"TRC": curve for letter in (b"r", b"g", b"b")
-        }
+    } | tags
     table, body = struct.pack(">I", len(tags)), b""
     for name, data in tags.items():
         table += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(data))
@@ -48,15 +41,25 @@ def icc(gamma, matrix=None):
     head = (
         b"none"
         + struct.pack(">I", 0x02400000)
-        + b"mntr"
-        + (b"RGB " if matrix else b"GRAY")
-        + b"XYZ "
+        + kind
         + struct.pack(">6H", 2026, 1, 1, 0, 0, 0)
         + b"acsp"
         + b"\0" * 28
         + fixed(0.9642, 1, 0.8249)
     )
     return struct.pack(">I", 128 + len(table + body)) + head + b"\0" * (124 - len(head)) + table + body
+
+
+def icc(gamma, matrix=None):
+    "A profile of a gamma curve, and the primaries' XYZ in D50; grey without primaries."
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+    if matrix is None:
+        tags = {b"kTRC": curve}
+    else:
+        tags = {letter + b"XYZ": b"XYZ \0\0\0\0" + fixed(*xyz) for letter, xyz in zip((b"r", b"g", b"b"), matrix)} | {
+            letter + b"TRC": curve for letter in (b"r", b"g", b"b")
+        }
+    return profile(b"mntr" + (b"RGB " if matrix else b"GRAY") + b"XYZ ", tags)
 
 
 ADOBE = icc(
@@ -193,29 +196,7 @@ def cmyk_profile():
                     )
     ramp = bytes(range(256))
     lut = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + fixed(1, 0, 0, 0, 1, 0, 0, 0, 1) + ramp * 4 + corners + ramp * 3
-    tags = {
-        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + b"\0" * 79,
-        b"cprt": b"text\0\0\0\0none\0\0\0\0",
-        b"wtpt": b"XYZ \0\0\0\0" + fixed(0.9642, 1, 0.8249),
-        b"A2B0": lut,
-        b"A2B1": lut,
-    }
-    table, body = struct.pack(">I", len(tags)), b""
-    for name, data in tags.items():
-        table += name + struct.pack(">II", 132 + 12 * len(tags) + len(body), len(data))
-        body += data + b"\0" * (-len(data) % 4)
-    head = (
-        b"none"
-        + struct.pack(">I", 0x02400000)
-        + b"prtr"
-        + b"CMYK"
-        + b"Lab "
-        + struct.pack(">6H", 2026, 1, 1, 0, 0, 0)
-        + b"acsp"
-        + b"\0" * 28
-        + fixed(0.9642, 1, 0.8249)
-    )
-    return struct.pack(">I", 128 + len(table + body)) + head + b"\0" * (124 - len(head)) + table + body
+    return profile(b"prtrCMYKLab ", {b"A2B0": lut, b"A2B1": lut})
 
 
 def test_cmyk_with_a_profile(silent):

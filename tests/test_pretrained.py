@@ -14,6 +14,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, con
 from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import LDMBertConfig, LDMBertModel
 from safetensors.torch import load_file, save_file
 from test_autoencoder import with_old_names
+from tiny_diffusers import img2img
 from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel
 
 import mmgen
@@ -380,15 +381,7 @@ def test_img2img_of_diffusers_and_ours_make_the_same_picture(sd, form):
     )
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     z = ours.encode(x)
-    theirs = pipe(
-        "green hair",
-        image=z.clone(),
-        strength=0.5,
-        num_inference_steps=20,
-        guidance_scale=5.0,
-        generator=torch.Generator().manual_seed(3),
-        output_type="np",
-    ).images[0]
+    theirs = img2img(pipe, z, "green hair", 0.5, 20, 5.0)
     image = ours.decode(ours.renoise(z, ["green hair"], 0.5, 10, 5.0, "ddim", seed=3))
     image = ((image[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1)).numpy()
     assert image.std() > 0.02 and abs(image - theirs).max() <= 2 / 255

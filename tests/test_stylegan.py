@@ -97,6 +97,21 @@ def finite_difference(function, at, direction, step=1e-5):
     return (function(at + step * direction) - function(at - step * direction)) / (2 * step)
 
 
+def gradient_agrees(penalty, weight):
+    "Whether the gradient of a penalty in a weight has the slope of a random direction."
+    (gradient,) = torch.autograd.grad(penalty(), weight)
+    direction = torch.randn_like(weight)
+
+    def at(value):
+        weight.data.copy_(value)
+        return penalty().detach()
+
+    start = weight.data.clone()
+    return math.isclose(
+        finite_difference(at, start, direction).item(), (gradient * direction).sum().item(), rel_tol=1e-4
+    )
+
+
 def test_r1_is_the_squared_gradient():
     seed_everything(0)
     critic = Discriminator(16, 64, 8).double()
@@ -116,17 +131,7 @@ def test_the_gradient_of_r1_in_the_weights_equals_finite_differences():
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64, requires_grad=True)
     weight = critic.b16.conv0.weight
     penalty = lambda: r1_penalty(critic(x), x).mean()
-    (gradient,) = torch.autograd.grad(penalty(), weight)
-    direction = torch.randn_like(weight)
-
-    def at(value):
-        weight.data.copy_(value)
-        return penalty().detach()
-
-    start = weight.data.clone()
-    assert math.isclose(
-        finite_difference(at, start, direction).item(), (gradient * direction).sum().item(), rel_tol=1e-4
-    )
+    assert gradient_agrees(penalty, weight)
 
 
 def test_path_length_equals_the_jacobian():
@@ -156,17 +161,7 @@ def test_the_gradient_of_path_length_in_the_weights_equals_finite_differences():
     penalty = lambda: path_penalty(
         path_lengths(generator.synthesis(ws, "none"), ws, noise), torch.zeros([], dtype=torch.float64), decay=0.0
     )
-    (gradient,) = torch.autograd.grad(penalty(), weight)
-    direction = torch.randn_like(weight)
-
-    def at(value):
-        weight.data.copy_(value)
-        return penalty().detach()
-
-    start = weight.data.clone()
-    assert math.isclose(
-        finite_difference(at, start, direction).item(), (gradient * direction).sum().item(), rel_tol=1e-4
-    )
+    assert gradient_agrees(penalty, weight)
 
 
 def test_the_losses_fall_as_each_side_wins():

@@ -10,6 +10,19 @@ from mmgen.ldm.published.diffusers_open import random_diffusers
 LETTERS = [chr(i) for i in range(33, 127)]
 
 
+def img2img(pipe, latents, caption, strength, steps, guidance):
+    "Image-to-image of diffusers from latents, with the noise of seed 3: float (H, W, 3) in 0 to 1."
+    return pipe(
+        caption,
+        image=latents.clone(),
+        strength=strength,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(3),
+        output_type="np",
+    ).images[0]
+
+
 def clip_tokenizer():
     return random_diffusers().tokenizer
 

@@ -14,9 +14,8 @@ import torch
 from ..clip.model import CLIP, build_clip, train_tokenizer
 from ..ldm.autoencoder import AutoencoderKL
 from ..ldm.open import open_pipeline
-from ..ldm.pipeline import LatentDiffusion
+from ..ldm.pipeline import LatentDiffusion, random_unet
 from ..ldm.published.diffusers_folder import save_diffusers
-from ..ldm.unet import UNet2DConditionModel
 from ..stylegan.generator import Generator
 from ..stylegan.published import E4E
 
@@ -59,17 +58,7 @@ def _diffusers(folder, tokenizer):
     "Writes a Stable Diffusion with small random networks as a folder of diffusers."
     clip = CLIP(build_clip(tokenizer, 32, 8, 16, 77, 16, 1, 2, 16, 1, 2), tokenizer, "cpu")
     autoencoder = AutoencoderKL(3, 3, block_out_channels=(8, 16), latent_channels=4, norm_num_groups=4, patch_size=1)
-    unet = UNet2DConditionModel(
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(16, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=2,
-        cross_attention_dim=16,
-        norm_num_groups=4,
-    )
+    unet = random_unet()
     process = {
         "prediction": "eps",
         "noise_schedule": "scaled_linear",
