@@ -35,7 +35,8 @@ def refusals(pipeline: LatentDiffusion) -> list[str]:
         "its UNet does not see a caption's padding, as other programs show it (train with masked off)": pipeline.masked,
         "its autoencoder folds pixels (patch_size above 1)": pipeline.autoencoder.config["patch_size"] != 1,
         f"it predicts {process['prediction']!r}, not eps, v or flow": process["prediction"] not in ("eps", "v", "flow"),
-        "it has no text tower of CLIP's": getattr(getattr(text, "config", None), "model_type", None) != "clip_text_model",
+        "it has no text tower of CLIP's": getattr(getattr(text, "config", None), "model_type", None)
+        != "clip_text_model",
     }
     return [reason for reason, applies in reasons.items() if applies]
 
