@@ -31,6 +31,7 @@ class EditConfig(Settings):
     editor: str = "sdedit"  # of mmgen.editors(), or module:Class, diffusers:MODEL, a command
     decoding: str | None = None  # paired, residual or plain; see nbs/editing/editor.ipynb
     seed: int = 0  # seed of the noise
+    focus: bool = True  # flowedit changes only what the words that differ change by themselves
     # diffusion (steps: styleclip-optimization too)
     guidance: float | None = None  # classifier-free guidance scale; 1: off
     steps: int | None = None  # denoising steps, or steps of the optimisation
@@ -64,6 +65,7 @@ class EditConfig(Settings):
     dials: ClassVar[tuple] = (
         "decoding",
         "seed",
+        "focus",
         "guidance",
         "steps",
         "alpha",
