@@ -39,7 +39,7 @@ def test_an_edit_from_the_shell_makes_a_picture_and_one_line_of_json(me):
     about = json.loads(done.stdout)
     assert (
         about["file"] == str(me.with_name("me-edited.png"))
-        and about["editor"] == "sdedit"
+        and about["editor"] == "flowedit"
         and "green hair" in about["wanted"]
     )
     result = np.asarray(Image.open(about["file"]))

@@ -203,7 +203,7 @@ def test_a_small_folder_of_ones_own_from_generator_to_edit(tmp_path):
         ("edit", {"strength": 1.5}, "edit: strength must be from 0 to 1, not 1.5"),
         ("edit", {"prompt": " "}, "The prompt is empty"),
         ("edit", {"image": "nothing.png"}, "nothing.png"),
-        ("edit", {"alpha": 2.0}, "sdedit has no alpha; it has model, decoding"),
+        ("edit", {"alpha": 2.0}, "flowedit has no alpha; it has model, decoding"),
         (
             "train_encoder",
             {"preset": "smoke", "size": 32},

@@ -18,8 +18,10 @@ import warnings
 from dataclasses import fields
 from pathlib import Path
 
+from .. import __version__
 from .bench import add_bench
-from .commands import demo, edit, export, prepare, sample, say, show, train, weights
+from .commands import demo, export, prepare, sample, say, show, train, weights
+from .edit_command import edit
 from ..base.settings import closest, field_comments, plain_type
 from ..editing.registry import which_editor
 from ..jobs.registry import JOBS, TRAINING
@@ -102,17 +104,24 @@ def _add_edit(commands):
         'mmgen edit me.png "green hair" -o green.png --strength 0.7',
         'mmgen edit me.png "red eyes, smile" --editor flowedit',
         'mmgen edit me.png "sunglasses" --editor styleclip-directions --alpha 8 --json',
+        'mmgen edit me.png "red eyes" -n 4 --compare --box 100,80,300,200',
+        'mmgen edit photos/ "green hair" -o green/',
         takes="image prompt",
         more="\n\nwhich editor when, with the packaged portrait models:\n  "
         + which_editor(markdown=False).replace("\n", "\n  "),
     )
-    parser.add_argument("image", help="an image file of any size and format that Pillow reads")
+    parser.add_argument("image", help='an image file of any size, a folder of images, or a pattern such as "in/*.jpg"')
     parser.add_argument("prompt", help='a tag such as "green hair", or a caption of the wanted image')
     parser.add_argument(
         "-o",
         "--out",
-        help="file of the result; default: NAME-edited.png beside the image, or NAME-edited-2.png and so on",
+        help="file of the result (a folder for several images); default: NAME-edited.png beside the image, or "
+        "NAME-edited-2.png and so on; for a folder: FOLDER-edited",
     )
+    parser.add_argument(
+        "-n", type=int, default=1, help="number of variants, with the seeds from --seed on (default: 1)"
+    )
+    parser.add_argument("--compare", action="store_true", help="also write NAME-compare: before and after")
     add_fields(parser, "edit", ("image", "prompt", "run_id"))
 
 
@@ -253,6 +262,7 @@ def build_parser() -> argparse.ArgumentParser:
             ]
         ),
     )
+    parser.add_argument("--version", action="version", version=f"mmgen {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for add in (_add_edit, _add_sample, _add_train, _add_weights, _add_export, _add_data, _add_demo):
         add(commands)
@@ -290,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
         from mmgen.base.runs import to_json
 
         print(json.dumps(to_json(result)))
-    return 0
+    return int(a.command == "edit" and bool(result.get("failed")))
 
 
 def _unknown_argument(word, parser):

@@ -20,6 +20,7 @@ from .workbench import Workbench
 from ..benchmark.counterfactuals import counterfactuals
 from ..data import portraits
 from ..data.captions import caption
+from ..editing.config import EDITOR
 from ..editing.registry import editors, which_editor
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class _Page:
 # %% ../../nbs/app/demo.ipynb #12fadfa0
 def build_demo(
     device: str | None = None,  # None: the best one present
-    left: str = "sdedit",  # Editors at the start
+    left: str = EDITOR,  # Editors at the start
     right: str = "styleclip-mapper",
     precision: str | None = None,  # of Editors that support it: float32, bf16 or fp16; None: float32
     **given,  # `model` of the diffusion Editors, and its options

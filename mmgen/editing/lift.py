@@ -138,6 +138,7 @@ def lift(
     least: tuple[float, float] = (0.06, 0.16),  # change in units of [-1, 1]: below nothing was edited, above all
     misfit: tuple[float, float] = (0.15, 0.4),  # of the affine fit: below a recolouring, above a new shape
     visible: tuple[float, float] = (0.02, 0.06),  # change of a pixel: below the source's colour is kept
+    region: Tensor | None = None,  # (H, W) in [0, 1]: how much each pixel may change; None: 1
 ) -> Tensor:  # (3, H, W) in [-1, 1]
     """The edit at the size of the image; pixels that were not edited are the source's
 
@@ -161,6 +162,8 @@ def lift(
             lifted = x + up(change, "bicubic") if method == "add" else up(after, "bicubic")
         weight = up(edited) * part.covers(*x.shape[1:]).to(x)
         weight *= ramp((lifted - x).abs().amax(0, keepdim=True), *visible)
+        if region is not None:
+            weight *= region[rows, columns]
         result[:, rows, columns] = torch.where(weight > 0, torch.lerp(x, lifted, weight).clamp_(-1, 1), x)
     return result
 
