@@ -211,7 +211,7 @@ def test_where_a_picture_cannot_go_is_said_before_the_weights_are_opened(me, cap
 
 
 def test_a_picture_that_cannot_be_written_leaves_nothing(me, monkeypatch, capsys):
-    def full(self, *where):
+    def full(self, *where, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)

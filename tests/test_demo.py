@@ -28,10 +28,10 @@ from mmgen.ldm.pipeline import random_pipeline
 def test_examples_know_their_exact_answers():
     for picture, source, wish, seed in examples(5):
         assert (
-            np.array_equal(picture, portraits.render(portraits.sample(seed), 64))
+            np.array_equal(picture, portraits.render(portraits.sample(seed), 512))
             and portraits.tags(portraits.sample(seed))[0] in source
         )
-        assert exact(seed, f" {wish} ").shape == (64, 64, 3)
+        assert exact(seed, f" {wish} ").shape == (512, 512, 3)
 
 
 def test_two_users_at_once_get_each_their_own_picture():
@@ -49,7 +49,7 @@ def test_two_users_at_once_get_each_their_own_picture():
     alone = Workbench("cpu")
     for i, (result, wanted) in found.items():
         again, _ = alone.edit(rows[i][0], rows[i][1], "green hair", "styleclip-mapper", 0.6)
-        assert np.array_equal(result, again) and "green hair" in wanted
+        assert np.array_equal(result, again) and result.size == (512, 512) and "green hair" in wanted
 
 
 def test_a_port_in_use_is_said():
@@ -153,7 +153,7 @@ def test_click_through(address, tmp_path):
         wait.until(lambda b: picture_of("left-result") and picture_of("right-result") and picture_of("exact-result"))
         assert (
             all(wish in line for line in find("#said")[0].text.split("\n") if line.strip())
-            and "sdedit:" in find("#said")[0].text
+            and "flowedit:" in find("#said")[0].text
         )
 
         Image.fromarray(portraits.render(portraits.sample(11), 200)).save(tmp_path / "me.png")

@@ -11,7 +11,8 @@ from mmgen.data import portraits
 from mmgen.editing.config import EditConfig
 from mmgen.editing.editor import CopyInput
 from mmgen.editing.protocol import EditError
-from mmgen.ldm.editors.sdedit import Reconstruction, SDEdit
+from mmgen.ldm.editors.flowedit import FlowEdit
+from mmgen.ldm.editors.sdedit import Reconstruction
 from mmgen.ldm.pipeline import LatentDiffusion, random_pipeline
 
 
@@ -72,11 +73,11 @@ def test_clip_finds_tags_whose_groups_it_does_not_know():
 def test_the_dials_reach_the_editor(monkeypatch):
     monkeypatch.setattr(LatentDiffusion, "load", classmethod(lambda cls, *given: random_pipeline()))
     which = build_editor(EditConfig(decoding="plain", guidance=3.0, steps=3, seed=5))
-    assert build_editor(EditConfig()).steps == SDEdit(random_pipeline()).steps
-    with pytest.raises(EditError, match="sdedit has no alpha; it has model, decoding"):
+    assert build_editor(EditConfig()).steps == FlowEdit(random_pipeline()).steps
+    with pytest.raises(EditError, match="flowedit has no alpha; it has model, decoding"):
         build_editor(EditConfig(alpha=2.0))
     assert build_editor(EditConfig(editor="copy-input")).name == "copy-input"
-    assert isinstance(which, SDEdit)
+    assert isinstance(which, FlowEdit)
     assert (which.decoding, which.guidance, which.steps, which.seed) == ("plain", 3.0, 3, 5)
     image = portraits.render(portraits.sample(1), 32)
     assert edit_image(which, image, "", "green hair", 0.5).shape == image.shape

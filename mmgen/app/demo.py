@@ -21,7 +21,7 @@ from ..benchmark.counterfactuals import counterfactuals
 from ..data import portraits
 from ..data.captions import caption
 from ..editing.config import EDITOR
-from ..editing.registry import editors, which_editor
+from ..editing.registry import advice, editors, which_editor
 
 if TYPE_CHECKING:
     import gradio
@@ -29,22 +29,25 @@ if TYPE_CHECKING:
 # %% ../../nbs/app/demo.ipynb #ed0b9b9f
 def examples(
     n: int = 10,
-) -> list[tuple[np.ndarray, str, str, int]]:  # image uint8 (64, 64, 3), caption, prompt, seed of the portrait
+    size: int = 512,  # pixels
+) -> list[tuple[np.ndarray, str, str, int]]:  # image uint8 (size, size, 3), caption, prompt, seed of the portrait
     "Edits of the benchmark, each of another face."
     faces = {row.seed: row for row in reversed(counterfactuals(20 * n))}
     rows = [(portraits.sample(row.seed), row) for row in list(faces.values())[: -n - 1 : -1]]
-    return [(portraits.render(face, 64), caption(portraits.tags(face)), row.tag, row.seed) for face, row in rows]
+    return [(portraits.render(face, size), caption(portraits.tags(face)), row.tag, row.seed) for face, row in rows]
 
 
 def exact(
     seed: int | None,  # of a portrait; None: another image
     prompt: str,
-) -> np.ndarray | None:  # uint8 (64, 64, 3); None if there is no exact answer
+    size: int = 512,  # pixels
+) -> np.ndarray | None:  # uint8 (size, size, 3); None if there is no exact answer
     "The exact answer, drawn by the renderer, if the prompt is a tag that this portrait can have."
     try:
-        return None if seed is None else portraits.render(portraits.change(portraits.sample(seed), prompt.strip()), 64)
+        face = None if seed is None else portraits.change(portraits.sample(seed), prompt.strip())
     except portraits.PortraitError:
         return None
+    return None if face is None else portraits.render(face, size)
 
 # %% ../../nbs/app/demo.ipynb #1d041d88
 def large(
@@ -55,17 +58,23 @@ def large(
     if picture is None:
         return None
     times = max(1, least // max(picture.shape[:2]))
+    if times == 1:
+        return picture
     return picture.repeat(times, 0).repeat(times, 1)
 
 # %% ../../nbs/app/demo.ipynb #37a9ba9d
 MAX_BYTES, MAX_PIXELS, WAITING = 8 * 2**20, 32e6, 16  # of an upload; edits in the queue
-_TITLE = """# Edit an image with a text prompt
-Latent diffusion on the left, StyleCLIP on the right.
-The packaged models know portraits of one drawing style at 64 pixels."""
+_TITLE = """### Edit an image with a text prompt
+Two methods side by side; results have the picture's own size. The packaged models know portraits of one drawing style."""
 _OWN = (
-    "Your own image, cropped to its centre square. Correct the source caption if needed: the more completely it "
+    "Your own image; the models edit its centre square. Correct the source caption if needed: the more completely it "
     "describes the image, the better the rest is preserved."
 )
+
+
+def _shown(result):
+    "A result for the page: small ones enlarged, all others as they are, to be downloaded at full size."
+    return large(np.asarray(result)) if result is not None and result.mode == "RGB" else result
 
 
 class _Page:
@@ -89,7 +98,7 @@ class _Page:
             picture, source = self.bench.see(data, name)
         except (ValueError, OSError) as error:
             return [gr.skip()] * 7 + [f"**{error}**"]
-        return picture, large(picture), source, None, None, None, None, _OWN
+        return picture, large(picture.pixels), source, None, None, None, None, _OWN
 
     def edit(self, picture, source, prompt, seed, left, left_strength, right, right_strength):
         "Both results and the exact answer, for the screen; a message."
@@ -99,16 +108,16 @@ class _Page:
                 result, message = self.bench.edit(picture, source, prompt, name, strength)
             except (ValueError, OSError) as error:
                 result, message = None, f"**{error}**"
-            results.append(large(result))
+            results.append(_shown(result))
             messages.append(f"{name}: {message}")
         return *results, large(exact(seed, prompt)), "\n\n".join(messages)
 
     def strength(self, name):
-        "The default strength of an Editor, for the slider."
+        "The default strength of an Editor, for the slider; the line on its quality and speed."
         import gradio as gr
 
         try:
-            return self.bench.editor(name).strength
+            return self.bench.editor(name).strength, advice(name)
         except (ValueError, OSError) as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -135,18 +144,19 @@ def build_demo(
         return page.choose(event.index)
 
     def method(side, name):
-        return (
-            gr.Dropdown(names, value=name, label=side, elem_id=side),
-            gr.Slider(
-                0, 1, bench.editor(name).strength, step=0.05, label=f"strength, {side}", elem_id=f"{side}-strength"
-            ),
-        )
+        with gr.Group():
+            with gr.Row():
+                dropdown = gr.Dropdown(names, value=name, label=side, elem_id=side, min_width=140)
+                start = bench.editor(name).strength
+                slider = gr.Slider(0, 1, start, step=0.05, label="strength", elem_id=f"{side}-strength", min_width=140)
+            line = gr.Markdown(advice(name), elem_id=f"{side}-quality", container=True)
+        return dropdown, slider, line
 
     def image(label):
         return gr.Image(
             label=label,
             interactive=False,
-            height=300,
+            height=285,
             elem_id=label.split()[0] + "-result",
             format="png",
             buttons=["download"],
@@ -160,31 +170,34 @@ def build_demo(
             [(large(image), prompt) for image, _, prompt, _ in pictures],
             label="portraits of the benchmark, each with its prompt",
             columns=10,
-            height=150,
+            height=120,
             buttons=[],
             allow_preview=False,
             interactive=False,
             elem_id="gallery",
         )
         with gr.Row():
-            upload = gr.File(
-                label=f"your own image, at most {MAX_BYTES >> 20} MB and {MAX_PIXELS / 1e6:g} million pixels",
-                file_types=["image"],
-                type="binary",
-                elem_id="upload",
-            )
-            with gr.Column():
-                source = gr.Textbox(pictures[0][1], label="source caption", elem_id="source")
+            with gr.Column(scale=4, min_width=320):
+                upload = gr.File(
+                    label=f"your own image, at most {MAX_BYTES >> 20} MB and {MAX_PIXELS / 1e6:g} million pixels",
+                    file_types=["image"],
+                    type="binary",
+                    height=88,
+                    elem_id="upload",
+                )
+                source = gr.Textbox(pictures[0][1], label="source caption", elem_id="source", max_lines=2)
                 prompt = gr.Textbox(
                     pictures[0][2], label="prompt: a tag, or a caption of the wanted image", elem_id="prompt"
                 )
+                first, first_strength, first_line = method("left", left)
+                second, second_strength, second_line = method("right", right)
                 button = gr.Button("edit", variant="primary", elem_id="edit")
-        with gr.Row():
-            first, first_strength = method("left", left)
-            second, second_strength = method("right", right)
-        with gr.Row():
-            shown, *results = map(image, ("picture", "left", "right", "exact answer, for portraits"))
-        message = gr.Markdown(elem_id="said")
+                message = gr.Markdown(elem_id="said")
+            with gr.Column(scale=6, min_width=320):
+                with gr.Row():
+                    shown, answer = image("picture"), image("exact answer, for portraits")
+                with gr.Row():
+                    results = [image("left"), image("right"), answer]
         with gr.Accordion("Which editor when", open=False):
             gr.Markdown(which_editor())
         gallery.select(choose, None, [picture, shown, source, prompt, seed, *results, message])
@@ -198,8 +211,8 @@ def build_demo(
                 concurrency_id="edit",
                 concurrency_limit=1,
             )
-        first.change(page.strength, first, first_strength)
-        second.change(page.strength, second, second_strength)
+        first.change(page.strength, first, [first_strength, first_line])
+        second.change(page.strength, second, [second_strength, second_line])
     blocks.bench = bench
     return blocks.queue(max_size=WAITING)
 

@@ -8,12 +8,17 @@ __all__ = ['SLIDERS', 'side_by_side', 'Panel', 'panel']
 # %% ../../nbs/app/panel.ipynb #9987330a
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from .commands import save_picture
 from .workbench import Workbench
+from ..data.images import open_image
+from ..data.picture_files import read_picture, save_options
 from ..editing.protocol import Editor
+from ..editing.registry import advice
 
 # %% ../../nbs/app/panel.ipynb #2076fffd
 def side_by_side(
@@ -72,7 +77,8 @@ class Panel:
 
         self.bench = Workbench(which.device if which.network is not None else None, max_pixels=64e6)
         self.bench.opened[which.name] = which
-        self.which, self.image, self.fit, self.updating = which, image, fit, False
+        self.which, self.fit, self.updating = which, fit, False
+        self.picture, self.result, self.name = read_picture(image), None, "picture"
         self.upload = widgets.FileUpload(accept="image/*", description="image")
         self.source, self.prompt = text(source, "source"), text(prompt, "prompt")
         self.editor = widgets.Dropdown(options=list(dict.fromkeys([which.name, *others])), description="editor")
@@ -80,14 +86,16 @@ class Panel:
         self.strength = slider("strength", 0, 1, 0.05)
         self.dials = {name: slider(name, *limits) for name, limits in SLIDERS.items()}
         self.view = widgets.Image(value=_png(side_by_side(image, image)), format="png")
-        self.message = widgets.Label()
-        rows = [[self.upload, self.source], [self.editor, self.prompt, self.button]]
+        self.message, self.quality = widgets.Label(), widgets.Label()
+        self.save = widgets.Button(description="save", tooltip="at the picture's own size, beside the notebook")
+        rows = [[self.upload, self.source], [self.editor, self.quality], [self.prompt, self.button, self.save]]
         rows.append([self.strength, *self.dials.values()])
-        self.box = widgets.VBox([*map(widgets.HBox, rows), self.view, self.message])
+        self.box = widgets.VBox([*map(widgets.HBox, rows), self.message, self.view])
         self.show_dials()
         if strength is not None:
             self.strength.value = strength
         self.button.on_click(self.run)
+        self.save.on_click(self.store)
         self.upload.observe(self.open, "value")
         self.editor.observe(self.choose, "value")
         for widget in (self.source, self.prompt, self.strength, *self.dials.values()):
@@ -97,6 +105,7 @@ class Panel:
     def show_dials(self) -> None:
         "The sliders show the dials of the Editor, and no others."
         self.updating = True
+        self.quality.value = advice(self.which.name)
         self.strength.value = self.which.strength
         for name, dial in self.dials.items():
             dial.layout.display = None if name in self.which.dials else "none"
@@ -113,13 +122,26 @@ class Panel:
         for name in self.which.dials:
             setattr(self.which, name, self.dials[name].value)
         try:
-            result, self.message.value = self.bench.edit(
-                self.image, self.source.value, self.prompt.value, self.which.name, self.strength.value
+            self.result, self.message.value = self.bench.edit(
+                self.picture, self.source.value, self.prompt.value, self.which.name, self.strength.value, self.fit
             )
         except (ValueError, OSError) as error:
             self.message.value = str(error)
         else:
-            self.view.value = _png(side_by_side(self.image, result))
+            self.view.value = _png(side_by_side(self.picture.pixels, open_image(self.result)))
+
+    def store(self, _=None) -> None:
+        "Writes the result at the picture's own size: NAME-edited.png, or the next free name, in the working directory."
+        if self.result is None:
+            self.message.value = "There is no result to save yet."
+            return
+        image, options = save_options(self.result, "PNG")
+        try:
+            out = save_picture(image, Path(f"{self.name}-edited.png"), "PNG", keep=True, **options)
+        except (ValueError, OSError) as error:
+            self.message.value = str(error)
+        else:
+            self.message.value = f"saved: {out}, {image.width} × {image.height} pixels"
 
     def choose(self, _=None) -> None:
         "Opens the chosen Editor and edits."
@@ -135,7 +157,8 @@ class Panel:
         "Opens the uploaded image, describes it and edits."
         try:
             content = bytes(self.upload.value[0]["content"])
-            self.image, source = self.bench.see(content, self.which.name, self.fit)
+            self.picture, source = self.bench.see(content, self.which.name, self.fit)
+            self.name = Path(self.upload.value[0]["name"]).stem or "picture"
         except (ValueError, OSError) as error:
             self.message.value = str(error)
         else:
@@ -153,5 +176,5 @@ def panel(
     others: Sequence[str] = (),  # names of Editors to choose from, with their packaged weights
     fit: str = "crop",  # how an upload becomes a square, see `open_image`
 ):
-    "An ipywidgets box: upload, source caption, Editor, prompt, button, sliders, both images, a message."
+    "An ipywidgets box: upload, source caption, Editor, prompt, buttons, sliders, a message, both images."
     return Panel(which, image, source, prompt, strength, others, fit).box

@@ -22,7 +22,7 @@ from ..data import portraits
 from ..data.caption_text import spaced
 from ..data.captions import caption
 from ..data.edited_captions import edited_caption
-from ..data.images import ImageNotice, open_image, padded_size, read_image
+from ..data.images import ImageNotice, open_image, padded_size
 from ..data.picture_files import Picture, read_picture, with_edit
 from ..data.regions import region_of
 from ..editing.config import EDITOR, SIZES, EditConfig
@@ -335,25 +335,28 @@ class Workbench:
         data,  # of any kind that `open_image` reads
         name: str,  # of an Editor
         fit: str = "crop",
-    ) -> tuple[np.ndarray, str]:  # uint8 (size, size, 3), caption
-        "An image at the size of an Editor, and its description by CLIP. Raises ImageError."
-        which, whole = self.editor(name), read_image(data, self.max_pixels)
+    ) -> tuple[Picture, str]:  # the picture at its own size, caption
+        "A picture and its description by the CLIP of an Editor. Raises ImageError."
+        which, picture = self.editor(name), read_picture(data, self.max_pixels)
         with self.alone():
-            return open_image(whole, size_of(which), fit=fit), describe(which, whole, fit)
+            return picture, describe(which, picture.pixels, fit)
 
     def edit(
         self,
-        picture: np.ndarray,  # uint8 (H, W, 3), square
+        picture: Picture | np.ndarray,  # of `see`, or uint8 (H, W, 3)
         source: str,
         prompt: str,
         name: str,  # of an Editor
         strength: float | None = None,
-    ) -> tuple[np.ndarray, str]:  # uint8 (size, size, 3); a message
+        fit: str = "crop",
+    ) -> tuple[Image.Image, str]:  # at the size of the picture, with all that its file has; a message
         "The edited image, and the target caption with the warnings. Raises EditError."
         which = self.editor(name)
+        picture = picture if isinstance(picture, Picture) else read_picture(picture)
         with self.alone(), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
             target = wanted_caption(source, prompt, tags_of(which))
-            result = edit_image(which, open_image(picture, size_of(which)), source, prompt, strength)
+            square = square_view(picture.pixels, size_of(which), fit)
+            result = finished(picture, square, edit_image(which, square, source, prompt, strength), fit)
         target = target if len(target) < 1000 else target[:1000] + " …"
         return result, " ".join([target, *dict.fromkeys(str(one.message) for one in warned)])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EDITORS', 'SCHEMES', 'COMMAND', 'REGISTERED', 'ADVICE', 'editors', 'editor_class', 'register', 'place_of',
-           'registered_places', 'options_of', 'editor', 'which_editor']
+           'registered_places', 'options_of', 'editor', 'advice', 'which_editor']
 
 # %% ../../nbs/editing/registry.ipynb #f708fca8
 import difflib
@@ -182,6 +182,13 @@ ADVICE = {
     "reconstruction": ("baseline of diffusion: no edit, what the autoencoder can represent", "fastest"),
     "copy-input": ("baseline: the source unchanged", "fastest"),
 }  # Editor → quality, speed
+
+
+def advice(
+    name: str,  # of an Editor
+) -> str:  # "" for an Editor of others
+    "One line on the quality and speed of an Editor."
+    return "; ".join(ADVICE.get(name, ()))
 
 
 def which_editor(
