@@ -65,7 +65,7 @@ def large(
 # %% ../../nbs/app/demo.ipynb #37a9ba9d
 MAX_BYTES, MAX_PIXELS, WAITING = 8 * 2**20, 32e6, 16  # of an upload; edits in the queue
 _TITLE = """### Edit an image with a text prompt
-Two methods side by side; results have the picture's own size. The packaged models know portraits of one drawing style."""
+Two methods side by side; results have the picture's own size. Packaged models know portraits of one drawing style."""
 _OWN = (
     "Your own image; the models edit its centre square. Correct the source caption if needed: the more completely it "
     "describes the image, the better the rest is preserved."
