@@ -35,7 +35,8 @@ from mmgen.stylegan.config import StyleGAN2Config
 from mmgen.stylegan.discriminator import Discriminator
 from mmgen.stylegan.layers import blur
 from mmgen.stylegan.losses import discriminator_loss, generator_loss, path_lengths, path_penalty, r1_penalty
-from mmgen.stylegan.train import StyleGAN2Task, build_models
+from mmgen.stylegan.task import StyleGAN2Task
+from mmgen.stylegan.train import build_models
 from mmgen.training.loop import train
 
 OURS = rooms.modulated_conv2d

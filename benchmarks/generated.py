@@ -31,7 +31,7 @@ from mmgen.metrics.frechet import frechet_distance, statistics
 from mmgen.metrics.oracle import Oracle
 from mmgen.stylegan.encoder import Encoder
 from mmgen.stylegan.generator import Generator
-from mmgen.stylegan.train import reconstruct
+from mmgen.stylegan.task import reconstruct
 
 
 def main():

@@ -25,7 +25,8 @@ from mmgen.ldm.unet_blocks import Level
 from mmgen.metrics.oracle import Oracle, OracleTask, classes
 from mmgen.stylegan.encoder import Encoder
 from mmgen.stylegan.encoder_train import EncoderTask
-from mmgen.stylegan.train import StyleGAN2Task, build_models
+from mmgen.stylegan.task import StyleGAN2Task
+from mmgen.stylegan.train import build_models
 from mmgen.training.loop import train
 
 pytestmark = pytest.mark.slow

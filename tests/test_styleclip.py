@@ -22,7 +22,8 @@ from mmgen.stylegan.editor import Inversion, TagMeans, tag_means
 from mmgen.stylegan.encoder import Encoder, level_slices
 from mmgen.stylegan.generator import Generator
 from mmgen.stylegan.inversion import Inverter, project, sample_w, search, w_axes
-from mmgen.stylegan.train import StyleGAN2Task, build_models, fit_mapping
+from mmgen.stylegan.task import StyleGAN2Task
+from mmgen.stylegan.train import build_models, fit_mapping
 from mmgen.training.checkpoints import CheckpointError
 from mmgen.training.guards import TrainingDiverged
 from mmgen.training.loop import train

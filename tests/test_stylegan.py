@@ -14,7 +14,8 @@ from mmgen.stylegan.encoder import Encoder, level_slices
 from mmgen.stylegan.generator import Generator
 from mmgen.stylegan.layers import EqualLinear, adain, binomial_filter, down_conv, modulated_conv2d, up_conv, upsample
 from mmgen.stylegan.losses import discriminator_loss, generator_loss, path_lengths, path_penalty, r1_penalty
-from mmgen.stylegan.train import StyleGAN2Task, build_models
+from mmgen.stylegan.task import StyleGAN2Task
+from mmgen.stylegan.train import build_models
 
 SMALL = dict(size=32, z_dim=16, w_dim=16, channel_base=256, channel_max=24, mapping_layers=2)
 

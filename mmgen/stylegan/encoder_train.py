@@ -28,7 +28,8 @@ from .generator import Generator
 from .latents import LatentSpace, latent_columns
 from .losses import discriminator_loss, generator_loss, r1_penalty
 from .open import open_encoder, open_generator
-from .train import ReconstructionLoss, encode, float_images, reconstruct, save
+from .task import ReconstructionLoss, float_images, reconstruct
+from .train import encode, save
 from ..training.loop import Task
 from ..training.optimizers import build
 from ..training.publish import parameter_count, train_in_run
@@ -75,8 +76,8 @@ class EncoderTask(Task):
             return 0
         return 1 + (step - start) // every if every else None
 
-    def loss(self, batch, step, which):
-        return (self.judge_step if which == "judge" else self.encoder_step)(batch, step)
+    def loss(self, batch, step, optimizer):
+        return (self.judge_step if optimizer == "judge" else self.encoder_step)(batch, step)
 
     def encoder_step(self, batch, step):
         "The losses of reconstruction, identity, size of the offsets, and of the discriminator of codes"
@@ -147,20 +148,20 @@ def start_encoder(
 # %% ../../nbs/stylegan/encoder_train.ipynb #ad160c6f
 def reconstruction_scores(
     images: Tensor,  # (N, 3, H, W) in [-1, 1]
-    made: Tensor,  # likewise
+    reconstructions: Tensor,  # likewise
     faces=None,  # the portraits' options, which the oracle then judges
     oracle: Oracle | None = None,
 ) -> dict[str, float]:
     "PSNR in dB, perceptual distance (EfficientNet-Lite0), share of attributes that the oracle sees in both"
     distance = EfficientNetDistance()
     with torch.no_grad():
-        apart = torch.cat([distance(x, y) for x, y in zip(images.split(64), made.split(64))])
-    scores = {"PSNR": psnr(images, made).mean().item(), "perceptual distance": apart.mean().item()}
+        apart = torch.cat([distance(x, y) for x, y in zip(images.split(64), reconstructions.split(64))])
+    scores = {"PSNR": psnr(images, reconstructions).mean().item(), "perceptual distance": apart.mean().item()}
     if faces is not None:
-        found = accuracy(oracle.predict(made), labels(faces), list(oracle.config["attributes"]))
-        found = {name: value for name, value in found.items() if value == value}  # without what is never seen
-        scores |= {"attributes": sum(found.values()) / len(found)} | {
-            name: found[name] for name in ("hair_color", "eyes_color", "glasses", "hair_length")
+        shares = accuracy(oracle.predict(reconstructions), labels(faces), list(oracle.config["attributes"]))
+        shares = {name: value for name, value in shares.items() if value == value}  # NaN: not in these faces
+        scores |= {"attributes": sum(shares.values()) / len(shares)} | {
+            name: shares[name] for name in ("hair_color", "eyes_color", "glasses", "hair_length")
         }
     return scores
 
@@ -236,8 +237,7 @@ def fit(
             for kind, scores in edited.items():
                 for measure in ("reached", "kept"):
                     run.metric(f"{kind} {measure}", scores[measure], n=scores["n"], code=name)
-    made = shown["all offsets"]
-    rows = {"held-out": held_out[:8], "w0 alone": shown["w0"][:8], "full code": made[:8]}
+    rows = {"held-out": held_out[:8], "w0 alone": shown["w0"][:8], "full code": shown["all offsets"][:8]}
     run.figure(
         "reconstructions", sheet(rows, cell=max(64, min(config.size, 128))), "held-out images and their reconstructions"
     )
