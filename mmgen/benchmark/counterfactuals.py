@@ -68,7 +68,7 @@ PHRASES = {
     ),
 }
 
-
+# %% ../../nbs/benchmark/counterfactuals.ipynb #2901d991
 def instruction(
     row: Edit,
 ) -> str:

@@ -140,7 +140,7 @@ def table(
                 lines.append(line)
     return lines
 
-
+# %% ../../nbs/benchmark/tables.ipynb #d8a26e1e
 def _means(values, rows, chosen, failures, seed):
     "Counts, the first reason of a failure, and the mean of every score over the chosen rows."
     sources = [row.seed for row, is_chosen in zip(rows, chosen) if is_chosen]

@@ -65,7 +65,7 @@ def _box_from_size(image, grid, original):
         return None
     return (start + 1, 0, stop - 1, image.height) if axis == 0 else (0, start + 1, image.width, stop - 1)
 
-
+# %% ../../nbs/danbooru/images.ipynb #92019b54
 def _bar_end(share, ring, width):
     "Where a bar ends: the first line from outside with enough pixels of another colour; and that share: 0.5, 0.2 or 0."
     for level in (0.5, 0.2):
@@ -186,7 +186,7 @@ def dump_image(
     options = {"quality": quality, "subsampling": 0} if format == "jpeg" else {"compress_level": 1}
     return DumpImage(_encoded(image, format, options), *signature(image))
 
-
+# %% ../../nbs/danbooru/images.ipynb #cd9023ab
 def _encoded(image, format, options):
     "The bytes of an image file."
     if not hasattr(os, "memfd_create"):
@@ -222,7 +222,7 @@ class Inventory(NamedTuple):
 _NAME = re.compile(r"([0-9]{1,18})\.([A-Za-z0-9]{1,8})")
 LEFT_OUT = ("link out of the dump", "wrong bucket", "unreadable name", "further file of an id")
 
-
+# %% ../../nbs/danbooru/images.ipynb #c062983a
 def _is_outside(path, source):
     "Whether a path leads outside the dump or to nothing."
     return not os.path.realpath(path).startswith(source + os.sep) or not os.path.exists(path)

@@ -101,7 +101,7 @@ def _has_bom(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(len(_BOM)) == _BOM
 
-
+# %% ../../nbs/danbooru/metadata_files.ipynb #fb0dc9ae
 def _is_safe(member: tarfile.TarInfo) -> bool:
     "Whether a member is a regular file whose name stays inside the folder."
     name = PurePosixPath(member.name.replace("\\", "/"))

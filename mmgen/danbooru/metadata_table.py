@@ -58,7 +58,7 @@ def _list(raw, form, category):
     kind = CATEGORIES[category] if raw.tags.type().value_type["category"].is_integer() else str(CATEGORIES[category])
     return raw.tags.filter(lambda tag: tag["category"] == kind).map(lambda tag: tag["name"])
 
-
+# %% ../../nbs/danbooru/metadata_table.ipynb #2b4e9939
 def canonical(
     raw,  # an ibis table with the fields of `raw_schema`
     form: str,  # "2017" or "2021"

@@ -40,7 +40,7 @@ class Plan(NamedTuple):
     splits: dict[str, np.ndarray]  # rows of each split
     digest: str
 
-
+# %% ../../nbs/danbooru/plan.ipynb #cf6eb192
 class _Sink:
     "A file object that only hashes what is written"
 
@@ -56,7 +56,7 @@ class _Sink:
     def close(self):
         self.closed = True
 
-
+# %% ../../nbs/danbooru/plan.ipynb #cf2b9502
 def plan_shards(
     selection: pa.Table | str | Path,  # `_COLUMNS`, or a Parquet file of these
     files: pa.Table,  # of `inventory`
@@ -142,7 +142,7 @@ class Record(NamedTuple):
     dropped: list  # ids of near-duplicates that were removed from it
     signatures: pa.Table | None
 
-
+# %% ../../nbs/danbooru/plan.ipynb #aa480eee
 def _record_path(folder, split, number):
     "The file of a shard's record."
     return folder / ".records" / f"{split}-{number:05d}.parquet"
@@ -161,7 +161,7 @@ def write_record(
         _record_path(folder, split, number), lambda temporary: pq.write_table(table, temporary, compression="ZSTD")
     )
 
-
+# %% ../../nbs/danbooru/plan.ipynb #f2c123a5
 def read_record(
     folder: Path,
     split: str,

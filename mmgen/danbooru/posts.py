@@ -49,7 +49,7 @@ def _row_groups(batches, rows: int):
     if pending:
         yield pa.Table.from_batches(pending)
 
-
+# %% ../../nbs/danbooru/posts.ipynb #9c0bec2f
 def _writer(path: Path):
     "Parquet writer of a table of posts."
     import pyarrow.parquet as pq
@@ -99,7 +99,7 @@ def _write_part(path: Path, connection, part: Part, form: str) -> tuple[Counter,
         part.paths[0].unlink()
     return counts, np.concatenate(ids), untagged
 
-
+# %% ../../nbs/danbooru/posts.ipynb #adf117d1
 def _remove_known(path: Path, seen_ids: Seen, counts: Counter, ids: np.ndarray, untagged: list[int]):
     "Removes posts from a part that an earlier part has."
     import pyarrow as pa
@@ -129,7 +129,7 @@ def _size(path):
     "Size of a file in bytes; -1 if it is missing."
     return path.stat().st_size if path.is_file() else -1
 
-
+# %% ../../nbs/danbooru/posts.ipynb #b3e68eb5
 def _write_missing(files, progress, state, folder, temporary, connection, threads, memory):
     "Writes the missing parts, several at once, and enters them into the state in order."
     import ibis

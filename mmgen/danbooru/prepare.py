@@ -111,7 +111,7 @@ def _dump(config, out):
     image_folders(source, split_list(config.pictures, str))
     return source
 
-
+# %% ../../nbs/danbooru/prepare.ipynb #a728bd6e
 def _choose(config, about, out, files):
     "Selects posts; its files are renamed into place only if there are no shards, or shards of the same posts."
     new = about / ".choice"
@@ -173,7 +173,7 @@ def prepare(
     with locked(out, ".prepare.lock"):
         return _prepare(config, run, out)
 
-
+# %% ../../nbs/danbooru/prepare.ipynb #4149b8db
 def _prepare(config, run, out):
     "All stages, each of which continues a stopped run."
     import pyarrow.parquet as pq

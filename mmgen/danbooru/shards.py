@@ -53,7 +53,7 @@ _DISK = {
     errno.EPERM,
 }
 
-
+# %% ../../nbs/danbooru/shards.ipynb #d9cb407c
 def _image_or_damage(path, original, options):
     "A `DumpImage`, or the damage and a sentence."
     if not path:

@@ -42,7 +42,7 @@ class SubsetError(ValueError):
 _RENAMED = datetime(2022, 5, 22)  # the day on which the site added `general` and renamed safe to sensitive
 _ENOUGH = 200  # smallest number of posts; today a seventh of them would be general
 
-
+# %% ../../nbs/danbooru/subset.ipynb #17739dde
 def as_rated(
     posts,  # an ibis table of posts
 ) -> tuple:  # an ibis table of posts; number of posts with a new rating
@@ -259,7 +259,7 @@ def _check_room(out):
             f"There is no room for {out} (No space left on device); finished files are kept: make room and run again."
         ) from e
 
-
+# %% ../../nbs/danbooru/subset.ipynb #e7249d3f
 def select(
     posts,  # folder posts/ of `write_posts`; or an ibis table of posts
     out: str | os.PathLike,  # folder for selection.parquet and vocabulary.parquet

@@ -109,7 +109,7 @@ def _words():
         {kind: np.array([number_of[n] for n in dict.fromkeys(v)]) for kind, v in kinds.items()},
     )
 
-
+# %% ../../nbs/danbooru/synthetic_posts.ipynb #c7e9c0f6
 def quoted(text: str) -> str:
     "A string as JSON, with five characters as \\u escapes, as some exporters write it."
     text = json.dumps(text, ensure_ascii=False)

@@ -171,7 +171,7 @@ def evaluate(config: MapperConfig, run: Run, editor: LatentMapper):
     else:
         _by_clip(config, run, editor)
 
-
+# %% ../../nbs/styleclip/mapper_train.ipynb #1fafbefd
 def _by_oracle(config, run, editor, edits_of_kind):
     "Scores of edits with exact answers, and a sheet of the first of every kind."
     oracle = Oracle.load(device="cpu")

@@ -323,7 +323,7 @@ def text_encoder_of(
         )
     return TextEncoder(model, tokenizer, device)
 
-
+# %% ../../../nbs/ldm/published/stable_diffusion.ipynb #9f4306d2
 def _padding(tokenizer, openclip):
     "The tokenizer with the padding that the tower was trained with: the first word (OpenCLIP) or the end (OpenAI)."
     pad = tokenizer.convert_ids_to_tokens(0) if openclip else tokenizer.eos_token
