@@ -91,6 +91,25 @@ def test_a_drawing_is_that_of_dicebear_which_checks_its_options(style):
         svg(Character(style, parts, character.colors))
 
 
+@pytest.mark.parametrize("style", ["adventurer", "lorelei"])
+def test_a_portrait_is_that_of_dicebear_and_each_option_is_checked(style, monkeypatch):
+    from dicebear import Avatar
+    from dicebear.errors import OptionsValidationError
+
+    from mmgen.data import portraits
+    from mmgen.data.characters import markup
+
+    asked = []
+    monkeypatch.setattr(portraits, "markup", lambda style, options: asked.append(options) or markup(style, options))
+    for seed in range(5):
+        portraits.png(portraits.sample(seed, style), 16)
+    known = portraits._dicebear(style)
+    assert len(asked) == 5 and all(markup(known, o) == Avatar(known, o).to_string() for o in asked)
+    for _ in range(2):
+        with pytest.raises(OptionsValidationError):
+            markup(known, asked[0] | {"scale": "large"})
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_layers_and_one_svg_show_the_same_scene(seed):
     scene = sample_scene(seed)

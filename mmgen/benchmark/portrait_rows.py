@@ -14,7 +14,7 @@ import numpy as np
 
 from .counterfactuals import PHRASES, counterfactuals, instruction, sentence
 from .registration import SIZE
-from .scene_judge import ALTERNATIVES, SHOWS, Question, RendererJudge
+from .scene_judge import ALTERNATIVES, Question, RendererJudge, shows
 from ..data.edits import Edit
 from ..data.portraits import LENGTHS, PortraitError, attributes, change, render, table, tags
 
@@ -145,7 +145,7 @@ class PortraitJudge(RendererJudge):
                     continue
                 image = drawn.get(face)
                 image = render(face, size) if image is None else image
-                if requested or (np.abs(image.astype(int) - renders[0]).max(2) > 24).mean() >= SHOWS:
+                if requested or shows(image, renders[0]):
                     shown.append(name), renders.append(image)
             if renders[1:]:
                 questions.append(Question.of(0, attribute, shown, requested, (0, 0), renders))

@@ -36,9 +36,16 @@ def moved(
     zoom: float = 1.0,  # about the centre
 ) -> np.ndarray:  # uint8 (H, H, 3)
     "The image zoomed, then shifted; bilinear; the border repeats."
-    side = image.shape[0]
-    pad = max(24, side // 6)
-    padded = Image.fromarray(np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="edge"))
+    return _transformed(_padded(image), image.shape[0], dx, dy, zoom)
+
+
+def _padded(image):
+    pad = max(24, image.shape[0] // 6)
+    return Image.fromarray(np.pad(image, ((pad, pad), (pad, pad), (0, 0)), mode="edge"))
+
+
+def _transformed(padded, side, dx, dy, zoom):
+    pad = (padded.width - side) // 2
     start = [side / 2 - (side / 2 + d) / zoom + pad for d in (dx, dy)]
     matrix = (1 / zoom, 0, start[0], 0, 1 / zoom, start[1])
     return np.asarray(padded.transform((side, side), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
@@ -58,14 +65,17 @@ def phase_shift(
     kept: np.ndarray,  # bool (H, H): the pixels that count
 ) -> tuple[float, float]:  # dx, dy in pixels, at most H / 2
     "The shift of a result against a reference by phase correlation of gradients, to a fraction of a pixel."
-    side = len(result)
-    window = np.outer(*[np.hanning(side + 2)[1:-1]] * 2) * kept
+    return _peak(_spectrum(result, kept), _spectrum(reference, kept))
 
-    def spectrum(x):
-        across, down = np.diff(x, axis=1, append=x[:, -1:]), np.diff(x, axis=0, append=x[-1:])
-        return np.fft.fft2((across + 1j * down) * window)
 
-    cross = spectrum(result) * np.conj(spectrum(reference))
+def _spectrum(image, kept):
+    window = np.outer(*[np.hanning(len(image) + 2)[1:-1]] * 2) * kept
+    across, down = np.diff(image, axis=1, append=image[:, -1:]), np.diff(image, axis=0, append=image[-1:])
+    return np.fft.fft2((across + 1j * down) * window)
+
+
+def _peak(spectrum, other):
+    side, cross = len(spectrum), spectrum * np.conj(other)
     peaks = np.fft.ifft2(cross / (np.sqrt(np.abs(cross)) + 1e-9)).real
     y, x = (int(i) for i in np.unravel_index(peaks.argmax(), peaks.shape))
 
@@ -90,22 +100,30 @@ def register(
     weight = _reduced(kept.astype(np.uint8) * 255, side) > 250
     if not weight.any():
         return 0.0, 0.0, 1.0
-    wide = target.astype(np.int16)
+    padded, known = _padded(small), {}
+
+    def undone(motion):
+        dx, dy, zoom = motion[0] / scale, motion[1] / scale, motion[2]
+        if (dx, dy, zoom) == (0, 0, 1):
+            return small
+        return _transformed(padded, side, -dx / zoom, -dy / zoom, 1 / zoom)  # as `unmoved`
 
     def error(motion):
-        undone = unmoved(small, (motion[0] / scale, motion[1] / scale, motion[2]))
-        return float(np.abs(undone.astype(np.int16) - wide)[weight].mean())
+        if motion not in known:
+            image = undone(motion)
+            apart = np.maximum(image, target) - np.minimum(image, target)
+            known[motion] = float(apart[weight].mean())
+        return known[motion]
 
     still = (0.0, 0.0, 1.0)
     start = error(still)
     if start < 1.5:  # of 255: it lies right
         return still
-    grey, candidates = target.mean(2, dtype=np.float32), [still]
+    reference, candidates = _spectrum(target.mean(2, dtype=np.float32), weight), [still]
     for zoom in ZOOMS:
         motion = (0.0, 0.0, zoom)
         for _ in range(2):  # window and mask fit better the second time
-            undone = unmoved(small, (motion[0] / scale, motion[1] / scale, zoom)).mean(2, dtype=np.float32)
-            shift = phase_shift(undone, grey, weight)
+            shift = _peak(_spectrum(undone(motion).mean(2, dtype=np.float32), weight), reference)
             motion = (motion[0] + scale * zoom * shift[0], motion[1] + scale * zoom * shift[1], zoom)
             if max(abs(motion[0]), abs(motion[1])) > len(result) / 8:
                 break

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..base.settings import closest
+from .characters import markup
 
 # %% ../../nbs/data/portraits.ipynb #4718b262
 class PortraitError(ValueError):
@@ -236,7 +237,6 @@ def png(
 ) -> bytes:
     "The face as PNG bytes (RGBA, opaque, on white)."
     import resvg_py
-    from dicebear import Avatar
 
     spec, avatar_options = table(options.style), {"seed": "mmgen"}
     for part, variant in options.parts:
@@ -246,7 +246,7 @@ def png(
             avatar_options[f"{part}Variant"] = variant
     for slot, name in options.colors:
         avatar_options[_color_options(options.style)[slot]] = spec["colors"][slot][name]
-    svg = Avatar(_dicebear(options.style), avatar_options).to_string()
+    svg = markup(_dicebear(options.style), avatar_options)
     return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="white"))
 
 

@@ -479,6 +479,24 @@ DATA = (
 # %% ../../nbs/report/measurements.ipynb #ccc4e8f0
 ELSEWHERE = (
     Measurement(
+        "Speed of scenes",
+        "Rows of the season dev, CPU time of one process: source and all answers drawn in layers, and noisy exact "
+        "answers judged by `mmgen bench score`, whose two runs (one with one process, one with two) wrote the same "
+        "bytes.",
+        "scene_speed",
+        {"size": "pixels"},
+        {
+            "rows": ("rows", whole),
+            "rows_per_second_on_two_cores": ("rows/s drawn on two cores", plain),
+            "ratio": ("times as fast as one SVG", ratio),
+            "cpu_seconds_per_row": ("CPU time to judge a row", clock),
+            "minutes_of_1000_on_two_cores": ("minutes to judge 1000 rows on two cores", plain),
+            "mib_at_most": ("MiB at most", whole),
+        },
+        lambda row: "size" in row,
+        shares=(),
+    ),
+    Measurement(
         "Judge of scenes",
         "Exact answers at 512 px with a planted error: requested edits that are reached, other attributes that are "
         "taken for changed, and unedited sources that are taken for edited.",
