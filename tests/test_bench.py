@@ -19,6 +19,7 @@ from mmgen.benchmark.scene_page import results_page
 from mmgen.benchmark.scene_run import costs_of, edit_rows, editor_size, run_editor
 from mmgen.benchmark.scene_scores import FAILED, accuracies, read_result, row_scores, score_folder, to_lab
 from mmgen.benchmark.seasons import HASHED, SEASONS, BenchError, fingerprint, judge_of, season_rows
+from mmgen.data.portraits import change, render
 from mmgen.editing.editor import BaseEditor, CopyInput
 
 ROOT = Path(mmgen.__file__).parent.parent
@@ -299,5 +300,11 @@ def test_portraits_of_version_1_are_rows_too():
     for row in rows[::2]:
         judge, (source, target) = judge_of(row, 64), row.pictures(64)
         assert judge(target).reached and not judge(target).flips and not judge(source).reached
+    row = rows[4]
+    judge, face = judge_of(row, 64), row.edit.source  # hair length: the hair is where the request changes pixels
+    assert row.kind == "hair length" and not judge(row.pictures(64)[0]).flips
+    for other in (face, row.edit.target):
+        wrong = render(change(other, "green hair"), 64)
+        assert "hair_color" in [flip[1] for flip in judge(wrong).flips]
     with pytest.raises(ValueError, match="has 2300 rows"):
         season_rows("portraits", 9999)

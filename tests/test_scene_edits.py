@@ -8,7 +8,7 @@ import pytest
 from mmgen.benchmark.registration import SIZE, at_size, moved, register
 from mmgen.benchmark.scene_edits import KINDS, LEVELS, scene_edit
 from mmgen.benchmark.scene_judge import SceneJudge
-from mmgen.data.characters import attributes
+from mmgen.data.characters import attributes, values, with_value
 from mmgen.data.scenes import Scene, render_scene
 
 ROWS = [scene_edit("test", n) for n in range(len(KINDS))]
@@ -39,9 +39,23 @@ def test_the_judge_reaches_the_exact_answer_and_no_copy(row):
     judge = SceneJudge(row)
     verdict = judge(render_scene(row.target, 512))
     assert verdict.reached and not verdict.flips and verdict.registration == (0, 0, 1)
-    assert judge(render_scene(row.source, 512)).reached == (row.kind in ("nothing", "back"))
+    copied = judge(render_scene(row.source, 512))
+    assert copied.reached == (row.kind in ("nothing", "back")) and not copied.flips
     grey = judge(np.full((300, 200, 3), 128, np.uint8))
     assert grey.flips or not grey.reached
+
+
+@pytest.mark.parametrize("row", ROWS[1:6:4] + ROWS[7:11:3], ids=lambda row: row.kind)
+def test_a_flip_is_found_with_and_without_the_requested_change(row):
+    judge = SceneJudge(row)
+    for scene in (row.source, row.target):
+        person = len(scene.people) - 1
+        character, asked = scene.people[person].character, {(p, a) for p, a, _ in row.changes}
+        known, shown = ("skin", "clothes color", "hair color"), attributes(character)
+        attribute = next(a for a in known if shown.get(a) and (person, a) not in asked)
+        value = next(v for v in values(character.style)[attribute][::-1] if v != attributes(character)[attribute])
+        wrong = scene.with_character(person, with_value(character, attribute, value))
+        assert attribute in [flip[1] for flip in judge(render_scene(wrong, 512)).flips]
 
 
 @pytest.mark.parametrize("motion", [(0, 0, 1.0), (3, -2, 1.0), (-15, 14, 1.0), (0, 0, 1.03), (6, 2, 0.97)])

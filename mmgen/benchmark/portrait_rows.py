@@ -149,4 +149,17 @@ class PortraitJudge(RendererJudge):
                     shown.append(name), renders.append(image)
             if renders[1:]:
                 questions.append(Question.of(0, attribute, shown, requested, (0, 0), renders))
+        self.face = source
         super().__init__(drawn[source], drawn[target], row.mask(size), [q for q in questions if q is not None])
+
+    def unedited(self, question):
+        "The same question about the source's face."
+        attribute, shown = question.attribute, attributes(self.face).get(question.attribute)
+        if shown is None:
+            return None
+        now = self.face[attribute] if attribute != "hair_length" else shown
+        others = [v for v in _choices(self.face, attribute) if str(v) in question.values and v != now]
+        faces = {v: _with(self.face, attribute, v) for v in others}
+        renders = [self.source] + [render(face, self.size) for face in faces.values() if face is not None]
+        names = [shown] + [str(v) for v, face in faces.items() if face is not None]
+        return Question.of(0, attribute, names, False, (0, 0), renders)

@@ -70,6 +70,12 @@ class Question:
     corner: tuple[int, int]  # upper, left pixel at which `renders` begin
     renders: np.ndarray  # uint8 (K, h, w, 3)
 
+    @property
+    def cut(self) -> tuple[slice, slice]:
+        "Where `renders` lie in the picture."
+        (up, left), (height, width) = self.corner, self.renders.shape[1:3]
+        return slice(up, up + height), slice(left, left + width)
+
     @classmethod
     def of(
         cls,
@@ -120,6 +126,35 @@ class RendererJudge:
         "Is a change that is no attribute reached?"
         return True
 
+    def unedited(
+        self,
+        question: Question,
+    ) -> Question | None:  # None: there the source does not show the attribute
+        "The same question about the source."
+        return None
+
+    def flipped(
+        self,
+        image: np.ndarray,  # uint8 (H, H, 3), registered
+        question: Question,
+    ) -> str | None:  # None: it shows the expected value
+        """The other value that a result shows of an attribute that nobody asked to change, among the alternatives with
+        the requested change and among those without it, which are right where the request was not followed.
+        """
+        cut = question.cut
+        shown = nearest(image[cut], question.renders)
+        if shown == 0:
+            return None
+        if self.changed[cut].any():
+            source = self.unedited(question)
+            if source is None:
+                again = nearest(image[cut], np.stack([self.source[cut], question.renders[shown]]))
+            else:
+                again = nearest(image[source.cut], source.renders)
+            if again == 0:
+                return None
+        return question.values[shown]
+
     def __call__(
         self,
         result: np.ndarray,  # uint8 (H, W, 3), any size
@@ -133,14 +168,12 @@ class RendererJudge:
             image = np.clip(np.rint(image + cast), 0, 255).astype(np.uint8)
         reached, flips, asked = self.structure(image), [], 0
         for question in self.questions:
-            (up, left), (height, width) = question.corner, question.renders.shape[1:3]
-            shown = nearest(image[up : up + height, left : left + width], question.renders)
             if question.requested:
-                reached &= shown == 0
-            else:
-                asked += 1
-                if shown:
-                    flips.append((question.person, question.attribute, question.values[shown]))
+                reached &= nearest(image[question.cut], question.renders) == 0
+                continue
+            asked += 1
+            if value := self.flipped(image, question):
+                flips.append((question.person, question.attribute, value))
         return Verdict(bool(reached), tuple(flips), asked, motion)
 
 # %% ../../nbs/benchmark/scene_judge.ipynb #e7062c0b
@@ -163,14 +196,35 @@ class SceneJudge(RendererJudge):
         requested = {(person, attribute) for person, attribute, _ in row.changes}
         questions = []
         for person, place in enumerate(row.target.people):
-            left, upper, side = square(place, self.size)
-            others = Image.fromarray(render_scene(row.target.without(person), size))
-            behind = others.crop((left, upper, left + side, upper + side))
+            behind = self._behind(row.target, person)
             for attribute, value in attributes(place.character).items():
                 if value is not None:
                     asked = (person, attribute) in requested
                     questions.append(self._question(person, attribute, value, asked, behind))
         super().__init__(*row.pictures(size), row.mask(size), [q for q in questions if q is not None])
+
+    def _behind(self, scene, person):
+        "What a person hides"
+        left, upper, side = square(scene.people[person], self.size)
+        others = Image.fromarray(render_scene(scene.without(person), self.size))
+        return others.crop((left, upper, left + side, upper + side))
+
+    def unedited(self, question):
+        "The same question about the person who stands at that place in the source."
+        here, people, attribute = self.row.target.people[question.person], self.row.source.people, question.attribute
+        person = next((i for i, p in enumerate(people) if (p.x, p.y, p.size) == (here.x, here.y, here.size)), None)
+        character = here.character if person is None else people[person].character
+        value = attributes(character).get(attribute)
+        if person is None or value is None:
+            return None
+        known = values(character.style)[attribute]
+        others = [v for v in (*question.values, *known[: ALTERNATIVES - 1]) if v in known and v != value]
+        left, upper, side = square(here, self.size)
+        behind, drawn = self._behind(self.row.source, person), [character]
+        drawn += [with_value(character, attribute, v) for v in dict.fromkeys(others)]
+        renders = [_before(c, side, behind, layer.__wrapped__) for c in drawn]
+        names = [value, *dict.fromkeys(others)]
+        return Question.of(question.person, attribute, names, False, (upper, left), renders)
 
     def _question(self, person, attribute, value, requested, behind):
         place, source = self.row.target.people[person], self.row.source.people
