@@ -189,6 +189,11 @@ def test_a_model_that_is_neither_cached_nor_reachable_is_one_sentence(tmp_path, 
     with pytest.raises(WeightsError, match="owner/no-such-model is not in the hub's cache.*`hf download") as e:
         mmgen.editor("diffusers:owner/no-such-model", "cpu")
     assert "\n" not in str(e.value)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody answers
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda *_, **__: pytest.fail("it asked again"))
+    with pytest.raises(WeightsError, match="no-such-model is not in the hub's cache, and the hub cannot be reached"):
+        mmgen.editor("diffusers:owner/no-such-model", "cpu")
 
 
 def test_a_folder_that_is_no_editing_pipeline_is_one_sentence(folder, tmp_path):
