@@ -14,7 +14,7 @@ from pathlib import Path
 
 from record import number, record
 
-from mmgen.app.workbench import wanted_caption
+from mmgen.app.targets import wanted_caption
 from mmgen.base.files import sha256
 from mmgen.base.weights import resolve
 from mmgen.clip.zero_shot import describe_image

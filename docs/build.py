@@ -15,7 +15,7 @@ CHAPTERS = {
     "Latent diffusion and CLIP": ["clip", "ldm"],
     "StyleGAN2 and StyleCLIP": ["stylegan", "styleclip", "identity"],
     "Data": ["data", "danbooru"],
-    "Experiments": ["training", "jobs", "editing"],
+    "Experiments": ["training", "jobs", "editing", "instructions"],
     "Evaluation": ["metrics", "benchmark", "paper_figures", "report"],
     "Tools": ["app", "base", "backbones"],
 }  # in the order of the paper's sections 3.1 to 4.4

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from mmgen.app.workbench import wanted_caption
+from mmgen.app.targets import wanted_caption
 from mmgen.data.caption_text import SourceError, spaced
 from mmgen.data.captions import as_tags, caption, known_tags
 from mmgen.data.folders import read_folder

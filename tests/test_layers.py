@@ -11,7 +11,7 @@ LAYERS = [  # lowest first; rooms of one layer do not import one another, except
     ["base"],
     ["backbones", "editing"],
     ["training", "data"],
-    ["clip", "danbooru", "identity"],
+    ["clip", "danbooru", "identity", "instructions"],
     ["metrics"],
     ["benchmark", "ldm"],
     ["stylegan"],

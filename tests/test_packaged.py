@@ -34,6 +34,7 @@ WEIGHTS = {
     "mapper-pink-hair",
     "directions-portraits",
     "instruct-portraits",
+    "instructions-portraits",
 }
 
 

@@ -4,7 +4,8 @@ import pytest
 from PIL import Image
 
 from mmgen.app.panel import side_by_side
-from mmgen.app.workbench import build_editor, edit_image, open_source, tags_of, wanted_caption
+from mmgen.app.targets import tags_of, wanted_caption
+from mmgen.app.workbench import build_editor, edit_image, open_source
 from mmgen.clip.model import CLIP
 from mmgen.clip.zero_shot import choose_tags
 from mmgen.data import portraits

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .. import __version__
 from .bench import add_bench
-from .commands import demo, export, prepare, sample, say, show, train, weights
+from .commands import demo, export, prepare, sample, say, show, tags, train, weights
 from .edit_command import edit
 from ..base.settings import closest, field_comments, plain_type
 from ..editing.registry import which_editor
@@ -106,12 +106,17 @@ def _add_edit(commands):
         'mmgen edit me.png "sunglasses" --editor styleclip-directions --alpha 8 --json',
         'mmgen edit me.png "red eyes" -n 4 --compare --box 100,80,300,200',
         'mmgen edit photos/ "green hair" -o green/',
-        takes="image prompt",
+        takes="image [prompt]",
         more="\n\nwhich editor when, with the packaged portrait models:\n  "
         + which_editor(markdown=False).replace("\n", "\n  "),
     )
     parser.add_argument("image", help='an image file of any size, a folder of images, or a pattern such as "in/*.jpg"')
-    parser.add_argument("prompt", help='a tag such as "green hair", or a caption of the wanted image')
+    parser.add_argument(
+        "prompt",
+        nargs="?",
+        default="",
+        help='the edit: "green hair", or "remove the glasses and make him smile" (known words: mmgen tags)',
+    )
     parser.add_argument(
         "-o",
         "--out",
@@ -175,6 +180,19 @@ def _add_weights(commands):
         takes="[name]",
     )
     parser.add_argument("name", nargs="?", help="packaged name, folder or hub name")
+
+
+def _add_tags(commands):
+    parser = _command(
+        commands,
+        "tags",
+        tags,
+        "List what a model knows, by kind.",
+        "mmgen tags",
+        "mmgen tags --model my-ldm --json",
+    )
+    parser.add_argument("--editor", help="(default: that of the packaged portraits)")
+    parser.add_argument("--model", help="name, folder or file of the editor's model")
 
 
 def _add_export(commands):
@@ -264,7 +282,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"mmgen {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for add in (_add_edit, _add_sample, _add_train, _add_weights, _add_export, _add_data, _add_demo):
+    for add in (_add_edit, _add_sample, _add_train, _add_weights, _add_tags, _add_export, _add_data, _add_demo):
         add(commands)
     add_bench(commands, _command)
     return parser

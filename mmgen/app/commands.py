@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['say', 'image_file', 'free_name', 'save_picture', 'bar', 'config_of', 'opening_of', 'sample', 'train', 'weights',
-           'export', 'show', 'prepare', 'demo']
+           'tags', 'export', 'show', 'prepare', 'demo']
 
 # %% ../../nbs/app/commands.ipynb #46b2e6f2
 import argparse
@@ -181,6 +181,23 @@ def weights(a: argparse.Namespace) -> dict:
     for name, about in sizes.items():
         say(f"{name:24} {about['bytes'] / 1e6:6.1f} MB")
     return sizes
+
+# %% ../../nbs/app/commands.ipynb #5e58462d
+def tags(a: argparse.Namespace) -> dict:
+    "Lists what a model knows, by kind. Raises WeightsError or EditError if there is no such model."
+    from mmgen.app.targets import tags_by_kind, tags_of
+    from mmgen.data.portraits import vocabulary
+
+    if a.editor is None and a.model is None:
+        known = list(vocabulary())
+    else:
+        from mmgen.editing.registry import editor
+
+        known = tags_of(editor(a.editor or "sdedit", **({"model": a.model} if a.model else {})))
+    kinds = tags_by_kind(known)
+    for kind, names in kinds.items():
+        say(f"{kind}: {', '.join(names)}")
+    return kinds
 
 # %% ../../nbs/app/commands.ipynb #1e64196d
 def export(a: argparse.Namespace) -> dict:

@@ -187,7 +187,7 @@ def build_demo(
                 )
                 source = gr.Textbox(pictures[0][1], label="source caption", elem_id="source", max_lines=2)
                 prompt = gr.Textbox(
-                    pictures[0][2], label="prompt: a tag, or a caption of the wanted image", elem_id="prompt"
+                    pictures[0][2], label="prompt: an edit, such as: make her hair green", elem_id="prompt"
                 )
                 first, first_strength, first_line = method("left", left)
                 second, second_strength, second_line = method("right", right)

@@ -89,7 +89,8 @@ def edit_one(
 ) -> list[dict]:  # what --json prints, of each variant
     "Edits one image file. Raises ImageError, EditError, and ValueError if a result cannot be written."
     from mmgen.app.panel import side_by_side
-    from mmgen.app.workbench import describe, edit_image, finished, size_of, square_view, tags_of, wanted_caption
+    from mmgen.app.targets import target_of
+    from mmgen.app.workbench import describe, edit_image, finished, size_of, square_view
     from mmgen.data.images import open_image
     from mmgen.data.picture_files import read_picture, save_options
     from mmgen.data.regions import region_of
@@ -99,13 +100,14 @@ def edit_one(
     region = region_of(config.mask, config.box, picture.pixels.shape[1], picture.pixels.shape[0])
     square = square_view(picture.pixels, size_of(editor), config.fit)
     source = config.source or describe(editor, picture.pixels, config.fit)
+    target = target_of(editor, source, config.prompt, config.caption)
     rows = []
     for seed, out, kind in zip(seeds, outs, kinds):
         start, own = time.perf_counter(), replace(config, seed=seed)
         if len(seeds) > 1:
             editor.seed = seed
         with bar(editor.network, editor.evaluations):
-            result = edit_image(editor, square, source, config.prompt, config.strength)
+            result = edit_image(editor, square, source, target, config.strength)
         result = finished(picture, square, result, config.fit, config.at, region)
         stored, options = save_options(result, kind, {"mmgen": repeating(own)})
         out = save_picture(stored, out, kind, keep, **options)
@@ -117,7 +119,11 @@ def edit_one(
             "seed": seed,
             "fit": config.fit,
             "source": source,
-            "wanted": wanted_caption(source, config.prompt, tags_of(editor)),
+            "wanted": target.caption,
+            "edits": target.edits,
+            "dropped": target.dropped,
+            "covered": target.covered,
+            "understood": target.text,
             "size": list(result.size),
             "edit_seconds": round(time.perf_counter() - start, 2),
         }
@@ -133,14 +139,15 @@ def edit(
     a: argparse.Namespace,  # fields of EditConfig, and out, n, compare
 ) -> dict:  # of one result as in `edit_one`; of several: files, failed
     "Edits one image or many. Raises ValueError for paths that do not fit, and the errors of `mmgen.edit`."
-    from mmgen.app.workbench import build_editor, wanted_caption
+    from mmgen.app.targets import check_request
+    from mmgen.app.workbench import build_editor
     from mmgen.editing.registry import options_of
 
     config = config_of(a, "edit")
     files, many = pictures_of(a.image)
     if not 1 <= a.n <= 1000:
         raise ValueError(f"-n is {a.n}; it must be at least 1, and 1000 at most.")
-    wanted_caption("", config.prompt, [])  # an empty prompt is an error before any work
+    check_request(config.prompt, config.caption)  # an error before any work
     if a.n > 1 and "seed" not in options_of(config.editor):
         raise ValueError(f"{config.editor} has no seed, so -n {a.n} would give one result {a.n} times; leave out -n.")
     results = results_of(files, many, a.image, a.out)
@@ -182,6 +189,8 @@ def _edit_all(a, editor, config, files, results, many):
 
 
 def _tell(done, failed, many):
+    for text in dict.fromkeys(row["understood"] for row in done if row["understood"]):
+        say(text)
     for row in done:
         if not many:
             say(f"source: {row['source'] or '(unknown)'}\nwanted: {row['wanted']}")

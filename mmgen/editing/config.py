@@ -28,7 +28,8 @@ class EditConfig(Settings):
     mask: str = ""  # an image of the same size: white may change, black stays; empty: all may change
     box: str = ""  # x,y,width,height in pixels: nothing outside changes; empty: all may change
     # the edit
-    prompt: str = "green hair"  # a tag, or a caption of the target image
+    prompt: str = "green hair"  # an edit: tags, or an instruction such as "make her smile"
+    caption: str = ""  # of the whole target image; replaces the prompt
     strength: float | None = None  # 0 reconstructs, 1 edits most; None, here and below: the editor's default
     # how
     editor: str = EDITOR  # of mmgen.editors(), or module:Class, diffusers:MODEL, a command

@@ -543,6 +543,21 @@ ELSEWHERE = (
         lambda row: row["what"] == "mmgen edit, cold start",
     ),
     Measurement(
+        "Instructions",
+        "Held-out instructions. Right: exactly the wanted edits, or none where nothing is known. "
+        "Tagger: the packaged reader. CLIP and MiniLM: the nearest tag in words, for each part of the sentence.",
+        "instructions",
+        {"reader": "reader", "texts": "texts"},
+        {
+            "right": ("right, %", percent),
+            "refused": ("refused, %", percent),
+            "wrong edits": ("wrong edits", whole),
+            "n": ("n", whole),
+            "seconds": ("time per text", clock),
+        },
+        shares=("right",),
+    ),
+    Measurement(
         "Metrics",
         "Against torchmetrics, same networks, one run.",
         "speed",
