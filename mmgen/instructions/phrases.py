@@ -269,7 +269,7 @@ def nouns(
             words += marked(rng.choice(("and", ",", "and", "with" if role == ADD else "or", ", and")))
         if rng.random() < 0.06:
             words += things(rng)
-        elif role == ADD and "mouth" not in used and rng.random() < 0.03:  # an open smile
+        elif role == ADD and "mouth" not in used and rng.random() < 0.06:  # an open smile
             used.add("mouth")
             shape = rng.choice(("open", "closed"))
             words += [Word("a"), *marked(shape, ADD, f"{shape} mouth"), Word("smile", ADD, "smile")]
@@ -317,8 +317,8 @@ def colored(
         fields |= {"c": marked(rng.choice(m.unknown["colors"][part]), UNKNOWN), "c0": fields["c0"]}
         fields |= {name: [Word(w.text, UNKNOWN) for w in fields[name]] for name in ("part", "ed")}
         return filled(rng, rng.choice(simple), **fields)
-    of_someone = [text for text in m.templates["color"] if "{obj}" in text]
-    return filled(rng, rng.choice(of_someone if rng.random() < 0.25 else m.templates["color"]), **fields)
+    far = rng.random() < 0.25  # make the hair of the person with the blue hat green
+    return filled(rng, rng.choice(m.templates["color far" if far else "color"]), **fields)
 
 # %% ../../nbs/instructions/phrases.ipynb #94d4c8a7
 _PLAIN = set("a an the her his him she he it to of in on with make give put do you me i is are this that can".split())
@@ -344,7 +344,7 @@ def unknown(
         thing = marked(rng.choice(u["part things"]) if rng.random() < 0.8 else UNSEEN, UNKNOWN)
         templates = [text for text in t["color"] if "{ctxn}" not in text and "{ed}" not in text]
         if rng.random() < 0.3:
-            templates = [text for text in templates if "{obj}" in text]
+            templates = t["color far"]
         return filled(rng, rng.choice(templates), c=color, c0=old, part=thing, dye=[Word("color")])
     if kind < 0.92:
         return [Word(w.text, OTHER if w.text in _PLAIN else UNKNOWN) for w in marked(rng.choice(u["phrases"]))]

@@ -58,6 +58,7 @@ class TaggerConfig:
     lr: float = 4e-3  # highest learning rate
     width: int = 80
     forget: float = 0.12  # share of words of role unknown whose word is taken away
+    start: str = ""  # folder of weights to go on from; empty: random ones
     seed: int = 0
 
 
@@ -83,6 +84,8 @@ def train_tagger(
     rows = [instruction(rng) for _ in range(config.instructions)]
     words = sorted({word.text for row in rows for word in row} - {UNSEEN})
     tagger = Tagger(words, list(material().groups), config.width)
+    if config.start:
+        tagger = Tagger.load(config.start).train().requires_grad_(True)
     steps = config.epochs * -(-len(rows) // config.batch)
     optimizer = torch.optim.AdamW(tagger.parameters(), config.lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, steps, pct_start=0.1)
@@ -90,7 +93,7 @@ def train_tagger(
     for step, batch in enumerate(plan, 1):
         numbers, roles, tags = as_tensors(tagger, batch)
         drawn = torch.rand(numbers.shape, generator=chance)
-        numbers[((roles == UNKNOWN) & (drawn < config.forget)) | ((roles == OTHER) & (drawn < 0.01))] = 1
+        numbers[((roles == UNKNOWN) & (drawn < config.forget)) | ((roles == OTHER) & (drawn < 0.03))] = 1
         loss = loss_of(tagger, numbers, roles, tags)
         optimizer.zero_grad()
         loss.backward()
