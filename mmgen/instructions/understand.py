@@ -145,7 +145,7 @@ def _phrases(words: list[tuple[int, str]]) -> list[str]:
 def edits_of(
     text: str,
     tagger: Tagger | None = None,  # None: the packaged weights
-    sure: float = 0.5,  # least probability of an edit
+    sure: tuple[float, float] = (0.7, 0.95),  # least probability of an edit; the same if words are not understood
 ) -> Understood:
     "The edits that an instruction asks for. Raises EditError if it asks for two that exclude each other."
     rows = read_words(text, packaged_tagger() if tagger is None else tagger)
@@ -155,8 +155,9 @@ def edits_of(
         if word.role in (ADD, REMOVE):
             marked.setdefault((word.tag, word.role), []).append(word.text)
             shares.setdefault((word.tag, word.role), []).append(share)
+    level = sure[any(word.role == UNKNOWN and word.text.isalnum() for word, _ in rows)]
     accepted = [
-        key for key, words in marked.items() if max(shares[key]) >= sure and has_evidence(key[0], words, present)
+        key for key, words in marked.items() if max(shares[key]) >= level and has_evidence(key[0], words, present)
     ]
     edits = list(dict.fromkeys(_edit(tag, role) for tag, role in accepted))
     _check_conflicts([tag for tag, role in accepted if role == ADD], [tag for tag, role in accepted if role == REMOVE])
