@@ -149,7 +149,7 @@ def build_demo(
                 dropdown = gr.Dropdown(names, value=name, label=side, elem_id=side, min_width=140)
                 start = bench.editor(name).strength
                 slider = gr.Slider(0, 1, start, step=0.05, label="strength", elem_id=f"{side}-strength", min_width=140)
-            line = gr.Markdown(advice(name), elem_id=f"{side}-quality", container=True)
+            line = gr.Markdown(advice(name), elem_id=f"{side}-quality", padding=True)
         return dropdown, slider, line
 
     def image(label):
@@ -166,6 +166,29 @@ def build_demo(
     with gr.Blocks(title="mmgen", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         gr.Markdown(_TITLE)
         picture, seed = gr.State(pictures[0][0]), gr.State(pictures[0][3])
+        with gr.Row():
+            with gr.Column(scale=4, min_width=320):
+                with gr.Row(equal_height=True):
+                    prompt = gr.Textbox(
+                        pictures[0][2], label="prompt, such as: make her hair green", elem_id="prompt", scale=3
+                    )
+                    button = gr.Button("edit", variant="primary", elem_id="edit", scale=1, min_width=80)
+                message = gr.Markdown(elem_id="said")
+                first, first_strength, first_line = method("left", left)
+                second, second_strength, second_line = method("right", right)
+                source = gr.Textbox(pictures[0][1], label="source caption", elem_id="source", max_lines=2)
+                upload = gr.File(
+                    label=f"your own image, at most {MAX_BYTES >> 20} MB and {MAX_PIXELS / 1e6:g} million pixels",
+                    file_types=["image"],
+                    type="binary",
+                    height=120,
+                    elem_id="upload",
+                )
+            with gr.Column(scale=6, min_width=320):
+                with gr.Row():
+                    shown, answer = image("picture"), image("exact answer, for portraits")
+                with gr.Row():
+                    results = [image("left"), image("right"), answer]
         gallery = gr.Gallery(
             [(large(image), prompt) for image, _, prompt, _ in pictures],
             label="portraits of the benchmark, each with its prompt",
@@ -176,28 +199,6 @@ def build_demo(
             interactive=False,
             elem_id="gallery",
         )
-        with gr.Row():
-            with gr.Column(scale=4, min_width=320):
-                upload = gr.File(
-                    label=f"your own image, at most {MAX_BYTES >> 20} MB and {MAX_PIXELS / 1e6:g} million pixels",
-                    file_types=["image"],
-                    type="binary",
-                    height=88,
-                    elem_id="upload",
-                )
-                source = gr.Textbox(pictures[0][1], label="source caption", elem_id="source", max_lines=2)
-                prompt = gr.Textbox(
-                    pictures[0][2], label="prompt: an edit, such as: make her hair green", elem_id="prompt"
-                )
-                first, first_strength, first_line = method("left", left)
-                second, second_strength, second_line = method("right", right)
-                button = gr.Button("edit", variant="primary", elem_id="edit")
-                message = gr.Markdown(elem_id="said")
-            with gr.Column(scale=6, min_width=320):
-                with gr.Row():
-                    shown, answer = image("picture"), image("exact answer, for portraits")
-                with gr.Row():
-                    results = [image("left"), image("right"), answer]
         with gr.Accordion("Which editor when", open=False):
             gr.Markdown(which_editor())
         gallery.select(choose, None, [picture, shown, source, prompt, seed, *results, message])
