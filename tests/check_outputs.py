@@ -154,7 +154,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--write", action="store_true", help="store the outputs instead of comparing them")
     parser.add_argument("--strict", action="store_true", help="stale outputs fail too")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument("--workers", type=int, default=min(4, os.cpu_count() or 1), help="processes")
     parser.add_argument("notebooks", nargs="*", type=lambda name: Path(name).resolve())
     given = parser.parse_args()
     files = given.notebooks or notebooks()
