@@ -227,10 +227,8 @@ def main():
     given = ask.parse_args()
     if given.reader == "minilm" and not given.minilm:
         ask.error("--reader minilm needs --minilm FOLDER")
-    start = time.perf_counter()
     read = READERS[given.reader](given.minilm)
-    read("green hair")
-    loaded = time.perf_counter() - start
+    read("make it green")  # opens the weights
     scenes, scenes_unknown = scene_texts(360, 120)
     for name, rows in (
         ("free style", read_texts("held_out")),
@@ -257,7 +255,6 @@ def main():
                 "refused": round(float(np.mean([not edits for edits in found.values()])), 4),
                 "wrong edits": int(sum(wrong)),
                 "seconds": round(seconds, 5),
-                "load seconds": round(loaded, 3),
             },
         )
 

@@ -242,6 +242,13 @@ def understand(
 
 def _refusal(text, dropped):
     "The sentence for an instruction of which nothing is known."
+    unsure = [word for word in dropped if as_tag(word, vocabulary())]
+    if unsure:
+        other = ", ".join(repr(word) for word in dropped if word not in unsure) or "the rest of the sentence"
+        return (
+            f"The model is not sure that you ask for {', '.join(unsure)}, as it does not understand {other}; write "
+            f"only {', '.join(unsure)!r}, or the caption of the whole image as caption."
+        )
     shown = ", ".join(repr(word) for word in dropped[:4]) or repr(text.strip()[:60])
     near = nearest(dropped or split_words(text))
     hint = (
