@@ -514,6 +514,20 @@ ELSEWHERE = (
         shares=(),
     ),
     Measurement(
+        "Judge and oracle",
+        "Do the judge without weights and the oracle of version 1 agree on whether an Editor's result shows the "
+        "requested attribute? Results of `mmgen bench run --season portraits --size 64`.",
+        "judge_agreement",
+        {"editor": "results"},
+        {
+            "agreement": ("agreement, %", percent),
+            "judge": ("reached by the judge, %", percent),
+            "oracle": ("by the oracle, %", percent),
+            "rows": ("rows", whole),
+        },
+        shares=(),
+    ),
+    Measurement(
         "Converted weights",
         "Largest difference to the original code's output, small random weights.",
         "formats",
