@@ -491,7 +491,7 @@ ELSEWHERE = (
             "ratio": ("times as fast as one SVG", ratio),
             "cpu_seconds_per_row": ("CPU time to judge a row", clock),
             "minutes_of_1000_on_two_cores": ("minutes to judge 1000 rows on two cores", plain),
-            "mib_at_most": ("MiB at most", whole),
+            "mib_at_most": ("MiB at most", lambda v: whole(round(v))),
         },
         lambda row: "size" in row,
         shares=(),
