@@ -67,6 +67,11 @@ def test_what_the_model_does_not_know_is_never_edited():
         ("Green_Hair, no earrings", ["green hair", "no earrings"]),
         ("make her hair gren", ["green hair"]),
         ("blue hair, but leave the eyes green", ["blue hair"]),
+        ("remove the glasses and make him smile", ["no eyewear", "smile"]),
+        ("take off the earrings, make her hair pink and close her eyes", ["no earrings", "pink hair", "closed eyes"]),
+        ("make her smile and remove the freckles", ["smile", "no freckles"]),
+        ("remove the freckles and the earrings", ["no freckles", "no earrings"]),
+        ("make the hair green, " * 30 + "remove the glasses", ["green hair", "no eyewear"]),
     ],
 )
 def test_known_answers(text, wanted):
@@ -84,6 +89,7 @@ def test_known_answers(text, wanted):
         ("???", "mmgen tags"),
         ("緑の髪", "mmgen tags"),
         ("green hair, blue hair", "exclude each other"),
+        ("z" * 5000, "no edit 'z{60}';"),
         ("smile, no smile", "both adds and removes 'smile'"),
     ],
 )

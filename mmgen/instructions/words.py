@@ -73,7 +73,7 @@ def corrected(
     word: str,  # in lower case, not in the table
 ) -> str:
     "The word that a misspelt one stands for; the word itself if that is not certain."
-    if len(word) < 4 or not word.isascii() or not word.isalpha() or word in listed(lexicon()["look-alikes"]):
+    if not 4 <= len(word) <= 20 or not word.isascii() or not word.isalpha() or word in listed(lexicon()["look-alikes"]):
         return word
     likeness = lambda other: difflib.SequenceMatcher(None, word, other).ratio()
     close = sorted(_one_letter_away(word) & tag_words(), key=likeness)
