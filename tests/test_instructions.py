@@ -85,7 +85,7 @@ def test_known_answers(text, wanted):
         (" , ", "prompt is empty"),
         ("give him a beard", "'beard'.*nearest that it knows: mustache"),
         ("make her hair rainbow", "rainbow.*black hair"),
-        ("haare grün", "'haare grün'.*mmgen tags"),
+        ("haare grün", "'haare grün'.*mmgen tags.*--caption"),
         ("???", "mmgen tags"),
         ("緑の髪", "mmgen tags"),
         ("green hair, blue hair", "exclude each other"),
@@ -163,6 +163,8 @@ def test_a_caption_is_given_and_not_guessed():
         check_request("green hair", "a caption")
     with pytest.warns(UserWarning, match="already fits smile"):
         target_of(which, face, "make her smile")
+    with pytest.warns(UserWarning, match="already fits no earrings, so only the rest is edited"):
+        assert "green hair" in target_of(which, face, "remove the earrings and make her hair green").caption
 
 
 def test_a_model_that_reads_any_text_takes_the_prompt_as_it_is():

@@ -132,8 +132,8 @@ def check_request(
         raise EditError("Give a prompt or the caption of the whole wanted image, not both.")
     if not prompt.strip(" ,") and not caption.strip():
         raise EditError(
-            "The prompt is empty: write an edit such as 'green hair' or 'remove the glasses', or give a caption of the "
-            "whole wanted image (caption)."
+            "The prompt is empty: write an edit such as 'green hair' or 'remove the glasses', or the caption of the "
+            "whole wanted image (shell: --caption)."
         )
 
 
@@ -145,7 +145,7 @@ def target_of(
 ) -> Target:
     """The target of an edit.
 
-    Warns if the source caption has already all that is asked. Raises EditError, with the nearest known things, if the
+    Warns of edits that the source caption has already. Raises EditError, with the nearest known things, if the
     model knows nothing that is asked.
     """
     check_request(prompt, caption)
@@ -155,8 +155,11 @@ def target_of(
         return Target(wanted_caption(source, prompt, tags_of(which)), [], [], [])
     edits, dropped = understand(prompt)
     target, covered = with_edits(source, edits)
-    if source and sorted(target.split(", ")) == sorted(source.split(", ")):
-        warnings.warn(f"The caption of the source already fits {', '.join(edits)}, so nothing is edited: {source}.")
+    same = lambda caption: sorted(caption.split(", ")) == sorted(source.split(", "))
+    fits = [edit for edit in edits if source and (same(target) or same(with_edits(source, [edit])[0]))]
+    if fits:
+        rest = "nothing is edited" if same(target) else "only the rest is edited"
+        warnings.warn(f"The caption of the source already fits {', '.join(fits)}, so {rest}: {source}.")
     return Target(target, edits, dropped, covered)
 
 # %% ../../nbs/app/targets.ipynb #6403549e

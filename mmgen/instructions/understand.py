@@ -273,7 +273,7 @@ def _refusal(text, dropped):
         other = ", ".join(repr(word) for word in dropped if word not in unsure) or "the rest of the sentence"
         return (
             f"The model is not sure that you ask for {', '.join(unsure)}, as it does not understand {other}; write "
-            f"only {', '.join(unsure)!r}, or the caption of the whole image as caption."
+            f"only {', '.join(unsure)!r}, or give the caption of the whole wanted image (shell: --caption)."
         )
     shown = ", ".join(repr(word[:60]) for word in dropped[:4]) or repr(text.strip()[:60])
     near = nearest(dropped or split_words(text))
@@ -283,5 +283,6 @@ def _refusal(text, dropped):
         else "it knows hair, eyes, mouth, brows, glasses and the like"
     )
     return (
-        f"The model knows no edit {shown}; {hint} (all: mmgen tags). A caption of the whole image is given as caption."
+        f"The model knows no edit {shown}; {hint} (all: mmgen tags). To describe the whole wanted image instead, give "
+        "it as caption (shell: --caption)."
     )
