@@ -6,9 +6,11 @@
 __all__ = ['box_region', 'mask_region', 'region_of']
 
 # %% ../../nbs/data/regions.ipynb #05884d16
+import warnings
+
 import numpy as np
 
-from .images import ImageError, read_image
+from .images import ImageError, ImageNotice, read_image
 
 # %% ../../nbs/data/regions.ipynb #e78c2826
 def box_region(
@@ -36,7 +38,7 @@ def mask_region(
     width: int,  # of the picture
     height: int,
 ) -> np.ndarray:  # float32 (height, width) in [0, 1]
-    "A mask as a region. Raises ImageError if its size differs, or if it is black all over."
+    "A mask as a region; warns if it is white all over. Raises ImageError if its size differs, or if it is black."
     image = read_image(mask).convert("L")
     if image.size != (width, height):
         raise ImageError(
@@ -46,6 +48,11 @@ def mask_region(
     region = np.asarray(image, np.float32) / 255
     if not region.any():
         raise ImageError("The mask is black all over, so nothing may change; paint white what may change.")
+    if region.min() == 1:
+        warnings.warn(
+            "The mask is white all over (transparent pixels are white), so all may change; paint black what stays.",
+            ImageNotice,
+        )
     return region
 
 # %% ../../nbs/data/regions.ipynb #1c659725
