@@ -165,7 +165,7 @@ def test_a_folder_with_a_broken_file(tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "in-edited").iterdir()) == ["a.png", "c.jpg"]
     assert main(["edit", str(folder), "smile", "--editor", "paint"]) == 1
     printed = capsys.readouterr().err
-    assert "2 results; 1 images could not be edited" in printed and "b.png is not in an image format" in printed
+    assert "2 results; 1 image could not be edited" in printed and "b.png is not in an image format" in printed
     about = run(capsys, f"{folder}/*.jpg", "smile", "-o", tmp_path / "out")
     assert [row["file"] for row in about["files"]] == [str(tmp_path / "out" / "c.jpg")]
 
@@ -203,3 +203,22 @@ def test_bytes_and_open_images_keep_alpha_too():
     Image.fromarray(picture(channels=4)).save(buffer, "PNG")
     for source in (buffer.getvalue(), Image.open(buffer), picture(channels=4)):
         assert mmgen.edit(source, "smile", "", editor="paint").mode == "RGBA"
+
+
+def test_a_folder_may_hold_the_result_of_one_image(tmp_path, capsys, monkeypatch):
+    Image.fromarray(picture()).save(tmp_path / "me.png")
+    (tmp_path / "there").mkdir()
+    assert run(capsys, tmp_path / "me.png", "smile", "-o", tmp_path / "there")["file"] == str(tmp_path / "there/me.png")
+    assert run(capsys, tmp_path / "me.png", "smile", "-o", f"{tmp_path}/new/")["file"] == str(tmp_path / "new/me.png")
+    assert "is the source image" in run(capsys, tmp_path / "me.png", "smile", "-o", tmp_path, code=1)
+    monkeypatch.chdir(tmp_path / "new")
+    assert len(run(capsys, ".", "smile", "-o", tmp_path / "dot")["files"]) == 1
+    assert (tmp_path / "dot/me.png").exists()
+
+
+def test_a_mask_that_allows_everything_is_told():
+    source = Image.fromarray(picture())
+    clear = Image.new("RGBA", source.size, (0, 0, 0, 0))
+    for mask in (Image.new("L", source.size, 255), clear):
+        with pytest.warns(UserWarning, match="white all over .*paint black what stays"):
+            mmgen.edit(source, "smile", editor=Paint(), mask=mask)

@@ -120,8 +120,8 @@ def _add_edit(commands):
     parser.add_argument(
         "-o",
         "--out",
-        help="file of the result (a folder for several images); default: NAME-edited.png beside the image, or "
-        "NAME-edited-2.png and so on; for a folder: FOLDER-edited",
+        help="file of the result, or a folder (for several images always); default: NAME-edited.png beside the image, "
+        "or NAME-edited-2.png and so on; for a folder: FOLDER-edited",
     )
     parser.add_argument(
         "-n", type=int, default=1, help="number of variants, with the seeds from --seed on (default: 1)"

@@ -26,7 +26,7 @@ def pictures_of(
 ) -> tuple[list[Path], bool]:  # the files; whether they are many by intention
     "The image files that a text names. Raises ValueError if a folder or a pattern has none."
     path = Path(text)
-    if not path.name:
+    if not text.strip() or not path.resolve().name:
         raise ValueError(f"The image {text!r} has no name; give the path of an image.")
     if path.is_dir():
         readable = Image.registered_extensions()
@@ -47,19 +47,20 @@ def results_of(
     files: list[Path],  # of `pictures_of`
     many: bool,
     image: str,  # the text
-    out: str | None,  # -o: a file, or a folder for many; None: as below
+    out: str | None,  # -o: a file, or a folder (for many always); None: as below
 ) -> list[Path]:  # of each file
     "The files to write: NAME-edited.png beside the picture; for a folder the same names in FOLDER-edited."
+    writable = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+    names = [file.name if file.suffix.lower() in writable else f"{file.name}.png" for file in files]
     if not many:
-        return [Path(out or files[0].with_name(f"{files[0].stem}-edited.png"))]
+        path = Path(out or files[0].with_name(f"{files[0].stem}-edited.png"))
+        return [path / names[0] if out and (out.endswith("/") or path.is_dir()) else path]
     if out is None and not Path(image).is_dir():
         return [file.with_name(f"{file.stem}-edited.png") for file in files]
     source = Path(image).resolve()
     folder = Path(out) if out else source.with_name(f"{source.name}-edited")
     if folder.is_file() or not folder.exists() and folder.suffix.lower() in Image.registered_extensions():
         raise ValueError(f"{folder} is a file; for several images -o names a folder.")
-    writable = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-    names = [file.name if file.suffix.lower() in writable else f"{file.name}.png" for file in files]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise ValueError(f"Two of the images are named {twice}; edit one folder at a time.")
@@ -196,6 +197,7 @@ def _tell(done, failed, many):
             say(f"source: {row['source'] or '(unknown)'}\nwanted: {row['wanted']}")
         say(f"{row['file']}: {row['editor']}, strength {row['strength']:g}, {row['edit_seconds']} s")
     if many:
-        say(f"{len(done)} results; {len(failed)} images could not be edited" + ":" * bool(failed))
+        plural = lambda number, name: f"{number} {name}{'s' if number != 1 else ''}"
+        say(f"{plural(len(done), 'result')}; {plural(len(failed), 'image')} could not be edited" + ":" * bool(failed))
     for row in failed:
         say(f"  {row['image']}: {row['error']}")
