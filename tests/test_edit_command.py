@@ -222,3 +222,10 @@ def test_a_mask_that_allows_everything_is_told():
     for mask in (Image.new("L", source.size, 255), clear):
         with pytest.warns(UserWarning, match="white all over .*paint black what stays"):
             mmgen.edit(source, "smile", editor=Paint(), mask=mask)
+
+
+def test_the_first_frame_of_an_animation_is_edited_with_a_warning(tmp_path):
+    frames = [Image.fromarray(picture()), Image.new("RGB", (160, 120))]
+    frames[0].save(tmp_path / "me.tif", save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match="2 frames or pages; number 1 is read"):
+        assert (read_picture(tmp_path / "me.tif").pixels == picture()).all()

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageCms
 
-from .images import _in_srgb, _open, _upright, read_image
+from .images import ImageNotice, _in_srgb, _open, _upright, read_image
 
 # %% ../../nbs/data/picture_files.ipynb #57633c4f
 ORIENTATION = 0x0112  # EXIF; the picture is stored upright
@@ -48,11 +48,13 @@ def read_picture(
     source,  # as for `open_image`, but no open file
     max_pixels: float = 64e6,
 ) -> Picture:
-    "A picture of any format, upright. Raises ImageError if it cannot be read."
+    "A picture of any format, upright; of an animation one frame, with a warning. Raises ImageError."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels is stricter
         pixels = np.array(read_image(source, max_pixels))
         original = _open(source)
+        if (frames := getattr(original, "n_frames", 1)) > 1 and original.format != "MPO":  # a photo with its preview
+            warnings.warn(f"The image has {frames} frames or pages; number {original.tell() + 1} is read.", ImageNotice)
         extra = {"exif": _exif(original)}
         if isinstance(original.info.get("dpi"), tuple) and all(value > 0 for value in original.info["dpi"]):
             extra["dpi"] = original.info["dpi"]
