@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from scipy.linalg import sqrtm
 from scipy.ndimage import gaussian_filter
-from transformers import CLIPModel
+from transformers import CLIPConfig, CLIPModel
 
 from mmgen.base.images import psnr, to_float, to_uint8
 from mmgen.base.runs import Run
@@ -398,7 +398,7 @@ def test_clip_score_is_transformers_cosine_and_directions_have_known_answers():
     clip, judge = CLIP.load(device="cpu"), extractor("clip", "cpu")
     images, source, target, exact = as_batch(edits("hair color", 6))
     ids, mask = clip.tokenize(source)
-    theirs = CLIPModel(clip.model.config).eval()
+    theirs = CLIPModel(CLIPConfig.from_dict(clip.model.config.to_dict())).eval()
     theirs.load_state_dict(clip.model.state_dict())
     with torch.no_grad():
         logits = theirs(input_ids=ids, attention_mask=mask, pixel_values=clip.preprocess(images)).logits_per_image
