@@ -14,6 +14,7 @@ from mmgen.base.schema import WeightsError
 from mmgen.base.weights import packaged
 from mmgen.clip.model import CLIP, TextEncoder, build_clip, train_tokenizer
 from mmgen.identity.model import PortraitIdentity
+from mmgen.instructions.tagger import Tagger
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.editors.instruct import InstructPix2Pix
 from mmgen.ldm.pipeline import LatentDiffusion
@@ -33,6 +34,7 @@ KINDS = {
     "encoder": Encoder,
     "identity": PortraitIdentity,
     "instruct": InstructPix2Pix,
+    "instructions": Tagger,
     "ldm": LatentDiffusion,
     "mapper": Mapper,
     "oracle": Oracle,
