@@ -197,7 +197,8 @@ def test_where_a_picture_cannot_go_is_said_before_the_weights_are_opened(me, cap
     (me.parent / "folder.png").mkdir()
     for command in (["edit", str(me), "green hair"], ["sample", "smile"]):
         for out, said in (
-            ("folder.png", "is a folder; name a file in it"),
+            # an edit goes into the folder under the picture's name, a new image has none
+            ("folder.png", "is a folder; name a file in it" if command[0] == "sample" else "no weights 'nothing'"),
             ("me.png/a.png", "me.png is not a folder"),
             ("a.gif", "no image format"),
             ("a" * 300 + ".png", "File name too long"),
