@@ -17,10 +17,9 @@ from mmgen.identity.model import PortraitIdentity
 from mmgen.instructions.tagger import Tagger
 from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.editors.instruct import InstructPix2Pix
-from mmgen.ldm.pipeline import LatentDiffusion
+from mmgen.ldm.pipeline import LatentDiffusion, random_unet
 from mmgen.ldm.published.diffusers_folder import save_diffusers
 from mmgen.ldm.published.stable_diffusion import stable_diffusion
-from mmgen.ldm.unet import UNet2DConditionModel
 from mmgen.metrics.oracle import Oracle
 from mmgen.styleclip.directions import Directions
 from mmgen.styleclip.mapper import Mapper
@@ -140,15 +139,7 @@ def diffusers_folder(place):
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["green hair, blue eyes"], 520)
     clip = build_clip(tokenizer, 32, 8, 16, 77, 16, 1, 2, 16, 1, 2)
-    unet = UNet2DConditionModel(
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=2,
-        cross_attention_dim=16,
-        norm_num_groups=4,
-    )
+    unet = random_unet()
     process = {
         "prediction": "eps",
         "noise_schedule": "scaled_linear",

@@ -24,12 +24,11 @@ from mmgen.ldm.autoencoder import AutoencoderKL
 from mmgen.ldm.diffusion import noise_like
 from mmgen.ldm.editors import instruct_train as instruct_training
 from mmgen.ldm.open import open_pipeline
-from mmgen.ldm.pipeline import LatentDiffusion, make_process
+from mmgen.ldm.pipeline import LatentDiffusion, make_process, random_unet
 from mmgen.ldm.published.diffusers_folder import ExportError, save_diffusers, scheduler_config
 from mmgen.ldm.published.model_noise import process_of
 from mmgen.ldm.published.single_file import save_single_file
 from mmgen.ldm.published.stable_diffusion import stable_diffusion
-from mmgen.ldm.unet import UNet2DConditionModel
 from mmgen.styleclip.mapper import Mapper
 
 
@@ -39,15 +38,7 @@ def model(prediction="eps", mean=0.0, std=2.5, **options):
     tokenizer = train_tokenizer(["green hair, blue eyes"], 520)
     clip = build_clip(tokenizer, 32, 8, 16, 77, 16, 1, 2, 16, 1, 2)
     autoencoder = AutoencoderKL(block_out_channels=(16, 16), norm_num_groups=4)
-    unet = UNet2DConditionModel(
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=2,
-        cross_attention_dim=16,
-        norm_num_groups=4,
-    )
+    unet = random_unet()
     for network in (autoencoder, unet):
         for p in network.requires_grad_(False).parameters():
             p.add_(0.1 * torch.randn_like(p))

@@ -90,7 +90,7 @@ def edit_one(
 ) -> list[dict]:  # what --json prints, of each variant
     "Edits one image file. Raises ImageError, EditError, and ValueError if a result cannot be written."
     from mmgen.app.panel import side_by_side
-    from mmgen.app.targets import target_of
+    from mmgen.app.targets import target_of, warn_if_unlike
     from mmgen.app.workbench import describe, edit_image, finished, size_of, square_view
     from mmgen.data.images import open_image
     from mmgen.data.picture_files import read_picture, save_options
@@ -102,6 +102,7 @@ def edit_one(
     square = square_view(picture.pixels, size_of(editor), config.fit)
     source = config.source or describe(editor, picture.pixels, config.fit)
     target = target_of(editor, source, config.prompt, config.caption)
+    warn_if_unlike(editor, square)
     rows = []
     for seed, out, kind in zip(seeds, outs, kinds):
         start, own = time.perf_counter(), replace(config, seed=seed)

@@ -162,7 +162,6 @@ def edit_image(
 ) -> np.ndarray:  # uint8 (H, W, 3)
     "The edited image. Raises EditError if the prompt is not understood or the result is not finite."
     target = target_of(which, source, target) if isinstance(target, str) else target
-    warn_if_unlike(which, image)
     result = which.edit(to_float(image).cpu(), [source], [target.caption], strength)
     if not result.isfinite().all():
         raise EditError(
@@ -316,6 +315,7 @@ class Workbench:
             warnings.simplefilter("always", UserWarning)
             target = target_of(which, source, prompt)
             square = square_view(picture.pixels, size_of(which), fit)
+            warn_if_unlike(which, square)
             result = finished(picture, square, edit_image(which, square, source, target, strength), fit)
         caption = target.caption if len(target.caption) < 1000 else target.caption[:1000] + " …"
         plain = not target.edits or [prompt.strip()] == target.edits and not target.covered
