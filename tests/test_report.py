@@ -27,7 +27,7 @@ from mmgen.report.results import write_results
 from mmgen.report.sections import comparison
 from mmgen.report.seeds import training_seeds
 from mmgen.report.site import PAGES, build, fill, front_table, write_index
-from mmgen.report.tables import Column, percent, ratio, table
+from mmgen.report.tables import Column, interval, percent, ratio, table, wilson
 
 REPORTS = repo_root() / "reports"
 
@@ -521,3 +521,12 @@ def test_the_page_in_a_browser(browser, width, scheme):
     )
     assert (seen[0] < seen[1]) == (scheme == "light") and abs(seen[0] - seen[1]) > 400
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+
+
+def test_the_interval_of_edits_counts_the_edits_and_not_the_images():
+    rows = [json.loads(line) for line in (REPORTS / "inversion.jsonl").read_text().splitlines()]
+    row = next(row for row in rows if row["edits"] < row["n"])
+    expected = interval(wilson(row["edits reached"], row["edits"]), percent)
+    for page in ("measurements.md", "results.md"):
+        line = next(line for line in (REPORTS / page).read_text().splitlines() if line.startswith(f"| {row['way']} |"))
+        assert expected in line, page

@@ -45,7 +45,7 @@ def _reconstructions(root):
                 f"{line['PSNR']:.1f}",
                 percent(line["attributes"]),
                 clock(line["seconds per image"]),
-                interval(wilson(line["edits reached"], line["n"]), percent),
+                interval(wilson(line["edits reached"], line["edits"]), percent),
                 percent(line["edits kept"]),
             ]
         )

@@ -115,11 +115,9 @@ def section(
     def cell(row, name, write):
         if row.get(name) is None:
             return "–"
-        return (
-            interval(wilson(row[name], row["n"]), write)
-            if name in m.shares and "n" in row and not m.over
-            else write(row[name])
-        )
+        count = row.get("edits" if name.startswith("edits ") else "n", row.get("n"))
+        share = name in m.shares and count is not None and not m.over
+        return interval(wilson(row[name], count), write) if share else write(row[name])
 
     cells = [
         [
