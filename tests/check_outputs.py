@@ -146,6 +146,9 @@ def write(file: Path) -> None:
     resources = {"metadata": {"path": str(file.parent)}}
     NotebookClient(nb, timeout=1200, kernel_name="python3", resources=resources, coalesce_streams=True).execute()
     nb.metadata.pop("widgets", None)  # the state of progress bars
+    for output in (output for cell in nb.cells for output in cell.get("outputs", [])):
+        if "image/jpeg" in output.get("data", {}):
+            output["data"].pop("image/png", None)  # IPython stores a PIL image in both formats
     nbformat.write(nb, file)
     subprocess.run([str(Path(sys.executable).parent / "nbdev_clean"), "--fname", str(file)], check=True)
 

@@ -1,5 +1,6 @@
 """A notebook that JupyterLab opens and saves, with nbdev's hook, is byte for byte what is committed."""
 
+import json
 import shutil
 
 import pytest
@@ -28,3 +29,10 @@ def test_saving_changes_nothing(folder, tmp_path):
         clean_jupyter(path=str(tmp_path / file.name), model=model)
         manager.save(model, file.name)
         assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.relative_to(ROOT)
+
+
+def test_no_picture_is_stored_in_two_formats():
+    for file in NOTEBOOKS:
+        for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+            for output in cell.get("outputs", []):
+                assert len([kind for kind in output.get("data", {}) if kind.startswith("image/")]) < 2, file.name
