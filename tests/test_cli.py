@@ -153,7 +153,9 @@ def test_samples_weights_and_data(tmp_path, capsys):
     assert main(["weights", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ldm-portraits"]["bytes"] > 1e6
     assert main(["weights", "ldm-portraits"]) == 0
-    assert "# " in capsys.readouterr().err
+    assert "# " in capsys.readouterr().out
+    assert main(["weights"]) == 0 and "ldm-portraits " in capsys.readouterr().out
+    assert main(["data", "show", "portraits", "--images", "5"]) == 0 and "5 rows" in capsys.readouterr().out
     assert main(["data", "show", "portraits", "--images", "5", "--json"]) == 0
     about = json.loads(capsys.readouterr().out)
     assert about["rows"] == 5 and len(about["first"]) == 3 and "image" in about["columns"]

@@ -10,7 +10,7 @@ import re
 import shlex
 from pathlib import Path
 
-from .commands import say
+from .commands import Answer, say
 from ..base.files import repo_root
 
 # %% ../../nbs/app/bench.ipynb #fdcd305b
@@ -23,12 +23,13 @@ def bench_export(a) -> dict:
     return {"folder": str(folder), "rows": a.rows}
 
 
-def _report(content, folder):
-    scores = content["scores"]["all"]
-    for name, (value, low, high, n) in scores.items():
-        say(f"{name:22} {value:8.4f}" + ("" if low is None else f"  [{low:.4f}, {high:.4f}]") + f"  {n} rows")
-    counts = ", ".join(f"{count} {name}" for name, count in content["counts"].items())
-    say(f"{counts}; scores.json and index.html are in {folder}")
+def _report(content):
+    "The scores in lines."
+    lines = [
+        f"{name:22} {value:8.4f}" + ("" if low is None else f"  [{low:.4f}, {high:.4f}]") + f"  {n} rows"
+        for name, (value, low, high, n) in content["scores"]["all"].items()
+    ]
+    return "\n".join([*lines, ", ".join(f"{count} {name}" for name, count in content["counts"].items())])
 
 
 def _score(folder, wanted, out, workers):
@@ -37,7 +38,7 @@ def _score(folder, wanted, out, workers):
 
     content = score_folder(folder, wanted, out, workers)
     results_page(folder, content, out)
-    _report(content, out or folder)
+    say(f"scores.json and index.html are in {out or folder}")
     return content
 
 
@@ -54,7 +55,7 @@ def bench_score(a) -> dict:
     elif a.rows is not None:
         wanted = settings(a.season, a.rows, a.size, a.track)
     content = _score(a.folder, wanted, a.out, a.workers)
-    return {name: value for name, value in content.items() if name != "rows"}
+    return Answer({name: value for name, value in content.items() if name != "rows"}, _report(content))
 
 
 def bench_run(a) -> dict:
@@ -73,8 +74,10 @@ def bench_run(a) -> dict:
 
         out = Path(a.out or Path("bench") / f"{label}-pictures")
         content = run_pictures(built, a.images, a.edits, out, a.size, a.strength, a.clip)
-        say(f"{content['edits'] - content['failed']} of {content['edits']} edits; {content['scores']}; pages in {out}")
-        return content
+        say(f"pages in {out}")
+        return Answer(
+            content, f"{content['edits'] - content['failed']} of {content['edits']} edits; {content['scores']}"
+        )
     from mmgen.benchmark.scene_run import _processes, costs_of, editor_size, run_editor
 
     size = editor_size(built, a.size)
@@ -100,7 +103,8 @@ def bench_run(a) -> dict:
         words += ["--size", str(size)] * (built.size is None)
         command = shlex.join(["mmgen", "bench", "run", "--editor", a.editor, *words])
         say(f"{write_entry(repo_root() / 'leaderboard', a.board, entry(content, a.editor, command, costs))}")
-    return {"folder": str(out), "costs": costs, **{k: v for k, v in content.items() if k != "rows"}}
+    about = {"folder": str(out), "costs": costs, **{k: v for k, v in content.items() if k != "rows"}}
+    return Answer(about, _report(content))
 
 
 def bench_board(a) -> dict:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .. import __version__
 from .bench import add_bench
-from .commands import demo, export, prepare, sample, say, show, tags, train, weights
+from .commands import Answer, demo, export, prepare, sample, say, show, tags, train, weights
 from .edit_command import edit
 from ..base.settings import closest, field_comments, plain_type
 from ..editing.registry import which_editor
@@ -317,8 +317,18 @@ def main(arguments: list[str] | None = None) -> int:
     if a.json:
         from mmgen.base.runs import to_json
 
-        print(json.dumps(to_json(result)))
+        _print(json.dumps(to_json(result)))
+    elif isinstance(result, Answer):
+        _print(result.text)
     return int(a.command == "edit" and bool(result.get("failed")))
+
+
+def _print(text):
+    "To stdout; a reader such as `head` may close it before the end."
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes it again at its end
 
 
 def _unknown_argument(word, parser):
