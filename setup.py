@@ -1,4 +1,5 @@
 """Reads everything that pip needs from settings.ini, the one place where nbdev and pip both look."""
+
 from configparser import ConfigParser
 
 from setuptools import find_packages, setup
@@ -15,5 +16,7 @@ setup(
     packages=find_packages(include=["mmgen", "mmgen.*"]),
     package_data={"mmgen": ["py.typed", "packaged/**/*", "data/tables/*"]},
     install_requires=settings["requirements"].split(),
-    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "spark", "onnx", "demo", "book")},
+    extras_require={
+        name: settings[f"{name}_requirements"].split() for name in ("dev", "spark", "onnx", "demo", "book")
+    },
 )

@@ -17,7 +17,18 @@ import torch
 from browser import CHROMIUM, DRIVER, headless
 from PIL import Image
 
-from mmgen.app.demo import MAX_BYTES, exact, examples, past_proxies, serve
+from mmgen.app.demo import (
+    MAX_BYTES,
+    VARIANTS,
+    _Page,
+    build_demo,
+    exact,
+    examples,
+    known_words,
+    painted,
+    past_proxies,
+    serve,
+)
 from mmgen.app.workbench import Workbench
 from mmgen.data import portraits
 from mmgen.editing.protocol import EditError
@@ -50,6 +61,47 @@ def test_two_users_at_once_get_each_their_own_picture():
     for i, (result, wanted) in found.items():
         again, _ = alone.edit(rows[i][0], rows[i][1], "green hair", "styleclip-mapper", 0.6)
         assert np.array_equal(result, again) and result.size == (512, 512) and "green hair" in wanted
+
+
+def test_an_edit_goes_on_from_the_last_one_and_is_undone():
+    rows = examples(1)
+    page, (picture, source, _, seed) = _Page(Workbench("cpu"), rows), rows[0]
+    left, right, answer, pair, last, variants, said = page.edit(
+        picture, None, source, "pink hair", seed, "styleclip-mapper", 0.8, "copy-input", 0.5
+    )
+    assert np.array_equal(pair[0], picture) and np.array_equal(np.asarray(last), pair[1]) and variants is None
+    assert "check: " in said and answer is not None and np.array_equal(right, picture)
+    assert page.go_on(None, [], picture, source, seed, "sdedit")[-2:] == ["There is no result to go on from.", []]
+    further = page.go_on(last, [], picture, source, seed, "styleclip-mapper")
+    assert np.array_equal(further[0].pixels, np.asarray(last)) and "pink hair" in further[2] and len(further[-1]) == 1
+    back = page.undo(further[-1])
+    assert back[0] is picture and back[2:4] == (source, seed) and back[-1] == []
+    assert page.undo([])[-2] == "There is nothing to undo." and len(back) == len(further) == len(page.undo([])) == 13
+    assert len(page.open(None, "sdedit")) == 12 and len(page.choose(0)) == 13
+
+
+def test_variants_differ_and_only_the_painted_part_changes():
+    rows = examples(1)
+    page, (picture, source, _, _) = _Page(Workbench("cpu"), rows), rows[0]
+    found, said = page.variants(picture, None, source, "pink hair", "sdedit", 0.6)
+    assert len(found) == VARIANTS and len({np.asarray(image).tobytes() for image, _ in found}) == VARIANTS
+    assert page.variants(picture, None, source, "pink hair", "styleclip-mapper", 0.6)[1].startswith(
+        "styleclip-mapper has no"
+    )
+    strokes = np.zeros((256, 256, 4), np.uint8)
+    strokes[:128] = 255
+    region = painted({"layers": [strokes], "background": None}, picture)
+    result, _ = page.bench.edit(picture, source, "pink hair", "styleclip-mapper", 0.8, region=region)
+    assert np.array_equal(np.asarray(result)[260:], picture[260:]) and not np.array_equal(np.asarray(result), picture)
+    assert painted(None, picture) is None and "**hair colour**: black hair" in known_words()
+
+
+def test_the_page_has_its_parts():
+    config = build_demo("cpu").get_config_file()
+    found = {part["props"].get("elem_id") for part in config["components"]}
+    assert {"slider", "variants", "paint", "further", "undo", "more", "words", "left-result", "gallery"} <= found
+    names = {one["api_name"] for one in config["dependencies"]}
+    assert {"edit", "go_on", "undo", "variants"} <= names
 
 
 def test_a_port_in_use_is_said():

@@ -185,6 +185,7 @@ def test_python_and_shell_say_what_was_understood(tmp_path, capsys):
     out, err = capsys.readouterr()
     about = json.loads(out)
     assert about["edits"] == ["green hair"] and about["dropped"] == ["dragon"]
+    assert list(about["check"]["reached"]) == ["green hair"]
     assert "understood: green hair; not understood: dragon" in err
     assert main(["edit", str(tmp_path / "me.png"), "a dragon", "--steps", "2"]) == 1
     assert "knows no edit 'dragon'" in capsys.readouterr().err
@@ -196,3 +197,4 @@ def test_the_shell_lists_tags(capsys):
     assert main(["tags", "--json"]) == 0
     kinds = json.loads(capsys.readouterr().out)
     assert "green hair" in kinds["hair colour"] and sum(map(len, kinds.values())) == len(portraits.vocabulary())
+    assert main(["tags"]) == 0 and "hair colour: black hair" in capsys.readouterr().out

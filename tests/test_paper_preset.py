@@ -22,7 +22,8 @@ from mmgen.ldm.autoencoder_train import AutoencoderTask
 from mmgen.ldm.pipeline import make_process
 from mmgen.ldm.train import LDMTask, build_unet
 from mmgen.ldm.unet_blocks import Level
-from mmgen.metrics.oracle import Oracle, OracleTask, classes
+from mmgen.metrics.oracle import Oracle, classes
+from mmgen.metrics.oracle_train import OracleTask
 from mmgen.stylegan.encoder import Encoder
 from mmgen.stylegan.encoder_train import EncoderTask
 from mmgen.stylegan.task import StyleGAN2Task

@@ -89,6 +89,7 @@ def edit_one(
     compare: bool = False,  # also write NAME-compare: before | after
 ) -> list[dict]:  # what --json prints, of each variant
     "Edits one image file. Raises ImageError, EditError, and ValueError if a result cannot be written."
+    from mmgen.app.outcome import outcome
     from mmgen.app.panel import side_by_side
     from mmgen.app.targets import target_of, warn_if_unlike
     from mmgen.app.workbench import describe, edit_image, finished, size_of, square_view
@@ -102,7 +103,7 @@ def edit_one(
     square = square_view(picture.pixels, size_of(editor), config.fit)
     source = config.source or describe(editor, picture.pixels, config.fit)
     target = target_of(editor, source, config.prompt, config.caption)
-    warn_if_unlike(editor, square)
+    like = not warn_if_unlike(editor, square)
     rows = []
     for seed, out, kind in zip(seeds, outs, kinds):
         start, own = time.perf_counter(), replace(config, seed=seed)
@@ -111,7 +112,12 @@ def edit_one(
         with bar(editor.network, editor.evaluations):
             result = edit_image(editor, square, source, target, config.strength)
         result = finished(picture, square, result, config.fit, config.at, region)
-        stored, options = save_options(result, kind, {"mmgen": repeating(own)})
+        text, seen = {"mmgen": repeating(own)}, None
+        if config.check:
+            view = open_image(result, square.shape[0], fit=config.fit)
+            seen = outcome(editor, square, view, source, target, like)
+            text |= {"mmgen-check": seen.text} if seen else {}
+        stored, options = save_options(result, kind, text)
         out = save_picture(stored, out, kind, keep, **options)
         about = {
             "file": str(out),
@@ -126,6 +132,7 @@ def edit_one(
             "dropped": target.dropped,
             "covered": target.covered,
             "understood": target.text,
+            "check": seen and seen._asdict() | {"text": seen.text},
             "size": list(result.size),
             "edit_seconds": round(time.perf_counter() - start, 2),
         }
@@ -197,6 +204,8 @@ def _tell(done, failed, many):
         if not many:
             say(f"source: {row['source'] or '(unknown)'}\nwanted: {row['wanted']}")
         say(f"{row['file']}: {row['editor']}, strength {row['strength']:g}, {row['edit_seconds']} s")
+        if row["check"]:
+            say(f"  {row['check']['text']}")
     if many:
         plural = lambda number, name: f"{number} {name}{'s' if number != 1 else ''}"
         say(f"{plural(len(done), 'result')}; {plural(len(failed), 'image')} could not be edited" + ":" * bool(failed))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .outcome import outcome
 from .targets import Target, check_request, tags_of, target_of, warn_if_unlike
 from ..base.images import to_float, to_uint8
 from ..clip.zero_shot import choose_tags, describe_image
@@ -185,11 +186,13 @@ def edit(
     device=None,  # torch device; None: the best one present
     precision: str | None = None,  # of the networks: float32, bf16 or fp16; None: float32
     caption: str = "",  # of the whole wanted image, instead of a prompt
+    check: bool = True,  # also say what changed, in `image.info["check"]`
     **options,  # the editor's own: model="…" for other weights, steps, guidance, …
 ) -> "Image.Image | list[Image.Image]":  # a list if `image` is one
     """Edits images with a text prompt; with at="source" pixels that were not edited are the source's.
 
-    The result keeps transparency, colour profile and EXIF (`image.info`).
+    The result keeps transparency, colour profile and EXIF (`image.info`); `image.info["check"]` is one line on what an
+    oracle of the portraits, or CLIP, sees before and after.
 
     Raises ImageError if an image cannot be read, EditError if an argument does not fit, and WeightsError if weights
     are missing or damaged.
@@ -218,13 +221,16 @@ def edit(
         warnings.warn(f"Edited without {', '.join(missing)}. {targets[0].text[:1].upper()}{targets[0].text[1:]}.")
     regions = [region_of(mask, box, one.pixels.shape[1], one.pixels.shape[0]) for one in pictures]
     pixels = np.stack([square_view(one.pixels, size_of(editor), fit) for one in pictures])
-    for one in pixels:
-        warn_if_unlike(editor, one)
+    like = [not warn_if_unlike(editor, one) for one in pixels]
     results = editor.edit(to_float(pixels), sources, [target.caption for target in targets], strength)
     if not results.isfinite().all():
         raise EditError(f"The result of {editor.name} is not finite; a smaller guidance or alpha may help.")
     pairs = zip(pixels, to_uint8(results).cpu().numpy())
     edited = [finished(one, *pair, fit, at, region) for one, region, pair in zip(pictures, regions, pairs)]
+    if check:
+        for before, after, *about in zip(pixels, edited, sources, targets, like):
+            if seen := outcome(editor, before, open_image(after, before.shape[0], fit=fit), *about):
+                after.info["check"] = seen.text
     return edited if isinstance(image, (list, tuple)) else edited[0]
 
 # %% ../../nbs/app/workbench.ipynb #70306002
@@ -307,17 +313,24 @@ class Workbench:
         name: str,  # of an Editor
         strength: float | None = None,
         fit: str = "crop",
+        seed: int = 0,  # of the noise, where the Editor has one and its name does not set it
+        region: np.ndarray | None = None,  # float32 (H, W) in [0, 1]: where the picture may change; None: all
     ) -> tuple[Image.Image, str]:  # at the size of the picture, with all that its file has; a message
-        "The edited image, and the target caption with the warnings. Raises EditError."
+        "The edited image; the target caption with the warnings, and what was reached. Raises EditError."
         which = self.editor(name)
         picture = picture if isinstance(picture, Picture) else read_picture(picture)
         with self.alone(), warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
             target = target_of(which, source, prompt)
             square = square_view(picture.pixels, size_of(which), fit)
-            warn_if_unlike(which, square)
-            result = finished(picture, square, edit_image(which, square, source, target, strength), fit)
+            like = not warn_if_unlike(which, square)
+            for option, value in fitting(name, seed=seed).items():
+                setattr(which, option, value)
+            edited = edit_image(which, square, source, target, strength)
+            result = finished(picture, square, edited, fit, region=region)
+            seen = outcome(which, square, open_image(result, square.shape[0], fit=fit), source, target, like)
         caption = target.caption if len(target.caption) < 1000 else target.caption[:1000] + " …"
         plain = not target.edits or [prompt.strip()] == target.edits and not target.covered
         notes = [] if plain else [f"({target.text})"]
-        return result, " ".join([caption, *notes, *dict.fromkeys(str(one.message) for one in warned)])
+        notes += dict.fromkeys(str(one.message) for one in warned)
+        return result, " ".join([caption, *notes, *([f"({seen.text})"] if seen else [])])

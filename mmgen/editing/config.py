@@ -36,6 +36,7 @@ class EditConfig(Settings):
     decoding: str | None = None  # paired, residual or plain; see nbs/editing/editor.ipynb
     seed: int = 0  # seed of the noise
     focus: bool = True  # flowedit changes only what the words that differ change by themselves
+    check: bool = True  # say what an oracle of the portraits, or CLIP, sees before and after
     # diffusion (steps: styleclip-optimization too)
     guidance: float | None = None  # classifier-free guidance scale; 1: off
     steps: int | None = None  # denoising steps, or steps of the optimisation

@@ -59,7 +59,7 @@ JOBS = {
         JobRow("instruct", INSTRUCT_PRESETS, "mmgen.ldm.editors.instruct_train:fit", "train_instruct"),
         JobRow("autoencoder", AUTOENCODER_PRESETS, "mmgen.ldm.autoencoder_train:fit", "train_autoencoder"),
         JobRow("clip", CLIP_PRESETS, "mmgen.clip.train:fit", "train_clip"),
-        JobRow("oracle", ORACLE_PRESETS, "mmgen.metrics.oracle:fit", "train_oracle"),
+        JobRow("oracle", ORACLE_PRESETS, "mmgen.metrics.oracle_train:fit", "train_oracle"),
         JobRow("stylegan2", STYLEGAN2_PRESETS, "mmgen.stylegan.train:fit", "train_stylegan2"),
         JobRow("identity", IDENTITY_PRESETS, "mmgen.identity.train:fit", "train_identity"),
         JobRow("encoder", ENCODER_PRESETS, "mmgen.stylegan.encoder_train:fit", "train_encoder"),
