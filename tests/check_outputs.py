@@ -172,7 +172,8 @@ def main() -> int:
     failed, took = [], []
     # each notebook in a fresh process that inherits the imports that take long
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "transformers", "datasets", "diffusers", "execnb.shell", "nbdev.process"])
+    modules = "torch torch._dynamo scipy.linalg transformers datasets diffusers execnb.shell nbdev.process"
+    context.set_forkserver_preload(modules.split())  # torch._dynamo: the first optimizer imports it
     # not multiprocessing.Pool: its daemonic processes may not have children, and some notebooks start workers
     with ProcessPoolExecutor(given.workers, mp_context=context, max_tasks_per_child=1) as pool:
         for job in as_completed([pool.submit(check, file) for file in files]):

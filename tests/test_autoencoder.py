@@ -6,10 +6,10 @@ import urllib.error
 from pathlib import Path
 
 import diffusers
-import papermill
 import pytest
 import torch
 import torch.nn.functional as F
+import warm
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -205,14 +205,9 @@ def test_edit_weight_needs_edits_that_can_be_drawn(tmp_path, monkeypatch):
         Image.new("RGB", (64, 64), (i, 0, 0)).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text("red, square")
     notebook = Path(__file__).resolve().parent.parent / "nbs" / "train_autoencoder.ipynb"
-    with pytest.raises(papermill.PapermillExecutionError, match="edit_weight needs data 'portraits'"):
-        papermill.execute_notebook(
-            notebook,
-            tmp_path / "out.ipynb",
-            {"preset": "smoke", "edit_weight": 0.1, "data": str(folder)},
-            progress_bar=False,
-            kernel_name="python3",
-        )
+    parameters = ("-r", "preset", "smoke", "-p", "edit_weight", "0.1", "-r", "data", folder)
+    done = warm.run("papermill", notebook, tmp_path / "out.ipynb", "--no-progress-bar", *parameters)
+    assert done.returncode == 1 and "edit_weight needs data 'portraits'" in done.stderr
 
 
 def gradients(module):
@@ -477,13 +472,9 @@ def test_notebook_smoke(tmp_path, monkeypatch):
     "train_autoencoder through papermill: weights that load, a complete record, both pictures."
     monkeypatch.setenv("MMGEN_ROOT", str(tmp_path))
     notebook = Path(__file__).resolve().parent.parent / "nbs" / "train_autoencoder.ipynb"
-    papermill.execute_notebook(
-        notebook,
-        tmp_path / "out.ipynb",
-        {"preset": "smoke", "run_id": "ae", "edit_weight": 0.1},
-        progress_bar=False,
-        kernel_name="python3",
-    )
+    parameters = ("-r", "preset", "smoke", "-r", "run_id", "ae", "-p", "edit_weight", "0.1")
+    done = warm.run("papermill", notebook, tmp_path / "out.ipynb", "--no-progress-bar", *parameters)
+    assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "reports" / "runs" / "ae"
     record = load_run(folder)
     assert record["status"] == "completed" and [m["name"] for m in record["metrics"]] == ["PSNR", "edit gain"]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file
 from test_shards import portrait_shards
 
@@ -28,14 +29,8 @@ def environment(root):
 
 
 def start(root, *arguments, **more):
-    return subprocess.Popen(
-        [sys.executable, "-m", "mmgen.jobs.launch", *arguments, "device=cpu", "mixed_precision=no"],
-        env=environment(root) | more,
-        cwd=root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    job = ("-m", "mmgen.jobs.launch", *arguments, "device=cpu", "mixed_precision=no")
+    return warm.start(*job, env=environment(root) | more, cwd=root)
 
 
 def finish(process):

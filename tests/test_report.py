@@ -4,11 +4,9 @@ in a browser."""
 import json
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import warm
 from browser import CHROMIUM, DRIVER, headless
 from PIL import Image
 
@@ -418,18 +416,9 @@ def test_the_notebook_makes_the_same_page(tmp_path):
     notebook = repo_root() / "nbs" / "report.ipynb"
     code = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] or "def " in "".join(cell["source"]) for cell in code)
-    command = [
-        str(Path(sys.executable).parent / "papermill"),
-        str(notebook),
-        str(tmp_path / "out.ipynb"),
-        "--no-progress-bar",
-        "-r",
-        "out",
-        str(tmp_path),
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env=os.environ | {"MMGEN_ROOT": str(repo_root())}
-    )
+    environment = os.environ | {"MMGEN_ROOT": str(repo_root())}
+    command = ("papermill", notebook, tmp_path / "out.ipynb", "--no-progress-bar", "-r", "out", tmp_path)
+    done = warm.run(*command, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "index.html").read_bytes() == (REPORTS / "index.html").read_bytes()
 

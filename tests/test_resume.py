@@ -1,13 +1,12 @@
 """Jobs that are killed, resumed with other data or other networks: no dead ends, the same weights, the same meaning."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file, save_file
 
 from mmgen.base.weights import packaged, read_config
@@ -201,11 +200,7 @@ def test_a_mapper_keeps_its_statistics_and_adds_tags(mapper, monkeypatch):
 
 
 def kill(root, jobs, kills, seed):
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("kills.py")), str(root), jobs, str(kills), str(seed)],
-        capture_output=True,
-        text=True,
-    )
+    done = warm.run("-m", "kills", root, jobs, kills, seed, timeout=7200)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout[done.stdout.index("{") :])
     assert report.pop("kills") >= kills

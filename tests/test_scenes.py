@@ -71,9 +71,9 @@ def test_the_same_seed_draws_the_same_pixels():
 
 @pytest.mark.parametrize("style", styles())
 def test_a_drawing_is_that_of_dicebear_which_checks_its_options(style):
-    from dicebear import Avatar
+    from dicebear import Avatar, Style
 
-    from mmgen.data.characters import _drawing, _style, _table, palette
+    from mmgen.data.characters import _drawing, _table, palette
 
     character = sample(3, style)
     options = {"seed": "mmgen", "backgroundColor": "#00000000"}
@@ -83,7 +83,7 @@ def test_a_drawing_is_that_of_dicebear_which_checks_its_options(style):
         options |= {f"{part}Variant": variant, f"{part}Probability": 100} if variant else {f"{part}Probability": 0}
     known = _drawing(style)["components"]
     options = {k: v for k, v in options.items() if not k.endswith("Probability") or "probability" in known[k[:-11]]}
-    whole = render_svg(Avatar(_style(style), options).to_string(), 128)
+    whole = render_svg(Avatar(Style(_drawing(style)), options).to_string(), 128)
     assert np.abs(whole.astype(int) - render(character, 128)).mean() < 0.2
     part, variant = next((p, v) for p, v in character.parts if v)
     parts = tuple((p, "no such variant" if p == part else v) for p, v in character.parts)
@@ -93,18 +93,18 @@ def test_a_drawing_is_that_of_dicebear_which_checks_its_options(style):
 
 @pytest.mark.parametrize("style", ["adventurer", "lorelei"])
 def test_a_portrait_is_that_of_dicebear_and_each_option_is_checked(style, monkeypatch):
-    from dicebear import Avatar
+    from dicebear import Avatar, Style
     from dicebear.errors import OptionsValidationError
 
     from mmgen.data import portraits
-    from mmgen.data.characters import markup
+    from mmgen.data.characters import _drawing, dicebear_style, markup
 
     asked = []
     monkeypatch.setattr(portraits, "markup", lambda style, options: asked.append(options) or markup(style, options))
     for seed in range(5):
         portraits.png(portraits.sample(seed, style), 16)
-    known = portraits._dicebear(style)
-    assert len(asked) == 5 and all(markup(known, o) == Avatar(known, o).to_string() for o in asked)
+    known, checked = dicebear_style(style), Style(_drawing(style))
+    assert len(asked) == 5 and all(markup(known, o) == Avatar(checked, o).to_string() for o in asked)
     for _ in range(2):
         with pytest.raises(OptionsValidationError):
             markup(known, asked[0] | {"scale": "large"})

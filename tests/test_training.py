@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 from safetensors.torch import load_file
 from torch import nn
 
@@ -200,7 +200,7 @@ print("ready", flush=True)
 run, settings = t.FakeRun({str(folder)!r}), {{**t.SETTINGS, "steps": 300}}
 t.train(t.Noisy(pause=0.004), t.Points(), run, **settings, resume_from={resume!r})
 """
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return warm.start("-c", code)
 
 
 def test_kill_9_at_random_moments(tmp_path):
@@ -209,10 +209,10 @@ def test_kill_9_at_random_moments(tmp_path):
     cut, rng, steps = tmp_path / "cut", random.Random(), []
     for _ in range(2):
         child = _child(cut, str(cut) if steps else None)
-        assert child.stdout.readline() == "ready\n", child.stderr.read()
+        assert child.stdout.readline() == "ready\n", child.stdout.read()
         before, end = len(steps) and steps[-1], time.monotonic() + 60
         while not (found := checkpoints(cut)) or int(found[-1].name[11:]) <= before:
-            assert child.poll() is None and time.monotonic() < end, child.stderr.read()
+            assert child.poll() is None and time.monotonic() < end, child.poll()
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.15))
         child.send_signal(signal.SIGKILL)
@@ -629,16 +629,7 @@ torch.distributed.destroy_process_group()
         "ACCELERATE_USE_CPU": "1",
     }
 
-    def start(rank):
-        return subprocess.Popen(
-            [sys.executable, "-c", code],
-            env={**env, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    processes = [start(rank) for rank in "01"]
+    processes = [warm.start("-c", code, env={**env, "RANK": rank, "LOCAL_RANK": rank}) for rank in "01"]
     for p in processes:
         out, _ = p.communicate(timeout=120)
         assert p.returncode == 0, out

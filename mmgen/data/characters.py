@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CharacterError', 'styles', 'licence', 'palette', 'values', 'Character', 'sample', 'attributes', 'with_value',
-           'markup', 'draw', 'svg', 'render_svg', 'render', 'visible', 'colored', 'phrases', 'describe', 'tags']
+           'dicebear_style', 'markup', 'draw', 'svg', 'render_svg', 'render', 'visible', 'colored', 'phrases',
+           'describe', 'tags']
 
 # %% ../../nbs/data/characters.ipynb #a5d56ff9
 import importlib.resources
@@ -12,6 +13,7 @@ import io
 import json
 import random
 import re
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -208,11 +210,31 @@ def with_value(
     return Character(character.style, tuple(parts.items()), tuple(colors.items()))
 
 # %% ../../nbs/data/characters.ipynb #d711cce5
-@lru_cache(maxsize=None)
-def _style(name):
-    from dicebear import Style
+def _import_dicebear():
+    "Without the grammar of international addresses, which jsonschema would build for 3 s; no schema here has them."
+    known = "rfc3987_syntax" in sys.modules
+    sys.modules.setdefault("rfc3987_syntax", None)
+    try:
+        import dicebear
+    finally:
+        if not known:
+            sys.modules.pop("rfc3987_syntax", None)
+    return dicebear
 
-    return Style(_drawing(name))
+
+@lru_cache(maxsize=None)
+def dicebear_style(
+    name: str,
+):  # a `dicebear.Style`
+    "A style as DiceBear published it. That its definition is valid is not checked again, which would take 1.4 s."
+
+    class Published(_import_dicebear().Style):
+        def __init__(self, definition):
+            self._data = definition
+            self._meta = self._canvas = self._components = self._colors = None
+            self._validate_aliases()
+
+    return Published(_drawing(name))
 
 
 _CANVAS = re.compile(r'<clipPath id="([\w-]+)"><rect width="([\d.]+)" height="\2" rx="0" ry="0"/></clipPath>')
@@ -264,7 +286,8 @@ def draw(
     options: dict[str, str | int],  # of DiceBear, which checks them
 ) -> str:
     "A drawing as SVG, without comments and metadata."
-    return _plain(markup(_style(style), options), _style(style).canvas().width())
+    drawn = dicebear_style(style)
+    return _plain(markup(drawn, options), drawn.canvas().width())
 
 
 @lru_cache(maxsize=4096)

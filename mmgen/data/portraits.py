@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..base.settings import closest
-from .characters import markup
+from .characters import dicebear_style, markup
 
 # %% ../../nbs/data/portraits.ipynb #4718b262
 class PortraitError(ValueError):
@@ -212,14 +212,6 @@ def attributes(options: Options) -> dict[str, str | None]:
 
 # %% ../../nbs/data/portraits.ipynb #21f00910
 @lru_cache(maxsize=None)
-def _dicebear(style):
-    "A DiceBear style, loaded once."
-    from dicebear import Style
-
-    return Style(_style_json(style))
-
-
-@lru_cache(maxsize=None)
 def _color_options(style):
     "Our colour slots → the names of the options in a DiceBear style."
     rules, names = _json(MIXTURE), _style_json(style)["colors"]
@@ -246,7 +238,7 @@ def png(
             avatar_options[f"{part}Variant"] = variant
     for slot, name in options.colors:
         avatar_options[_color_options(options.style)[slot]] = spec["colors"][slot][name]
-    svg = markup(_dicebear(options.style), avatar_options)
+    svg = markup(dicebear_style(options.style), avatar_options)
     return bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, background="white"))
 
 
