@@ -315,7 +315,7 @@ PAPER_UNET = PAPER | {  # the UNet of section 3.2.1 at 256 px, with the original
 
 # %% ../../nbs/ldm/config.ipynb #bb5fbfcd
 LDM_PRESETS = {
-    "smoke": LDMConfig(**SMOKE_UNET, held_out=8, sample_images=4, sample_every=3),
+    "smoke": LDMConfig(**SMOKE_UNET, held_out=2, sample_images=4, sample_every=3),
     "small": LDMConfig(),
     "gpu": LDMConfig(
         **GPU,
@@ -383,7 +383,7 @@ class InstructConfig(UNetJob):
 
 # %% ../../nbs/ldm/config.ipynb #ec8e67e2
 INSTRUCT_PRESETS = {
-    "smoke": InstructConfig(**SMOKE_UNET, held_out=4, init_from=""),
+    "smoke": InstructConfig(**SMOKE_UNET, held_out=2, init_from=""),
     "small": InstructConfig(),
     "gpu": InstructConfig(
         **GPU,
