@@ -200,7 +200,7 @@ print("ready", flush=True)
 run, settings = t.FakeRun({str(folder)!r}), {{**t.SETTINGS, "steps": 300}}
 t.train(t.Noisy(pause=0.004), t.Points(), run, **settings, resume_from={resume!r})
 """
-    return warm.start("-c", code)
+    return warm.start("-c", code, merge=False)
 
 
 def test_kill_9_at_random_moments(tmp_path):

@@ -1,7 +1,7 @@
 """Processes of Python that start at once: a server imports what takes long, and forks.
 
-`start("-m", "mmgen.jobs.launch", "ldm")` is as `subprocess.Popen([sys.executable, ...])` with output and errors in one
-pipe, `run(...)` as `subprocess.run(..., capture_output=True, text=True)`, each in its own folder and environment.
+`start("-m", "mmgen.jobs.launch", "ldm")` is as `subprocess.Popen([sys.executable, ...], stdout=PIPE, text=True)`,
+`run(...)` as `subprocess.run(..., capture_output=True, text=True)`, each in its own folder and environment.
 `run("papermill", notebook, out, ...)` is papermill's command with IPython in the same process instead of a kernel.
 A test of what a process imports, of its memory, or of a command's way to its code needs a process of its own.
 """
@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import types
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def begin(arguments, folder, environment, out, errors):
     os.environ.clear()
     os.environ.update(environment)
     os.dup2(out.fileno(), 1)
-    os.dup2(errors.fileno() if errors else 1, 2)
+    if errors:
+        os.dup2(errors.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     kind, name, *rest = arguments
     sys.argv = [kind, *rest]
@@ -71,7 +73,7 @@ def begin(arguments, folder, environment, out, errors):
 
 
 class Process:
-    "What tests use of subprocess.Popen."
+    "What tests use of subprocess.Popen; `communicate` kills it after `timeout` seconds, an hour if None."
 
     def __init__(self, arguments, cwd, env, out, errors):
         environment = dict(os.environ if env is None else env)
@@ -99,15 +101,18 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout=None):
+        late = threading.Timer(timeout or 3600, self.kill)
+        late.start()
         text = self.stdout.read()
-        self.wait(timeout)
+        self.wait()
+        late.cancel()
         return text, None
 
 
-def start(*arguments, cwd=None, env=None):
-    "A process whose output is read from `stdout`."
+def start(*arguments, cwd=None, env=None, merge=True):
+    "A process whose output, with `merge` its errors too, is read from `stdout`."
     read, write = CONTEXT.Pipe(duplex=False)
-    process = Process(arguments, cwd, env, write, None)
+    process = Process(arguments, cwd, env, write, write if merge else None)
     write.close()
     process.stdout = os.fdopen(os.dup(read.fileno()), encoding="utf-8")
     return process
