@@ -18,6 +18,7 @@ from PIL import Image
 from ..base.files import atomic_write
 from .export import _row, read_settings
 from .registration import SIZE, at_size, unmoved
+from .scene_judge import RendererJudge
 from .seasons import BenchError, judge_of
 from ..data.portrait_sets import in_parallel
 from ..metrics.bootstrap import score
@@ -119,9 +120,10 @@ def row_scores(
     row,  # of `season_rows`
     result: np.ndarray,  # uint8 (H, W, 3), any size
     size: int = SIZE,  # pixels of the benchmark
+    judge: RendererJudge | None = None,  # of the row, if there is one already
 ) -> dict[str, float]:
     "All scores of one result; those that the row does not define are left out."
-    judge = judge_of(row, size)
+    judge = judge or judge_of(row, size)
     verdict, source, target = judge(result), judge.source, judge.target
     image, inside = at_size(result, judge.size), (source != target).any(2)
     difference = lambda x: np.square(x.astype(np.float32) - target).mean(-1)
