@@ -8,9 +8,11 @@ CLIP that is named, the metrics of texts are measured on scenes too. Rows in rep
 
 import argparse
 import time
+from functools import partial
 from itertools import count, islice
 
 import numpy as np
+import torch
 from record import record
 
 from mmgen.base.images import to_float
@@ -19,7 +21,7 @@ from mmgen.benchmark.planted_errors import KINDS
 from mmgen.benchmark.scene_edits import scene_edit
 from mmgen.benchmark.seasons import season_rows
 from mmgen.metrics.features import extractor, features
-from mmgen.metrics.pairs import pair_metric
+from mmgen.metrics.pairs import pair_metric, ssim
 
 
 def rows_of(images, n):
@@ -45,6 +47,7 @@ def main():
     network = extractor("efficientnet", "cpu")
     clip = extractor("clip", "cpu", a.clip) if a.clip or a.images == "portraits" else None
     pairs = [pair_metric(name, "cpu") for name in ("psnr", "ssim", "perceptual")]
+    pairs[1] = pairs[1]._replace(function=partial(ssim, dtype=torch.float32))  # most of the time otherwise
     table = measure(rows, a.size, pairs, network, clip, lambda text: print(text, flush=True))
     targets = to_float(np.stack([row.pictures(a.size)[1] for row in others]))
     reference = features(network.network, targets, 16).numpy()

@@ -18,7 +18,17 @@ from mmgen.benchmark.own_pictures import read_edits
 from mmgen.benchmark.scene_page import results_page
 from mmgen.benchmark.scene_run import costs_of, edit_rows, editor_size, run_editor
 from mmgen.benchmark.scene_scores import FAILED, accuracies, read_result, row_scores, score_folder, to_lab
-from mmgen.benchmark.seasons import HASHED, SEASONS, BenchError, fingerprint, judge_of, season_rows
+from mmgen.benchmark.seasons import (
+    HASHED,
+    SEASONS,
+    BenchError,
+    Season,
+    fingerprint,
+    judge_of,
+    opened,
+    sealed,
+    season_rows,
+)
 from mmgen.data.portraits import change, render
 from mmgen.editing.editor import BaseEditor, CopyInput
 
@@ -62,6 +72,51 @@ def test_an_export_replaces_nothing_else(tmp_path):
 def test_the_dev_season_is_the_published_one():
     assert fingerprint(season_rows("dev", HASHED), 64) == SEASONS["dev"].sha256[64]
     assert {64, 128, 256, 512, 1024} == set(SEASONS["dev"].sha256)
+
+
+SECRET = "a secret of a season in a test, not of one that counts"
+
+
+@pytest.fixture(scope="module")
+def toy_season():
+    return sealed("toy", SECRET, "2026-12-01", (16,))
+
+
+def test_a_sealed_season_holds_hashes_alone(toy_season):
+    assert toy_season.sealed and SECRET not in repr(toy_season)
+    with pytest.raises(BenchError, match="at least 32"):
+        sealed("toy", "guess me", "2026-12-01")
+    for name, season in SEASONS.items():
+        assert set(season.sha256) == {64, 128, 256, 512, 1024}, name
+        assert all(len(value) == 64 for value in season.sha256.values())
+    assert any(season.secret_sha256 for season in SEASONS.values())
+
+
+def test_a_sealed_season_is_refused_until_it_is_opened(toy_season, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(SEASONS, "toy", toy_season)
+    for use in (lambda: season_rows("toy", 1), lambda: settings("toy", 2, 64)):
+        with pytest.raises(BenchError, match="'toy' is sealed since 2026-12-01.* open are .*dev.*portraits"):
+            use()
+    for command in (["export", str(tmp_path / "x")], ["run", "--editor", "copy-input"], ["score", str(tmp_path)]):
+        rows = ["--rows", "2", "--size", "32"]
+        assert main(["bench", *command, "--season", "toy", *rows]) != 0
+        text = capsys.readouterr().err
+        assert "sealed since" in text and "Traceback" not in text
+    monkeypatch.setitem(SEASONS, "toy", opened("toy", toy_season, SECRET))
+    rows = season_rows("toy", HASHED)
+    assert fingerprint(rows, 16) == toy_season.sha256[16] and rows[0].id == "toy-00000"
+    assert export(tmp_path / "y", "toy", 1, 32).is_dir()
+
+
+def test_another_secret_or_other_pixels_do_not_open_a_season(toy_season, monkeypatch):
+    with pytest.raises(BenchError, match="not the secret"):
+        opened("toy", toy_season, SECRET + " ")
+    other = Season(toy_season.date, {16: "0" * 64}, toy_season.secret_sha256)
+    with pytest.raises(BenchError, match="at 16 px are not those"):
+        opened("toy", other, SECRET)
+    monkeypatch.setitem(SEASONS, "toy", Season(toy_season.date, toy_season.sha256, toy_season.secret_sha256, "guess"))
+    with pytest.raises(BenchError, match="not the one that was sealed"):
+        season_rows("toy", 1)
 
 
 def test_two_runs_write_the_same_bytes(tmp_path):

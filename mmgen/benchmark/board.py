@@ -95,12 +95,7 @@ def board(
         parts.append(f"<h2>Season {key[0]}{date}: {key[3]} rows at {key[1]} px, track {key[2]}</h2>")
         parts.append(table({e["editor"]: e["tables"]["all"] for e in some}))
         parts.append(_costs(some))
-        kinds = [name for name in some[0]["tables"] if name.startswith("kind: ")]
-        for name in kinds:
-            part = table(
-                {e["editor"]: e["tables"].get(name, {}) for e in some}, ("success", "reached", "flips", "skill", "IoU")
-            )
-            parts.append(f"<details><summary>{html.escape(name)}</summary>{part}</details>")
+        parts += [_groups(some, name) for name in ("kind", "level", "style")]
     parts.append(
         "<h2>Add a row</h2><p>A model with its weights on the Hugging Face hub needs one command "
         "on a machine with a GPU, for example "
@@ -111,6 +106,17 @@ def board(
     )
     parts.append("it writes leaderboard/flux-kontext.json. Models that are not listed have not been run.</p>")
     return atomic_write(Path(out) / "index.html", page("mmgen scenes: the board", *parts))
+
+
+def _groups(entries, field):
+    "Tables of each kind, level or style; empty if there is only one"
+    names = [name for name in entries[0]["tables"] if name.startswith(f"{field}: ")]
+    parts = []
+    for name in names if len(names) > 1 else []:
+        means = {e["editor"]: e["tables"].get(name, {}) for e in entries}
+        part = table(means, ("success", "reached", "flips", "skill", "IoU"))
+        parts.append(f"<details><summary>{html.escape(name)}</summary>{part}</details>")
+    return f"<h3>By {field}</h3>{''.join(parts)}" if parts else ""
 
 
 def _costs(entries):

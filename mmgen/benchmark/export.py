@@ -105,7 +105,7 @@ def _png(folder, name, image):
 
 def _write_row(job, folder, size, track, targets):
     season, number = job  # names without the season: `datasets` takes dev, train and test for splits
-    row = _row(season, number)
+    row = season_rows(season, 1, number)[0]
     (source, target), mask = row.pictures(size), row.mask(size)
     about = {"file_name": f"source/{number:05}.png"}
     _png(folder, about["file_name"], source)
@@ -117,14 +117,6 @@ def _write_row(job, folder, size, track, targets):
         _png(folder, about["mask_file_name"], mask.astype(np.uint8) * 255)
     about |= {"id": row.id, "kind": row.kind, "level": row.level, "styles": list(row.styles)} | texts(row, track)
     return about | ({"spec": json.dumps(row.to_dict(), ensure_ascii=False)} if targets else {})
-
-
-def _row(season, number):
-    if season == PORTRAITS:
-        return season_rows(season, number + 1)[number]
-    from mmgen.benchmark.scene_edits import scene_edit
-
-    return scene_edit(season, number)
 
 # %% ../../nbs/benchmark/export.ipynb #78395a5b
 def export(

@@ -260,11 +260,13 @@ _BUILD |= {"several": _several, "turns": _turns, "back": _back, "nothing": _noth
 def scene_edit(
     season: str,  # any name; "dev" is the public one
     number: int,  # of the row, from 0
+    secret: str = "",  # on which the rows of a sealed season depend
 ) -> SceneEdit:
     "A row of a season; the kinds take turns."
     kind = KINDS[number % len(KINDS)]
     for attempt in range(1000):
-        digest = hashlib.sha256(f"mmgen scene edits 2, {season}, {number}, {attempt}".encode()).digest()
+        text = f"mmgen scene edits 2, {season}, {number}, {attempt}" + (f", {secret}" if secret else "")
+        digest = hashlib.sha256(text.encode()).digest()
         rng = random.Random(int.from_bytes(digest[:8], "big"))
         scene = sample_scene(rng.randrange(2**62))
         built = _BUILD.get(kind, _attribute(kind))(rng, scene, rng.randrange(len(scene.people)))

@@ -16,9 +16,9 @@ from PIL import Image
 
 from ..base.files import atomic_write
 from ..base.run_page import STYLE
-from .export import _row
 from .registration import at_size
 from .scene_scores import read_result, result_files
+from .seasons import season_rows
 
 # %% ../../nbs/benchmark/scene_page.ipynb #0ce7fee7
 COLUMNS = ("success", "reached", "flips", "skill", "skill, registered", "IoU", "preservation accuracy", "shift", "zoom")
@@ -89,7 +89,7 @@ def results_page(
 
 
 def _shown(row, files, content, cell):
-    drawn = _row(content["season"], int(row["id"].rpartition("-")[2]))
+    drawn = season_rows(content["season"], 1, int(row["id"].rpartition("-")[2]))[0]
     images = [at_size(image, cell) for image in drawn.pictures(cell)]
     if row["status"] == "scored":
         images.append(at_size(read_result(files[row["id"]]), cell))

@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 from ..base.files import atomic_write
-from .export import _row, read_settings
+from .export import read_settings
 from .registration import SIZE, at_size, unmoved
 from .scene_judge import RendererJudge
-from .seasons import BenchError, judge_of
+from .seasons import BenchError, judge_of, season_rows
 from ..data.portrait_sets import in_parallel
 from ..metrics.bootstrap import score
 
@@ -145,7 +145,7 @@ def row_scores(
 # %% ../../nbs/benchmark/scene_scores.ipynb #4ef759f9
 def _judged(number, season, size, files):
     "One row: status, scores and the hash of its file"
-    row = _row(season, number)
+    row = season_rows(season, 1, number)[0]
     about = {"id": row.id, "kind": row.kind, "level": row.level, "styles": list(row.styles)}
     file = files.get(row.id)
     try:

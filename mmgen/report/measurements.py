@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..base.files import atomic_write, repo_root
+from .metric_ranking import ranking_section
 from .tables import clock, interval, markdown, percent, plain, ratio, whole, wilson
 
 # %% ../../nbs/report/measurements.ipynb #97e5af7d
@@ -617,6 +618,8 @@ def write_measurements(
         for heading, tables in PARTS.items()
         for part in (f"## {heading}", *filter(None, (section(m, rows) for m in tables)))
     ]
+    ranks = latest(read_rows("metric_ranking", rows), ("images", "metric", "error"))
+    parts += ["## Metrics of edits", ranking_section(ranks, measured_by(ranks, "metric_ranking"))]
     text = "\n\n".join(["# Measurements", INTRO, *parts]) + "\n"
     atomic_write(Path(folder) / "measurements.md", text)
     return text
