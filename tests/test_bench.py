@@ -1,6 +1,7 @@
 """`mmgen bench`: exports that `datasets` opens, results judged from a folder, runs that go on after a failure."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,8 +78,9 @@ def test_the_dev_season_is_the_published_one():
 SECRET = "a secret of a season in a test, not of one that counts"
 
 
-@pytest.fixture(scope="module")
-def toy_season():
+@pytest.fixture
+def toy_season(monkeypatch):
+    monkeypatch.setattr("mmgen.benchmark.seasons.HASHED", 2)
     return sealed("toy", SECRET, "2026-12-01", (16,))
 
 
@@ -103,7 +105,7 @@ def test_a_sealed_season_is_refused_until_it_is_opened(toy_season, monkeypatch, 
         text = capsys.readouterr().err
         assert "sealed since" in text and "Traceback" not in text
     monkeypatch.setitem(SEASONS, "toy", opened("toy", toy_season, SECRET))
-    rows = season_rows("toy", HASHED)
+    rows = season_rows("toy", 2)
     assert fingerprint(rows, 16) == toy_season.sha256[16] and rows[0].id == "toy-00000"
     assert export(tmp_path / "y", "toy", 1, 32).is_dir()
 
@@ -142,6 +144,24 @@ def test_missing_and_damaged_results_count_as_failed(tmp_path):
     assert content["scores"]["all"]["reached"][0] == content["scores"]["all"]["IoU"][0] == 0.25
     page = results_page(folder, content).read_text()
     assert "2 failed, 1 missing" in page and "<script" not in page
+
+
+def test_what_is_no_file_is_no_result_and_stops_nothing(tmp_path):
+    folder = save_targets(tmp_path / "results", ROWS[:1])
+    os.mkfifo(folder / f"{ROWS[1].id}.png")  # opening it would wait for ever
+    (folder / f"{ROWS[2].id}.png").symlink_to(f"{ROWS[2].id}.png")
+    (folder / f"{ROWS[3].id}.png").mkdir()
+    rows = score_folder(folder, WANTED, workers=1)["rows"]
+    assert [row["status"] for row in rows] == ["scored", *["failed"] * 3]
+    assert {row["reason"] for row in rows[1:]} == {"it is no file"}
+
+
+@pytest.mark.parametrize(
+    "season, rows", [("dev", 10**9), ("portraits", 2301), ("dev", True), ("dev", "5"), (["dev"], 5)]
+)
+def test_settings_name_what_a_season_does_not_have(season, rows):
+    with pytest.raises(BenchError, match="rows|named with small letters"):
+        settings(season, rows, 64)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "I;16", "CMYK", "LA"])
@@ -338,12 +358,17 @@ def test_the_board_takes_no_better_means_than_its_rows(tmp_path):
     file = write_entry(tmp_path / "board", "x", entry(content, "<b>x</b>", "none"))
     page = board(tmp_path / "board", tmp_path / "page").read_text()
     assert "&lt;b&gt;x" in page and "<b>x" not in page
+    assert all(f"<h3>By {field}</h3>" in page for field in ("kind", "level", "style"))
     text = file.read_text()
     for old, new in (
         ('"reached": [1.0', '"reached": [0.9'),
         ("dev-00001", "dev-00000"),
         ('"skill": 1.0', '"skill": 1e9'),
+        ('"editor": "<b>x</b>"', '"editor": []'),
+        ('"costs": {}', '"costs": {"seconds_per_edit": 1.0}'),
+        ('"costs": {}', '"costs": NaN'),
     ):
+        assert old in text
         file.write_text(text.replace(old, new, 1))
         with pytest.raises(BenchError, match="no row of the board"):
             read_entry(file)

@@ -10,8 +10,7 @@ from mmgen.benchmark.metric_ranking import measure, rank_correlation, ranking, s
 from mmgen.benchmark.planted_errors import GRADES, KINDS, blended, planted
 from mmgen.benchmark.scene_edits import scene_edit
 from mmgen.benchmark.seasons import judge_of, season_rows
-from mmgen.data.characters import attributes, with_value
-from mmgen.data.scenes import render_scene
+from mmgen.data.characters import attributes
 from mmgen.metrics.features import extractor
 from mmgen.metrics.pairs import pair_metric
 from mmgen.report.measurements import latest, measured_by, read_rows

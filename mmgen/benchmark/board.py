@@ -34,6 +34,11 @@ def entry(
     return about | {"scores": {"all": content["scores"]["all"]}, "rows": content["rows"]}
 
 
+def _cost_line(costs):
+    "What an edit takes, as text"
+    return f"{costs['seconds_per_edit']:.3g} s per edit, {costs['peak_memory_mib']} MiB ({costs['memory_of']})"
+
+
 def read_entry(
     file: Path,
 ) -> dict:
@@ -59,7 +64,10 @@ def read_entry(
         known["tables"] = tables(known["rows"])
         if known["tables"]["all"] != known["scores"]["all"]:
             raise ValueError("its means are not those of its rows")
-        {name: str(known[name]) for name in ("editor", "command", "costs", "results_sha256")}
+        if not all(isinstance(known[name], str) for name in ("editor", "command", "results_sha256")):
+            raise ValueError("its editor, command or results_sha256 is no text")
+        if known["costs"] != {}:
+            _cost_line(known["costs"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BenchError(f"{file.name} is no row of the board: {error}.") from None
     return known
@@ -122,12 +130,7 @@ def _groups(entries, field):
 def _costs(entries):
     lines = []
     for e in entries:
-        cost = e["costs"]
-        text = (
-            f"{cost['seconds_per_edit']:.3g} s per edit, {cost['peak_memory_mib']} MiB ({cost['memory_of']})"
-            if cost
-            else "–"
-        )
+        text = _cost_line(e["costs"]) if e["costs"] else "–"
         name, command = html.escape(e["editor"]), html.escape(e["command"])
         lines.append(f"<tr><td>{name}</td><td>{html.escape(text)}</td><td><code>{command}</code></td></tr>")
     return f"<details><summary>cost and commands</summary><table>{''.join(lines)}</table></details>"

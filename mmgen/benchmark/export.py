@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ..base.files import atomic_write, fsync
-from .seasons import PORTRAITS, VERSION, BenchError, season_rows
+from .seasons import PORTRAITS, VERSION, BenchError, check_rows, season_rows
 from ..data.characters import licence, styles
 from ..data.portrait_sets import in_parallel
 
@@ -34,9 +34,7 @@ def settings(
         raise BenchError(f"There is no track {track!r}; there are {', '.join(TRACKS)}.")
     if isinstance(size, bool) or not isinstance(size, int) or not SIZES[0] <= size <= SIZES[1]:
         raise BenchError(f"The size lies between {SIZES[0]} and {SIZES[1]} pixels, not at {size!r}.")
-    season_rows(season, 1)
-    if isinstance(rows, bool) or not isinstance(rows, int) or rows < 1:
-        raise BenchError(f"The number of rows is at least 1, not {rows!r}.")
+    check_rows(season, rows)
     return {
         "benchmark": "mmgen scenes",
         "version": VERSION,

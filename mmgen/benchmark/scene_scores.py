@@ -56,6 +56,8 @@ def read_result(
     file: Path,
 ) -> np.ndarray:  # uint8 (H, W, 3)
     "A result as RGB. ValueError if it is a link that leaves its folder, too large, or no whole picture."
+    if not file.is_file():
+        raise ValueError("it is no file")
     if file.resolve().parent != file.parent.resolve():
         raise ValueError("it is a link to a file elsewhere")
     try:

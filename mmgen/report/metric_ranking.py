@@ -51,12 +51,13 @@ def reading(
 
 # %% ../../nbs/report/metric_ranking.ipynb #6b18d6d6
 ABOUT = (
-    "Exact answers with one planted error in grades: a wrong shade of the requested colour, an edit that is partly "
-    "done, a background that drifts, blur, a shift, attributes changed that nobody asked for. Within a row, Spearman's ρ "
-    "between a metric and the truth: 1 if it rates every larger error lower, 0 if it does not react, −1 if it "
-    "prefers the larger error; mean over rows with the 95 % interval of a bootstrap over rows. *Outside*: source and "
-    "result outside the mask, as PIE-Bench measures preservation; all other distances are to the exact answer. FD "
-    "compares the set of results with the exact answers of other edits and has one ρ for all rows."
+    "Exact answers with one planted error in grades: a wrong shade of the requested colour, an edit that is "
+    "partly done, a background that drifts, blur, a shift, attributes changed that nobody asked for. Within a "
+    "row, Spearman's ρ between a metric and the truth: 1 if it rates every larger error lower, 0 if it does not "
+    "react, −1 if it prefers the larger error; mean over rows with the 95 % interval of a bootstrap over rows. "
+    "*Outside*: source and result outside the mask, as PIE-Bench measures preservation; all other distances are "
+    "to the exact answer. FD compares the set of results with the exact answers of other edits and has one ρ for "
+    "all rows."
 )
 POOLED = "The same over all rows at once: low where rows differ more than grades, so that single values mean little."
 SOURCE = "Share of rows, in per cent, that rate the unedited source above the exact answer with the smallest error."
