@@ -108,5 +108,6 @@ def test_metrics_of_rows(season):
 def test_the_report_reads_the_rows():
     rows = latest(read_rows("metric_ranking"), ("images", "metric", "error"))
     text = ranking_section(rows, measured_by(rows, "metric_ranking"))
-    assert "**Scenes**" in text and "| skill |" in text and "`python benchmarks/metric_ranking.py" in text
+    assert "| skill |" in text and "`python benchmarks/metric_ranking.py" in text
+    assert all(f"**{row['images'].capitalize()}**" in text for row in rows)
     assert all(json.dumps(row) for row in rows) and reading({"X": {"blur": rows[0] | {"within": [1, 1, 1]}}})

@@ -86,7 +86,7 @@ def rank_correlation(
     from scipy.stats import rankdata
 
     centred = [ranks - ranks.mean(-1, keepdims=True) for ranks in (rankdata(x, axis=-1) for x in (values, truth))]
-    length = np.prod([np.sqrt(np.square(ranks).sum(-1)) for ranks in centred], axis=0)
+    length = np.sqrt(np.square(centred[0]).sum(-1) * np.square(centred[1]).sum(-1))
     return np.divide((centred[0] * centred[1]).sum(-1), length, out=np.zeros_like(length), where=length > 0)
 
 # %% ../../nbs/benchmark/metric_ranking.ipynb #07692975
