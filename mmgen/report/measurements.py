@@ -618,8 +618,9 @@ def write_measurements(
         for heading, tables in PARTS.items()
         for part in (f"## {heading}", *filter(None, (section(m, rows) for m in tables)))
     ]
-    ranks = latest(read_rows("metric_ranking", rows), ("images", "metric", "error"))
-    parts += ["## Metrics of edits", ranking_section(ranks, measured_by(ranks, "metric_ranking"))]
+    if ((rows or repo_root() / "reports") / "metric_ranking.jsonl").is_file():
+        ranks = latest(read_rows("metric_ranking", rows), ("images", "metric", "error"))
+        parts += ["## Metrics of edits", ranking_section(ranks, measured_by(ranks, "metric_ranking"))]
     text = "\n\n".join(["# Measurements", INTRO, *parts]) + "\n"
     atomic_write(Path(folder) / "measurements.md", text)
     return text
