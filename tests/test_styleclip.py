@@ -388,6 +388,18 @@ def test_nothing_is_learned_of_a_direction_where_nothing_is_wished(clip):
     assert all(p.grad is None or not p.grad.any() for p in mapper.parameters())
 
 
+def test_exact_edits_come_first_among_the_pairs(clip):
+    g, texts = generator(), F.normalize(torch.randn(8, 128), dim=-1)
+    codes = [torch.randn(8, 8, 16) for _ in range(2)]
+    config = config_for("mapper", "smoke", exact_share=0.5).settled
+    task = MapperTask(config, random_mapper(g, 128), g, clip, codes[0], texts, texts.flip(0), codes[1])
+    rows = torch.tensor([5, 1, 2, 3])
+    goal, partners = task.pairs(rows)
+    assert torch.equal(goal[:2], texts.flip(0)[[5, 1]]) and torch.equal(partners[:2], codes[1][[5, 1]])
+    near = [next(i for i in range(8) if torch.equal(codes[0][i], code)) for code in partners[2:]]
+    assert torch.equal(goal[2:], texts[near]) and near[0] != 2 and near[1] != 3
+
+
 def test_wishes_for_one_tag():
     cases = wishes_for("green hair", 5, "test")
     assert len(cases) == 5 and all(edit.tag == "green hair" and edit.source != edit.target for edit in cases)
@@ -400,6 +412,11 @@ def test_wishes_for_one_tag():
         (dict(prompt="green hair", pair_weight=1.0), "pair_weight is for a mapper of many prompts"),
         (dict(clip_weight=0.0, pair_weight=0.0), "nothing to learn from"),
         (dict(clip_loss="local"), "must be one of global, directional"),
+        (dict(exact_share=2.0), "exact_share is a share of the pairs of portraits, 0 to 1"),
+        (
+            dict(exact_share=0.5, data="data/cats"),
+            "exact_share is a share of the pairs of portraits.*not 0.5 for the data",
+        ),
     ],
 )
 def test_a_mappers_configuration_is_checked(given, message):

@@ -48,6 +48,8 @@ class MapperConfig(Job):
     identity: str = "identity-portraits"  # packaged name, folder, file of ArcFace weights, or none
     identity_weight: float = 0.1  # weight of 1 - cosine of the identities
     pair_weight: float | None = None  # weight of the loss on code differences of pairs; any prompt only
+    exact_share: float | None = None  # share of pairs that are a portrait and its exact edit; the others: nearest text
+    pair_floor: float = 0.05  # added to the size of a pair's difference, in means, before its error is divided by it
     candidates: int = 32  # candidates from which the one with the nearest text makes a pair
 
     job: ClassVar[str] = "mapper"
@@ -61,6 +63,11 @@ class MapperConfig(Job):
             raise ValueError(
                 f"mapper: pair_weight is for a mapper of many prompts; for the prompt {self.prompt!r} it must be 0."
             )
+        if self.exact_share and (self.prompt or self.data != "portraits" or self.exact_share > 1):
+            raise ValueError(
+                f"mapper: exact_share is a share of the pairs of portraits, 0 to 1, for a mapper of many prompts; not "
+                f"{self.exact_share:g} for the data {self.data!r} and the prompt {self.prompt!r}."
+            )
         if self.clip_weight == 0 and (self.prompt or self.pair_weight == 0):
             raise ValueError("mapper: clip_weight and pair_weight are both 0; there is nothing to learn from.")
 
@@ -70,8 +77,9 @@ class MapperConfig(Job):
         defaults = (
             dict(optimizer="adamw", batch_size=16, lr=4e-3, hidden=32, clip_weight=1.0, pair_weight=0.0)
             if self.prompt
-            else dict(optimizer="muon", batch_size=256, lr=1e-2, hidden=96, clip_weight=0.0, pair_weight=1.0)
+            else dict(optimizer="muon", batch_size=256, lr=1e-2, hidden=256, clip_weight=0.0, pair_weight=1.0)
         )
+        defaults["exact_share"] = 0.75 if self.data == "portraits" and not self.prompt else 0.0
         return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
 
 # %% ../../nbs/styleclip/config.ipynb #d2aaaaf2

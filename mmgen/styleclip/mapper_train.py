@@ -21,8 +21,10 @@ from ..clip.model import CLIP
 from ..data.batches import Batches
 from ..data.captions import as_tags, caption, known_tags
 from ..data.edited_captions import edited_caption
-from ..data.edits import KINDS, Edit, as_batch, edits
+from ..data.edits import KINDS, Edit, as_batch, edits, neighbours
+from ..data.pairs import edited_face
 from ..data.portraits import SPLITS, PortraitError, change, sample
+from ..data.portraits import tags as portrait_tags
 from ..data.sources import content_sha256, load_source, to_arrays
 from ..identity.model import identity_loss, load_identity
 from ..metrics.held_out import edits_to_try, record_edits
@@ -54,10 +56,11 @@ class MapperTask(Task):
         clip: CLIP,
         codes: Tensor,  # (N, num_ws, w_dim)
         texts: Tensor,  # (N, E), embeddings of the captions
-        target_texts: Tensor | None = None,  # (N, E), embeddings of the target captions; None: a mapper for any prompt
+        target_texts: Tensor | None = None,  # (N, E), embeddings of the target captions; any prompt: of exact edits
+        target_codes: Tensor | None = None,  # like `codes`, of exact edits; None: pairs of near texts alone
     ):
         self.config, self.model, self.generator = config, mapper, generator.eval().requires_grad_(False)
-        self.codes, self.texts, self.target_texts = codes, texts, target_texts
+        self.codes, self.texts, self.target_texts, self.target_codes = codes, texts, target_texts, target_codes
         self.must_match = {name: mapper.config[name] for name in ("prompt", "scale")}
         self.must_match |= {"generator": generator.fingerprint(), "clip": clip.fingerprint()}
         self.clip = CLIPLoss(clip, config.clip_loss, config.views, config.original_clip)
@@ -76,21 +79,30 @@ class MapperTask(Task):
         distances = (self.texts[candidates] - self.texts[rows, None]).square().sum(2)
         return candidates.gather(1, torch.where(distances < 1e-6, 9.0, distances).argmin(1, keepdim=True))[:, 0]
 
+    def pairs(self, rows: Tensor) -> tuple[Tensor, Tensor]:  # texts (B, E), codes (B, num_ws, w_dim)
+        "What makes a pair with each row: the exact edit for the first `exact_share` of them, then partners"
+        partners = self.partners(rows)
+        texts, codes = self.texts[partners], self.codes[partners]
+        if self.target_codes is not None:
+            exact = rows[: round(self.config.exact_share * len(rows))]
+            texts[: len(exact)], codes[: len(exact)] = self.target_texts[exact], self.target_codes[exact]
+        return texts, codes
+
     def loss(self, batch, step, optimizer):
         c, device = self.config, next(self.model.parameters()).device
         rows = batch["index"].to(self.codes.device)
         w, source = self.codes[rows].to(device), self.texts[rows].to(device)
-        if self.target_texts is None:
-            partners = self.partners(rows)
-            goal = self.texts[partners].to(device)
-            change = self.model(w, torch.stack([source, goal], 1))
-        else:
+        if c.prompt:
             goal = self.target_texts[rows].to(device)
             change = self.model(w)
+        else:
+            goal, codes = (column.to(device) for column in self.pairs(rows))
+            change = self.model(w, torch.stack([source, goal], 1))
         total, values = 0.0, {}
         if c.pair_weight:
-            error = (change - (self.codes[partners].to(device) - w)) / self.model.std
-            values["pair"] = error.square().mean()
+            difference = (codes - w) / self.model.std
+            error, size = (x.square().mean((1, 2)) for x in (change / self.model.std - difference, difference))
+            values["pair"] = (error / (size + c.pair_floor * size.mean())).mean()
             total = total + c.pair_weight * values["pair"]
         if c.clip_weight:
             with torch.no_grad():
@@ -148,14 +160,18 @@ def closer(clip: CLIP, editor: LatentMapper, images: Tensor, source: list[str], 
 # %% ../../nbs/styleclip/mapper_train.ipynb #30a1e4b7
 @torch.no_grad()
 def held_out_loss(
-    task: MapperTask, mapper: Mapper, codes: Tensor, texts: Tensor, target_texts: Tensor | None, seed: int = 0
+    task: MapperTask,
+    mapper: Mapper,
+    columns: tuple,  # codes, texts, target_texts and target_codes of `MapperTask`, of held-out images
+    seed: int = 0,
 ) -> float:
-    "The task's loss on codes and texts of held-out images, as one batch; does not advance the global random generators"
+    "The task's loss on held-out images, as one batch; does not advance the global random generators"
     held_out, device = copy.copy(task), next(mapper.parameters()).device
-    held_out.model, held_out.codes, held_out.texts, held_out.target_texts = mapper, codes, texts, target_texts
+    held_out.model = mapper
+    held_out.codes, held_out.texts, held_out.target_texts, held_out.target_codes = columns
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        return held_out.loss({"index": torch.arange(len(codes))}, 0, "main")[0].item()
+        return held_out.loss({"index": torch.arange(len(held_out.codes))}, 0, "main")[0].item()
 
 # %% ../../nbs/styleclip/mapper_train.ipynb #15a97715
 def evaluate(config: MapperConfig, run: Run, editor: LatentMapper):
@@ -187,7 +203,7 @@ def _by_oracle(config, run, editor, edits_of_kind):
 
 def _by_clip(config, run, editor):
     "CLIP scores of edits to the prompt, or to common tags of the data, and a sheet of them."
-    images, _, captions = _read(config, "validation", min(config.held_out, 200))
+    images, _, captions, _ = _read(config, "validation", min(config.held_out, 200))
     x = to_float(images)
     targets = {
         tag: [edited_caption(text, tag) for text in captions]
@@ -214,19 +230,24 @@ def _by_clip(config, run, editor):
 
 # %% ../../nbs/styleclip/mapper_train.ipynb #a4fab341
 def _read(config, split, count):
-    "Images uint8 (N, H, W, 3), tags and captions of a split."
+    "Images uint8 (N, H, W, 3), tags and captions of a split, and the seeds of portraits."
     dataset = load_source(config.data, split, config.size, count, config.seed)
     images, tags = to_arrays(dataset, config.size, fit=config.fit)
-    return images, tags, [caption(as_tags(row)) for row in tags]
+    seeds = list(dataset["seed"]) if config.exact_share else None
+    return images, tags, [caption(as_tags(row)) for row in tags], seeds
 
 
-def _columns(config, encoder, clip, images, captions):
-    "Codes (N, num_ws, w_dim), text embeddings (N, E) and those of the target captions (None: for any prompt)."
+def _columns(config, encoder, clip, images, captions, seeds):
+    "`codes`, `texts`, `target_texts` and `target_codes` of `MapperTask`."
     codes, texts = encode(encoder, images, None), embeddings(clip, captions)
+    if seeds is not None:
+        targets = [caption(portrait_tags(edited_face(seed))) for seed in seeds]
+        edited = neighbours(seeds, config.size, make=edited_face)
+        return codes, texts, embeddings(clip, targets), encode(encoder, edited, None)
     if not config.prompt:
-        return codes, texts, None
+        return codes, texts, None, None
     targets = [edited_caption(text, config.prompt) for text in captions]
-    return codes, texts, embeddings(clip, targets if config.context else [config.prompt] * len(captions))
+    return codes, texts, embeddings(clip, targets if config.context else [config.prompt] * len(captions)), None
 
 # %% ../../nbs/styleclip/mapper_train.ipynb #69b14c6b
 def fit(config: MapperConfig, run: Run) -> LatentMapper:  # the Editor with the published mapper
@@ -238,7 +259,16 @@ def fit(config: MapperConfig, run: Run) -> LatentMapper:  # the Editor with the 
     run.note(
         settled={
             name: getattr(config, name)
-            for name in ("optimizer", "batch_size", "lr", "hidden", "scale", "clip_weight", "pair_weight")
+            for name in (
+                "optimizer",
+                "batch_size",
+                "lr",
+                "hidden",
+                "scale",
+                "clip_weight",
+                "pair_weight",
+                "exact_share",
+            )
         }
     )
     seed_everything(config.seed)
@@ -249,8 +279,9 @@ def fit(config: MapperConfig, run: Run) -> LatentMapper:  # the Editor with the 
         CLIP.load(config.clip, device),
     )
     encoder.fits(generator)
-    images, tags, captions = _read(config, "train", config.images)
-    codes, texts, target_texts = _columns(config, encoder, clip, images, captions)
+    images, tags, captions, seeds = _read(config, "train", config.images)
+    columns = _columns(config, encoder, clip, images, captions, seeds)
+    codes, texts = columns[:2]
     mapper = Mapper(
         generator.w_dim,
         generator.num_ws,
@@ -277,7 +308,7 @@ def fit(config: MapperConfig, run: Run) -> LatentMapper:  # the Editor with the 
                 f"mapper: the mapper of init_from differs from the configuration in {', '.join(differences)}."
             )
         mapper.load_state_dict(initial.state_dict())
-    task = MapperTask(config, mapper, generator, clip, codes, texts, target_texts)
+    task = MapperTask(config, mapper, generator, clip, *columns)
     notes = {
         "parameters": {"mapper": parameter_count(mapper)},
         "generator": generator.fingerprint(),
@@ -288,8 +319,8 @@ def fit(config: MapperConfig, run: Run) -> LatentMapper:  # the Editor with the 
     data = Batches({"row": list(range(len(images)))}, config.batch_size, config.seed)
     result = train_in_run(task, data, config, run, notes, ("steps", "images", "seconds"))
     if config.held_out:
-        images, _, captions = _read(config, "validation", min(config.held_out, 200))
-        loss = held_out_loss(task, result.ema, *_columns(config, encoder, clip, images, captions))
+        images, _, captions, seeds = _read(config, "validation", min(config.held_out, 200))
+        loss = held_out_loss(task, result.ema, _columns(config, encoder, clip, images, captions, seeds))
         run.metric("held-out loss", loss, n=len(images))
     title = f"A latent mapper for {config.prompt!r}" if config.prompt else "A latent mapper for any text"
     folder = publish(
