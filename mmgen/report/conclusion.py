@@ -151,9 +151,9 @@ def which_family(
 STACKS = {
     "latent diffusion": {"autoencoder-portraits": "autoencoder", "clip-portraits": "CLIP", "ldm-portraits": "UNet"},
     "StyleCLIP": {
-        "stylegan2-portraits": "generator",
+        "autoencoder-portraits": "autoencoder",
+        "stylegan2-portraits": "generator and encoder",
         "identity-portraits": "identity",
-        "encoder-portraits": "encoder",
         "clip-portraits": "CLIP",
         "mapper-portraits": "text mapper",
     },
