@@ -411,7 +411,7 @@ def test_wishes_for_one_tag():
     [
         (dict(prompt="green hair", pair_weight=1.0), "pair_weight is for a mapper of many prompts"),
         (dict(clip_weight=0.0, pair_weight=0.0), "nothing to learn from"),
-        (dict(clip_loss="local"), "must be one of global, directional"),
+        (dict(clip_loss="local"), "must be one of global, directional, shifted"),
         (dict(exact_share=2.0), "exact_share is a share of the pairs of portraits, 0 to 1"),
         (
             dict(exact_share=0.5, data="data/cats"),

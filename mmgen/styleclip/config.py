@@ -41,7 +41,7 @@ class MapperConfig(Job):
     scale: float = 1.0  # factor of its output; 0.1 in the original
     # loss
     clip_weight: float | None = None  # weight of the CLIP loss; 0: none
-    clip_loss: str = "global"  # of one prompt: global or directional
+    clip_loss: str = "shifted"  # of one prompt: global (equation 8), directional or shifted
     views: int = 1  # random views of each image for CLIP; 0: the image itself
     original_clip: bool = False  # feed CLIP without its normalisation, as the original code does
     l2_weight: float = 0.05  # weight of the squared change of the code, in variances of w
@@ -53,7 +53,10 @@ class MapperConfig(Job):
     candidates: int = 32  # candidates from which the one with the nearest text makes a pair
 
     job: ClassVar[str] = "mapper"
-    choices: ClassVar[dict] = Job.choices | {"optimizer": ("muon", "adamw"), "clip_loss": ("global", "directional")}
+    choices: ClassVar[dict] = Job.choices | {
+        "optimizer": ("muon", "adamw"),
+        "clip_loss": ("global", "directional", "shifted"),
+    }
     zero_ok: ClassVar[tuple] = (*Job.zero_ok, "views")
     lists: ClassVar[dict] = {"levels": str}
 
@@ -105,6 +108,7 @@ MAPPER_PRESETS = {
         hidden=512,
         layers=4,
         context=False,
+        clip_loss="global",
         views=0,
         original_clip=True,
         l2_weight=0.8,

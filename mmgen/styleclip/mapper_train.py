@@ -108,8 +108,8 @@ class MapperTask(Task):
             with torch.no_grad():
                 before = self.generator.synthesis(w)
             edited = self.generator.synthesis(w + change).float()
-            if c.clip_loss == "directional":
-                goal = torch.nn.functional.normalize(goal - source, dim=-1)  # 0 if the captions are equal
+            if c.clip_loss != "global":
+                goal = goal - source
             values["clip"] = self.clip(edited, goal, before).mean()
             values["l2"] = (change / self.model.std).square().mean()
             total = total + c.clip_weight * values["clip"] + c.l2_weight * values["l2"]

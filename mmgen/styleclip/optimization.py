@@ -45,7 +45,7 @@ class LatentOptimization(StyleEditor):
         weight: float = 0.2,  # λ_L2 at strength 0.5
         identity: Identity | str = "identity-portraits",  # see `load_identity`; "none": no identity loss
         identity_weight: float = 0.1,  # λ_ID
-        clip_loss: str = "global",  # eq. 6, or directional
+        clip_loss: str = "shifted",  # or global, as in eq. 6, or directional; see `CLIPLoss`
         views: int = 0,  # random views of each image that CLIP sees
         original_clip: bool = False,  # preprocess images as the published code does
         seed: int = 0,  # of the views
