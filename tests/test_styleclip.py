@@ -14,7 +14,8 @@ from mmgen.data.batches import Batches
 from mmgen.editing.protocol import EditError, Editor
 from mmgen.jobs.registry import config_for
 from mmgen.styleclip.clip_loss import CLIPLoss
-from mmgen.styleclip.directions import Directions, GlobalDirections, flat_styles, movable, relevance, render_styles
+from mmgen.styleclip.directions import Directions, GlobalDirections, flat_styles, render_styles
+from mmgen.styleclip.directions_train import movable, relevance
 from mmgen.styleclip.mapper import LatentMapper, Mapper
 from mmgen.styleclip.mapper_train import MapperTask, wishes_for
 from mmgen.styleclip.optimization import PENALTIES, LatentOptimization
@@ -74,7 +75,9 @@ def editors(clip):
     width = clip.model.config.projection_dim
     make = {
         "inversion": lambda **o: Inversion(g, e, clip, "cpu", **o),
-        "optimization": lambda **o: LatentOptimization(g, e, clip, "cpu", steps=2, identity="none", **o),
+        "optimization": lambda **o: LatentOptimization(
+            g, e, clip, "cpu", steps=2, identity="none", clip_loss="global", **o
+        ),
         "mapper, one prompt": lambda **o: LatentMapper(random_mapper(g, prompt="green hair"), g, e, clip, "cpu", **o),
         "mapper": lambda **o: LatentMapper(random_mapper(g, width), g, e, clip, "cpu", **o),
         "directions": lambda **o: GlobalDirections(random_directions(g, width), g, e, clip, "cpu", beta=0.0, **o),
@@ -270,7 +273,7 @@ def test_alpha_and_strength_scale_the_step(clip, images):
 def test_optimisation_comes_nearer_to_the_text_and_strength_frees_it(penalty, clip, images):
     g, e = generator(), encoder()
     editor = LatentOptimization(
-        g, e, clip, "cpu", steps=15, identity="none", penalty=penalty, weight=0.2, decoding="plain"
+        g, e, clip, "cpu", steps=15, identity="none", penalty=penalty, weight=0.2, clip_loss="global", decoding="plain"
     )
     codes = editor.encode(images)
     goal = editor.loss.goal(TARGETS)

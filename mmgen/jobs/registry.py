@@ -65,7 +65,7 @@ JOBS = {
         JobRow("encoder", ENCODER_PRESETS, "mmgen.stylegan.encoder_train:fit", "train_encoder"),
         JobRow("mapper", MAPPER_PRESETS, "mmgen.styleclip.mapper_train:fit", "train_mapper"),
         JobRow("edit", EDIT_PRESETS, None, "edit"),
-        JobRow("directions", DIRECTIONS_PRESETS, "mmgen.styleclip.directions:fit", "train_directions"),
+        JobRow("directions", DIRECTIONS_PRESETS, "mmgen.styleclip.directions_train:fit", "train_directions"),
         JobRow("evaluate", EVALUATE_PRESETS, "mmgen.benchmark.run:evaluate", "evaluate"),
         JobRow("preliminary", PRELIMINARY_PRESETS, "mmgen.paper_figures.figures:preliminary", "paper_figures"),
         JobRow("prepare_danbooru", DANBOORU_PRESETS, "mmgen.danbooru.prepare:prepare", "prepare_danbooru"),

@@ -130,12 +130,15 @@ class DirectionsConfig(Settings):
     # networks
     generator: str = "stylegan2-portraits"  # packaged name or folder of the generator
     clip: str = "clip-portraits"  # packaged name or folder of the CLIP
-    # statistics
-    images: int = 64  # random images in which each channel is moved
-    reach: float = 5.0  # standard deviations by which it is moved, up and down
-    samples: int = 2_000  # codes for mean and standard deviation of each channel
+    # the table
+    table: str = "regression"  # regression: of styles on embeddings; pushes: as published, channel by channel
+    samples: int = 4_000  # images of the regression; of pushes: codes for mean and standard deviation of each channel
+    ridge: float = 1.0  # of the regression, in mean variances of the embeddings
+    images: int = 64  # of pushes: random images in which each channel is moved
+    reach: float = 5.0  # of pushes: standard deviations by which it is moved, up and down
 
     job: ClassVar[str] = "directions"
+    choices: ClassVar[dict] = {"table": ("regression", "pushes")}
 
 
 DIRECTIONS_PRESETS = {"small": DirectionsConfig()}

@@ -38,7 +38,7 @@ class LatentOptimization(StyleEditor):
         encoder: Encoder | str = "encoder-portraits",  # likewise
         clip: CLIP | str = "clip-portraits",  # likewise
         device=None,
-        steps: int = 100,
+        steps: int = 50,
         lr: float = 0.1,  # of Adam, in standard deviations of w
         whiten: bool = True,  # search along W's principal axes, in standard deviations; False: in w, as published
         penalty: str = "mean",  # one of PENALTIES
