@@ -102,7 +102,7 @@ class MapperTask(Task):
         if c.pair_weight:
             difference = (codes - w) / self.model.std
             error, size = (x.square().mean((1, 2)) for x in (change / self.model.std - difference, difference))
-            values["pair"] = (error / (size + c.pair_floor * size.mean())).mean()
+            values["pair"] = (error / (size + c.pair_floor * size.mean()).clamp_min(1e-8)).mean()
             total = total + c.pair_weight * values["pair"]
         if c.clip_weight:
             with torch.no_grad():
