@@ -38,6 +38,7 @@ def main():
     ask = argparse.ArgumentParser()
     ask.add_argument("-n", type=int, default=5_000)
     ask.add_argument("--truncation", type=float, nargs="*", default=[1.0, 0.7])
+    ask.add_argument("--only", nargs="*", help="names of rows, such as 'StyleGAN2, ψ = 1'; all unless given")
     given = ask.parse_args()
     judges = {"EfficientNet-Lite0": EfficientNetLite0(), "oracle": Oracle.load(device="cpu").features}
     seeds = portraits.seeds(2 * given.n, "test")
@@ -72,7 +73,11 @@ def main():
     }
     ways |= {f"StyleGAN2, ψ = {psi:g}": lambda psi=psi: generator.sample(given.n, 0, psi) for psi in given.truncation}
     ways["latent diffusion, 12 Euler steps"] = diffused
+    if unknown := set(given.only or ()) - set(ways):
+        raise SystemExit(f"There is no row {', '.join(unknown)}; there are {'; '.join(ways)}.")
     for name, make in ways.items():
+        if given.only and name not in given.only:
+            continue
         began = time.perf_counter()
         images = make()
         seconds = (time.perf_counter() - began) / given.n
