@@ -81,19 +81,19 @@ def test_all_weights_are_there_and_together_small():
     assert set(packaged()) == WEIGHTS
     assert (
         sum(file.stat().st_size for folder in packaged().values() for file in folder.glob("*.safetensors"))
-        <= 36_000_000
+        <= 60_000_000
     )
 
 
 def test_inversion_finds_the_portrait_again(pixels):
     images = to_float(pixels)
     again = Inversion(device="cpu").edit(images, [""] * len(images), [""] * len(images))
-    assert psnr(images, again).mean() >= 24.5
+    assert psnr(images, again).mean() >= 32
 
 
 def test_the_text_mapper_reaches_hair_colours_and_keeps_the_rest(oracle):
     scores, _ = score_editor(oracle, LatentMapper(device="cpu"), edits("hair color", 200, "test"))
-    assert scores["reached"] >= 0.90 and scores["kept"] >= 0.85, scores
+    assert scores["reached"] >= 0.97 and scores["kept"] >= 0.95, scores
 
 
 @pytest.mark.parametrize("name", ["mapper-green-hair", "mapper-blonde-hair", "mapper-pink-hair"])
@@ -106,4 +106,4 @@ def test_a_mapper_of_one_prompt_does_what_it_is_for(name, oracle):
 
 def test_global_directions_change_hair_colours(oracle):
     scores, _ = score_editor(oracle, GlobalDirections(device="cpu"), edits("hair color", 100, "test"))
-    assert scores["reached"] >= 0.3 and scores["kept"] >= 0.75, scores
+    assert scores["reached"] >= 0.8 and scores["kept"] >= 0.92, scores
