@@ -13,9 +13,9 @@ from mmgen.clip.model import CLIP
 from mmgen.data.batches import Batches
 from mmgen.editing.protocol import EditError, Editor
 from mmgen.jobs.registry import config_for
-from mmgen.styleclip.clip_loss import CLIPLoss
+from mmgen.styleclip.clip_loss import KINDS, CLIPLoss
 from mmgen.styleclip.directions import Directions, GlobalDirections, flat_styles, render_styles
-from mmgen.styleclip.directions_train import movable, relevance
+from mmgen.styleclip.directions_train import movable, regression, relevance
 from mmgen.styleclip.mapper import LatentMapper, Mapper
 from mmgen.styleclip.mapper_train import MapperTask, wishes_for
 from mmgen.styleclip.optimization import PENALTIES, LatentOptimization
@@ -249,6 +249,41 @@ def test_whitening_makes_relevances_spread_alike():
     )
     step = result.move(result.relevance[7:8], 0.0, result.whitening(0.01))[0]
     assert step.argmax() == 7, "a channel answers its own direction best, common part or not"
+
+
+def test_a_regression_finds_the_slopes_of_styles_on_embeddings():
+    g = generator()
+    table = regression(g, Colours(), samples=400, ridge=1e-4)
+    z = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
+    styles = flat_styles(g, g.mapping(z))
+    seen = render_styles(g, styles).clamp(-1, 1).mean((2, 3))
+    s, e = (x - x.mean(0) for x in (styles, seen))
+    exact = torch.linalg.lstsq(e, s).solution.T
+    assert table.config["kind"] == "regression" and len(table.channels) == styles.shape[1]
+    assert torch.allclose(table.slopes, exact, atol=0.02 * exact.abs().max().item())
+    step = torch.tensor([[0.1, 0.0, 0.0], [0.2, 0.0, 0.0]])
+    assert torch.allclose(2 * table.move(step)[0], table.move(step)[1]), "a longer direction is a longer step"
+    flat = regression(g, Colours(), samples=400, ridge=100.0)
+    assert flat.slopes.norm() < 0.1 * table.slopes.norm()
+    with pytest.raises(ValueError, match="kind must be one of regression, pushes, not 'magic'"):
+        Directions(4, 3, kind="magic")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_texts_and_no_change_cost_nothing_but_globally(kind):
+    clip = SimpleNamespace(
+        images=lambda x: F.normalize(x.mean((2, 3)), dim=-1),
+        text=lambda texts: F.normalize(
+            torch.stack([torch.tensor([t.count("r") + 0.1, t.count("g") + 0.1, 0.1]) for t in texts]), dim=-1
+        ),
+    )
+    loss = CLIPLoss(clip, kind)
+    image = torch.tensor([0.5, 0.1, 0.3])[None, :, None, None].expand(1, 3, 8, 8)
+    away = loss(image, loss.goal(["r"], ["g"]), image)
+    toward = loss(image + 0.2 * torch.tensor([1.0, -1.0, 0.0])[None, :, None, None], loss.goal(["r"], ["g"]), image)
+    assert toward < away
+    same = loss(image, loss.goal(["r"], ["r"]), image)
+    assert torch.allclose(same, torch.zeros(1), atol=1e-5) == (kind == "shifted")
 
 
 def test_the_dials_of_global_directions():
