@@ -32,13 +32,27 @@ def paired_difference(
     return score(f"{name}: {a} − {b}", difference[in_both], sources[in_both])
 
 # %% ../../nbs/report/paired.ipynb #945996db
+def _on_equal_rows(evidence, chosen):
+    "Runs that evaluated the same edits, with the outcomes of the Editors whose chosen row is of such a run."
+    groups = []
+    for run, outcomes in evidence.outcomes.items():
+        editors = {spec: o for spec, o in outcomes["editors"].items() if spec in chosen and chosen[spec]["run"] == run}
+        for runs, together in groups:
+            if together["rows"] == outcomes["rows"]:
+                runs.append(run)
+                together["editors"] |= editors
+                break
+        else:
+            groups.append(([run], {"rows": outcomes["rows"], "editors": editors}))
+    return groups
+
+
 def paired_differences(
     evidence: Evidence,
 ) -> str:
     "The section `Paired differences`: each Editor minus the one of highest mean skill; empty without rows.json."
-    sections = []
-    for run, outcomes in evidence.outcomes.items():
-        chosen = {spec: row for spec, row in select(evidence).items() if row["run"] == run}
+    sections, chosen = [], select(evidence)
+    for runs, outcomes in _on_equal_rows(evidence, chosen):
         specs = [spec for spec in editing(chosen) if spec in outcomes["editors"] and value(chosen[spec], "skill")]
         if len(specs) < 2:
             continue
@@ -53,7 +67,7 @@ def paired_differences(
         head = ["method", "n", "reached, points", "attributes flipped", "skill"]
         sections.append(
             f"Each method minus {label(best)}, which has the highest mean skill, on the same edits "
-            f"([rows.json](runs/{run}/rows.json)). An interval without 0 is a difference.\n\n"
-            + markdown(head, rows, "lr")
+            f"({', '.join(f'[rows.json](runs/{run}/rows.json)' for run in runs)}). An interval without 0 is a "
+            "difference.\n\n" + markdown(head, rows, "lr")
         )
     return "\n\n".join(["## Paired differences", *sections]) if sections else ""

@@ -41,6 +41,7 @@ class MapperConfig(Job):
     scale: float = 1.0  # factor of its output; 0.1 in the original
     # loss
     clip_weight: float | None = None  # weight of the CLIP loss; 0: none
+    first_steps: int | None = None  # of one prompt: steps that learn from a regression on embeddings; 0: none
     clip_loss: str = "shifted"  # of one prompt: global (equation 8), directional or shifted
     views: int = 1  # random views of each image for CLIP; 0: the image itself
     original_clip: bool = False  # feed CLIP without its normalisation, as the original code does
@@ -57,7 +58,7 @@ class MapperConfig(Job):
         "optimizer": ("muon", "adamw"),
         "clip_loss": ("global", "directional", "shifted"),
     }
-    zero_ok: ClassVar[tuple] = (*Job.zero_ok, "views")
+    zero_ok: ClassVar[tuple] = (*Job.zero_ok, "views", "first_steps")
     lists: ClassVar[dict] = {"levels": str}
 
     def __post_init__(self):
@@ -71,6 +72,10 @@ class MapperConfig(Job):
                 f"mapper: exact_share is a share of the pairs of portraits, 0 to 1, for a mapper of many prompts; not "
                 f"{self.exact_share:g} for the data {self.data!r} and the prompt {self.prompt!r}."
             )
+        if self.first_steps and not (self.prompt and self.context):
+            raise ValueError(
+                "mapper: first_steps are for a prompt that is read together with the image's tags (context)."
+            )
         if self.clip_weight == 0 and (self.prompt or self.pair_weight == 0):
             raise ValueError("mapper: clip_weight and pair_weight are both 0; there is nothing to learn from.")
 
@@ -78,16 +83,26 @@ class MapperConfig(Job):
     def settled(self) -> "MapperConfig":
         "These settings with every None replaced by its default for one prompt (CLIP loss) or for any (pairs)."
         defaults = (
-            dict(optimizer="adamw", batch_size=16, lr=4e-3, hidden=32, clip_weight=1.0, pair_weight=0.0)
+            dict(
+                optimizer="adamw",
+                batch_size=16,
+                lr=4e-3,
+                hidden=32,
+                clip_weight=1.0,
+                pair_weight=0.0,
+                first_steps=2_000 if self.context else 0,
+            )
             if self.prompt
-            else dict(optimizer="muon", batch_size=256, lr=1e-2, hidden=256, clip_weight=0.0, pair_weight=1.0)
+            else dict(
+                optimizer="muon", batch_size=256, lr=1e-2, hidden=256, clip_weight=0.0, pair_weight=1.0, first_steps=0
+            )
         )
         defaults["exact_share"] = 0.75 if self.data == "portraits" and not self.prompt else 0.0
         return replace(self, **{name: value for name, value in defaults.items() if getattr(self, name) is None})
 
 # %% ../../nbs/styleclip/config.ipynb #d2aaaaf2
 MAPPER_PRESETS = {
-    "smoke": MapperConfig(**SMOKE, held_out=4, batch_size=4, hidden=16, layers=2, views=1),
+    "smoke": MapperConfig(**SMOKE, held_out=4, batch_size=4, hidden=16, layers=2, views=1, first_steps=0),
     "small": MapperConfig(),
     "gpu": MapperConfig(**GPU, images=100_000, batch_size=128, max_seconds=300.0),
     "paper": MapperConfig(
@@ -108,6 +123,7 @@ MAPPER_PRESETS = {
         hidden=512,
         layers=4,
         context=False,
+        first_steps=0,
         clip_loss="global",
         views=0,
         original_clip=True,
