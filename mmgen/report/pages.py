@@ -185,7 +185,7 @@ def made_by() -> str:
             config, training = record["config"], record.get("training") or {}
             settled_config = record.get("settled") or {}
             setting = lambda key: settled_config.get(key) or config.get(key)
-            parameters = sum(v for k, v in record["parameters"].items() if k != "all") if record["parameters"] else None
+            parameters = sum(v for k, v in (record.get("parameters") or {}).items() if k != "all")
             gpus = [gpu["name"] for gpu in record["hardware"]["gpu"]]
             rows.append(
                 [

@@ -19,7 +19,7 @@ from .ablations import ceilings, decoding, languages, loops, one_text
 from .conclusion import conclusion, machine
 from .guide import GROUPS, best
 from .paired import paired_differences
-from .records import Evidence, ReportError, editing, label
+from .records import Evidence, ReportError, editing, label, select
 from .sections import attributes, comparison, cost, definitions, trade_off, unseen
 from .seeds import training_seeds
 from .tables import clock, markdown, percent
@@ -126,22 +126,35 @@ def first_edits(
     folder: Path,  # of the report
 ) -> str:
     "The figure at the top: source, exact answer, and the best method of each group; empty without pictures."
+    specs = [pair[0] for family, data in GROUPS if (pair := best(evidence, family, (data,)))]
+    columns, page = None, {}
     for run, about in evidence.pictures.items():
-        if "first" not in about:
+        if "first" not in about or columns not in (None, about["first"]["columns"]):
             continue
-        about = about["first"]
-        specs = [pair[0] for family, data in GROUPS if (pair := best(evidence, family, (data,)))]
-        rows = [name for name in about["rows"] if name in ("source", "exact", "exact answer") or name in specs]
-        columns = about["columns"][:5]
-        tiles = tiles_of(picture_of(evidence, run, about["file"]), len(about["rows"]), len(about["columns"]))
-        page = {_title(row): tiles[about["rows"].index(row), : len(columns)] for row in rows}
-        _save_jpeg(folder / "figures" / "results-edits.jpg", sheet(page, list(map(_two_lines, columns)), 92))
-        names = ", ".join(map(_title, rows))
-        return (
-            f"![Rows: {names}; columns: {', '.join(columns)}](figures/results-edits.jpg)\n\n"
-            "*One edit of each kind: the source, the exact answer, and the best method of each group.*"
-        )
-    return ""
+        about, shown = about["first"], _of_this_run(evidence, run)
+        columns = about["columns"]
+        tiles = tiles_of(picture_of(evidence, run, about["file"]), len(about["rows"]), len(columns))
+        for row, line in zip(about["rows"], tiles):
+            if row in SOURCES or row in specs and shown(row):
+                page.setdefault(row, line[:5])
+    if not page:
+        return ""
+    order = [*SOURCES, *specs]
+    page = {_title(row): page[row] for row in sorted(page, key=order.index)}
+    _save_jpeg(folder / "figures" / "results-edits.jpg", sheet(page, list(map(_two_lines, columns[:5])), 92))
+    return (
+        f"![Rows: {', '.join(page)}; columns: {', '.join(columns[:5])}](figures/results-edits.jpg)\n\n"
+        "*One edit of each kind: the source, the exact answer, and the best method of each group.*"
+    )
+
+
+SOURCES = ("source", "exact", "exact answer")  # rows of a sheet that are no Editor's
+
+
+def _of_this_run(evidence, run):
+    "Whether a row of a run's pictures belongs to the report: an Editor's scores may come from another run."
+    chosen = select(evidence)
+    return lambda row: row in SOURCES or chosen.get(row, {"run": run})["run"] == run
 
 
 def _title(row):
@@ -161,18 +174,18 @@ def pictures(
     "The section `Pictures`: results of every method on the first rows, and failures, as labelled sheets."
     parts = []
     for run, about in evidence.pictures.items():
+        shown = _of_this_run(evidence, run)
         if "first" in about:
             rows, columns = about["first"]["rows"], about["first"]["columns"]
             tiles = tiles_of(picture_of(evidence, run, about["first"]["file"]), len(rows), len(columns))
-            page = sheet(
-                {_title(row).replace(" (", "\n("): x for row, x in zip(rows, tiles)}, list(map(_two_lines, columns)), 88
-            )
+            lines = {_title(row).replace(" (", "\n("): x for row, x in zip(rows, tiles) if shown(row)}
+            page, rows = sheet(lines, list(map(_two_lines, columns)), 88), [row for row in rows if shown(row)]
             name = _save_jpeg(folder / "figures" / f"first-{run}.jpg", page)
             alt = f"Rows: {', '.join(map(_title, rows))}; columns: {', '.join(columns)}"
             parts += [f"### The first rows ({run})", f"![{alt}](figures/{name})", f"*{CAPTION.format(n=len(columns))}*"]
         if "failures" in about:
             editors = about["failures"]["editors"]
-            with_failures = {spec: editors[spec] for spec in editing(editors) if editors[spec]}
+            with_failures = {spec: editors[spec] for spec in editing(editors) if editors[spec] and shown(spec)}
             largest_count = max((len(edits) for edits in editors.values()), default=0)
             tiles = tiles_of(
                 picture_of(evidence, run, about["failures"]["file"]), len(editors), 3 * max(1, largest_count)
