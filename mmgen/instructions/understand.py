@@ -133,6 +133,7 @@ def forms_of(tag: str) -> tuple[frozenset[str], ...]:
         texts += listed(spec["persons"].get(tag, ""))
     else:
         texts = [text for kind in m.forms[tag].values() for text in kind] + [tag]
+        texts += listed(lexicon()["evidence"].get(tag, ""))
     return tuple(filter(None, (_plain(split_words(text)) for text in texts)))
 
 
@@ -276,6 +277,11 @@ def _refusal(text, dropped):
             f"only {', '.join(unsure)!r}, or give the caption of the whole wanted image (shell: --caption)."
         )
     shown = ", ".join(repr(word[:60]) for word in dropped[:4]) or repr(text.strip()[:60])
+    if not dropped and any(word.isalpha() for word in split_words(text)):
+        return (
+            f"{shown} asks for no change; write what shall change, such as 'green hair' or 'remove the glasses' (all: "
+            "mmgen tags), or give the caption of the whole wanted image (shell: --caption)."
+        )
     near = nearest(dropped or split_words(text))
     hint = (
         f"the nearest that it knows: {', '.join(near)}"
