@@ -110,7 +110,7 @@ def outcome(
         return None
     if reads_tags(which):
         edits = target.edits or instruction_between(source, target.caption).split(", ")
-        known = [edit for edit in edits if edit in portraits.vocabulary()]
+        known = [edit for edit in edits if edit.removeprefix("no ") in portraits.vocabulary()]
         return outcome_of(before, after, known) if known else None
     clip = which.captioner
     images = clip.images(to_float(np.stack([open_image(image, clip.size) for image in (before, after)])))
