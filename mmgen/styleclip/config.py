@@ -41,7 +41,7 @@ class MapperConfig(Job):
     scale: float = 1.0  # factor of its output; 0.1 in the original
     # loss
     clip_weight: float | None = None  # weight of the CLIP loss; 0: none
-    first_steps: int | None = None  # of one prompt: steps that learn from a regression on embeddings; 0: none
+    first_steps: int | None = None  # of one prompt: steps that learn from a regression; 0: none
     clip_loss: str = "shifted"  # of one prompt: global (equation 8), directional or shifted
     views: int = 1  # random views of each image for CLIP; 0: the image itself
     original_clip: bool = False  # feed CLIP without its normalisation, as the original code does
@@ -49,8 +49,8 @@ class MapperConfig(Job):
     identity: str = "identity-portraits"  # packaged name, folder, file of ArcFace weights, or none
     identity_weight: float = 0.1  # weight of 1 - cosine of the identities
     pair_weight: float | None = None  # weight of the loss on code differences of pairs; any prompt only
-    exact_share: float | None = None  # share of pairs that are a portrait and its exact edit; the others: nearest text
-    pair_floor: float = 0.05  # added to the size of a pair's difference, in means, before its error is divided by it
+    exact_share: float | None = None  # share of pairs that are exact edits; the others: nearest texts
+    pair_floor: float = 0.05  # added to the size by which a pair's error is divided, in mean sizes
     candidates: int = 32  # candidates from which the one with the nearest text makes a pair
 
     job: ClassVar[str] = "mapper"
