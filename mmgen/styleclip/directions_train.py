@@ -14,6 +14,7 @@ from torch import Tensor
 from ..base.images import pick_device, sheet
 from ..base.runs import Run
 from ..clip.model import CLIP
+from ..clip.zero_shot import embed
 from .config import DirectionsConfig
 from .directions import Directions, flat_styles, render_styles
 from ..stylegan.generator import Generator
@@ -55,8 +56,8 @@ def regression(
     """
     device = generator.mapping.w_avg.device
     styles = random_styles(generator, samples, seed)
-    embeddings = torch.cat([clip.images(render_styles(generator, part).clamp(-1, 1)) for part in styles.split(100)])
-    slopes = ridge_slopes(styles, embeddings, ridge)
+    embeddings = embed(lambda part: clip.images(render_styles(generator, part).clamp(-1, 1)), styles, 100)
+    slopes = ridge_slopes(styles, embeddings.to(device), ridge)
     directions = Directions(*slopes.shape, generator.fingerprint(), clip.fingerprint(), "regression").to(device)
     return directions.fill(torch.arange(styles.shape[1], device=device), slopes, slopes.abs().amax(1))
 

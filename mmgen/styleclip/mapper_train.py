@@ -18,6 +18,7 @@ from ..base.runs import Run
 from ..base.settings import split_list
 from ..base.weights import fingerprint, packaged
 from ..clip.model import CLIP
+from ..clip.zero_shot import embed
 from ..data.batches import Batches
 from ..data.captions import as_tags, caption, known_tags
 from ..data.edited_captions import edited_caption
@@ -148,7 +149,7 @@ def wishes_for(
 @torch.no_grad()
 def embeddings(clip: CLIP, captions: Sequence[str], batch_size: int = 256) -> Tensor:  # (N, E)
     "CLIP embeddings of many texts, of length 1"
-    return torch.cat([clip.text(list(captions[at : at + batch_size])) for at in range(0, len(captions), batch_size)])
+    return embed(lambda texts: clip.text(list(texts)), captions, batch_size).to(clip.device)
 
 
 def closer(clip: CLIP, editor: LatentMapper, images: Tensor, source: list[str], target: list[str]) -> float:
@@ -330,11 +331,9 @@ def fit(config: MapperConfig, run: Run) -> LatentMapper:  # the Editor with the 
             )
         mapper.load_state_dict(initial.state_dict())
     elif config.first_steps and not config.resume_from:
-        with torch.no_grad():
-            parts = (to_float(images[at : at + 256]).to(device) for at in range(0, len(images), 256))
-            slopes = ridge_slopes(codes.mean(1), torch.cat([clip.images(part) for part in parts]))
-            changes = (columns[2] - texts) @ slopes.T
-        error = learn_steps(mapper, codes.cpu(), changes.cpu(), config.first_steps)
+        seen = embed(lambda x: clip.images(to_float(x).to(device)), images)
+        changes = (columns[2] - texts).cpu() @ ridge_slopes(codes.mean(1).cpu(), seen).T
+        error = learn_steps(mapper, codes.cpu(), changes, config.first_steps)
         run.metric("error of the first steps", error, n=len(codes))
     task = MapperTask(config, mapper, generator, clip, *columns)
     notes = {
