@@ -25,7 +25,7 @@ NEEDS = {
     "edit": {"ldm-portraits"},
     "evaluate": {"ldm-portraits"},
     "paper_figures": {"ldm-portraits", "mapper-portraits", "directions-portraits"},
-    "train_encoder": {"stylegan2-portraits"},
+    "train_encoder": {"stylegan2-portraits", "autoencoder-portraits"},
     "train_mapper": {"stylegan2-portraits", "encoder-portraits", "clip-portraits", "identity-portraits"},
     "train_directions": {"stylegan2-portraits", "clip-portraits"},
 }

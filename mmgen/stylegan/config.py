@@ -213,7 +213,7 @@ class EncoderConfig(Job):
     # networks
     generator: str = "stylegan2-portraits"  # packaged name or folder of the generator, frozen
     encoder_from: str | None = None  # packaged name or folder of an encoder to start from; None: random
-    autoencoder: str = "none"  # of a generator that makes latents: name or folder; none: it makes pixels
+    autoencoder: str = "autoencoder-portraits"  # of a generator that makes latents: name, folder or none
     encoder_base: int = 1_536  # channels of a layer: this / resolution, ...
     encoder_max: int = 128  # ... at most this
     # loss
@@ -273,6 +273,7 @@ ENCODER_PRESETS = {
         lr=1e-4,
         lr_schedule="constant",
         generator="stylegan2-paper",
+        autoencoder="none",
         encoder_base=16_384,
         encoder_max=512,
         edit_weight=0.0,
