@@ -19,8 +19,8 @@ from mmgen.data import portraits
 from mmgen.data.batches import Batches
 from mmgen.data.sources import load_source, to_arrays
 from mmgen.jobs.registry import config_for
-from mmgen.ldm.autoencoder import AutoencoderKL
-from mmgen.ldm.autoencoder_train import AutoencoderTask, reconstruct
+from mmgen.ldm.autoencoder import AutoencoderKL, reconstruct
+from mmgen.ldm.autoencoder_train import AutoencoderTask
 from mmgen.metrics.oracle import Oracle, accuracy, classes, labels
 from mmgen.training.loop import train
 

@@ -17,8 +17,7 @@ from mmgen.base.images import psnr, to_float, to_uint8
 from mmgen.base.weights import resolve
 from mmgen.data import portraits
 from mmgen.data.edits import neighbour
-from mmgen.ldm.autoencoder import AutoencoderKL
-from mmgen.ldm.autoencoder_train import reconstruct
+from mmgen.ldm.autoencoder import AutoencoderKL, reconstruct
 from mmgen.metrics.oracle import Oracle, accuracy, classes, labels
 from mmgen.training.losses import edit_gain
 

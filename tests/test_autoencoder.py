@@ -19,9 +19,9 @@ from mmgen.base.runs import load_run
 from mmgen.base.schema import WeightsError
 from mmgen.base.weights import save_weights
 from mmgen.jobs.registry import config_for, parameters_cell
-from mmgen.ldm.autoencoder import AutoencoderKL, Posterior
+from mmgen.ldm.autoencoder import AutoencoderKL, Posterior, reconstruct
 from mmgen.ldm.autoencoder_loss import adaptive_weight
-from mmgen.ldm.autoencoder_train import AutoencoderTask, reconstruct, scaling_factor_of
+from mmgen.ldm.autoencoder_train import AutoencoderTask, scaling_factor_of
 from mmgen.ldm.blocks import Upsample2D
 from mmgen.training.loop import train
 

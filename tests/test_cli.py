@@ -284,9 +284,8 @@ def test_the_bar_counts_to_its_end_and_changes_nothing(me, monkeypatch, capsys):
         for wanted in (False, True):
             monkeypatch.setattr("mmgen.training.guards.wants_bar", lambda: wanted)
             seen.clear()
-            assert (
-                main(["edit", str(me), "--caption", "word " * 1000, "--steps", "2", "--editor", editor, "--json"]) == 0
-            )
+            captions = ["--source", "blonde hair", "--caption", "word " * 1000]
+            assert main(["edit", str(me), *captions, "--steps", "2", "--editor", editor, "--json"]) == 0
             printed = capsys.readouterr()
             assert printed.err.count("it ignores") == 1 and set(json.loads(printed.out)) > {
                 "file",

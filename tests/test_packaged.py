@@ -1,5 +1,9 @@
 """The packaged weights keep what README promises of them, on held-out portraits."""
 
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pytest
 
@@ -10,8 +14,7 @@ from mmgen.clip.zero_shot import retrieval
 from mmgen.data import portraits
 from mmgen.data.captions import caption
 from mmgen.data.edits import edits
-from mmgen.ldm.autoencoder import AutoencoderKL
-from mmgen.ldm.autoencoder_train import reconstruct
+from mmgen.ldm.autoencoder import AutoencoderKL, reconstruct
 from mmgen.ldm.editors.sdedit import SDEdit
 from mmgen.ldm.pipeline import LatentDiffusion
 from mmgen.metrics.oracle import Oracle, accuracy, classes, labels, score_editor
@@ -107,3 +110,14 @@ def test_a_mapper_of_one_prompt_does_what_it_is_for(name, oracle):
 def test_global_directions_change_hair_colours(oracle):
     scores, _ = score_editor(oracle, GlobalDirections(device="cpu"), edits("hair color", 100, "test"))
     assert scores["reached"] >= 0.8 and scores["kept"] >= 0.92, scores
+
+
+def test_opening_packaged_models_imports_no_compiler():
+    code = """
+        import sys
+        import mmgen
+        for name in ("sdedit", "instruct-pix2pix", "styleclip-mapper", "styleclip-directions"):
+            mmgen.editor(name, device="cpu")
+            assert not {"sympy", "torch._dynamo", "torch._inductor"} & sys.modules.keys(), name"""
+    child = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert child.returncode == 0, child.stderr

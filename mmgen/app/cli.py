@@ -156,17 +156,36 @@ def _add_sample(commands):
     parser.add_argument("--device", help="cpu, cuda, ...; default: the best one present")
 
 
+class _JobParser(argparse.ArgumentParser):
+    "A job's command; its options are added when it is used, because reading the fields of all jobs takes long."
+
+    job = None
+
+    def _fill(self):
+        job, self.job = self.job, None
+        if job:
+            add_fields(self, job)
+
+    def format_help(self):
+        self._fill()
+        return super().format_help()
+
+    def parse_known_args(self, args=None, namespace=None):
+        self._fill()
+        return super().parse_known_args(args, namespace)
+
+
 def _add_train(commands):
     jobs = commands.add_parser(
         "train", help="Run a training job.", description="Run a training job; its fields are those of its notebook."
-    ).add_subparsers(dest="job", required=True, metavar="job")
+    ).add_subparsers(dest="job", required=True, metavar="job", parser_class=_JobParser)
     for job in TRAINING:
         preset = " --preset small" * (len(JOBS[job].presets) > 1)
         examples = (
             f"mmgen train {job}{preset.replace('small', 'smoke')}",
             f"mmgen train {job}{preset} --run-id my-{job}",
         )
-        add_fields(_command(jobs, job, train, f"Train: {job}.", *examples), job)
+        _command(jobs, job, train, f"Train: {job}.", *examples).job = job
 
 
 def _add_weights(commands):

@@ -179,7 +179,7 @@ def likeness(
     image: np.ndarray,  # uint8 (s, s, 3)
 ) -> float:  # dB
     "How like the portraits an image is: the PSNR of its reconstruction by their autoencoder at 64 pixels."
-    from mmgen.ldm.autoencoder_train import reconstruct
+    from mmgen.ldm.autoencoder import reconstruct
 
     x = to_float(open_image(image, 64))
     return float(psnr(x, reconstruct(_autoencoder(), x)))

@@ -341,8 +341,10 @@ class _NoValues(TorchFunctionMode):
             return args[0] if args else kwargs["tensor"]
         if function in (torch.Tensor.div, torch.Tensor.mul) and args[0].is_meta and isinstance(args[1], (int, float)):
             return args[0]
+        if function is torch.eye:
+            args = args if len(args) == 2 else 2 * args
         with torch.device("meta"):
-            return (torch.empty if function in (torch.randn, torch.rand) else function)(*args, **kwargs)
+            return (torch.empty if function in (torch.randn, torch.rand, torch.eye) else function)(*args, **kwargs)
 
 # %% ../../nbs/base/weights.ipynb #30546de9
 def build_model(

@@ -33,8 +33,7 @@ from mmgen.data.portraits import (
     vocabulary,
 )
 from ..data.sources import to_arrays
-from ..ldm.autoencoder import AutoencoderKL
-from ..ldm.autoencoder_train import reconstruct
+from ..ldm.autoencoder import AutoencoderKL, reconstruct
 from ..metrics.features import Extractor, extract
 from ..metrics.frechet import fd
 from ..metrics.intervals import MetricWarning, Score, score

@@ -35,7 +35,7 @@ def w_statistics(
     return ws.mean(0), (ws - ws.mean(0)).square().sum(1).mean().sqrt().item()
 
 
-def w_axes(generator: Generator, n: int = 5_000, seed: int = 0) -> Tensor:  # (w_dim, w_dim)
+def w_axes(generator: Generator, n: int = 1_000, seed: int = 0) -> Tensor:  # (w_dim, w_dim)
     "Principal axes of W as rows, each as long as the standard deviation along it"
     variance, axes = torch.linalg.eigh(torch.cov(sample_w(generator, n, seed).T))
     return (axes * variance.clamp_min(0).sqrt()).T

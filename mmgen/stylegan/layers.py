@@ -50,8 +50,8 @@ class EqualLinear(nn.Module):
 # %% ../../nbs/stylegan/layers.ipynb #d71ab49b
 def binomial_filter() -> Tensor:  # (4, 4), sum one
     "The kernel [1, 3, 3, 1] in both directions (Karras et al. 2020, appendix B)"
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
-    return taps.outer(taps) / taps.sum() ** 2
+    taps = (1, 3, 3, 1)
+    return torch.tensor([[a * b / 64 for a in taps] for b in taps])
 
 
 def blur(
