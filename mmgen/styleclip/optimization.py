@@ -6,6 +6,8 @@
 __all__ = ['PENALTIES', 'LatentOptimization']
 
 # %% ../../nbs/styleclip/optimization.ipynb #3b39b4fb
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -60,11 +62,15 @@ class LatentOptimization(StyleEditor):
         self.identity = identity
         self.identity_weight = identity_weight if self.identity not in (None, "none") else 0.0
         self.loss = CLIPLoss(self.clip, clip_loss, views, original_clip)
-        if whiten:
-            self.axes = w_axes(self.generator)
-        else:
-            width, spread = self.generator.w_dim, w_statistics(self.generator, 1000)[1]
-            self.axes = torch.eye(width, device=self.device) * spread / width**0.5
+        self.whiten = whiten
+
+    @cached_property
+    def axes(self) -> Tensor:  # (w_dim, w_dim)
+        "Rows of length one standard deviation, along which the search moves; drawn at the first edit"
+        if self.whiten:
+            return w_axes(self.generator)
+        width, spread = self.generator.w_dim, w_statistics(self.generator, 1000)[1]
+        return torch.eye(width, device=self.device) * spread / width**0.5
 
     def change(self, codes, source, target, strength):
         if strength == 0:
