@@ -14,11 +14,13 @@ import numpy as np
 from PIL import Image
 
 from .commands import save_picture
-from .workbench import Workbench
+from .targets import tags_of
+from .workbench import STEPS, VARIANTS, Workbench
 from ..data.images import open_image
 from ..data.picture_files import read_picture, save_options
+from ..data.regions import region_of
 from ..editing.protocol import Editor
-from ..editing.registry import advice
+from ..editing.registry import advice, options_of
 
 # %% ../../nbs/app/panel.ipynb #2076fffd
 def side_by_side(
@@ -71,41 +73,58 @@ class Panel:
         def slider(name, least, most, step):
             return widgets.FloatSlider(min=least, max=most, step=step, description=name, continuous_update=False)
 
-        def text(value, description):
+        def text(value, description, kind=widgets.Text, **options):
             wide = widgets.Layout(width="520px")
-            return widgets.Text(value, description=description, continuous_update=False, layout=wide)
+            return kind(value=value, description=description, continuous_update=False, layout=wide, **options)
+
+        def button(description, action, **options):
+            widget = widgets.Button(description=description, **options)
+            widget.on_click(action)
+            return widget
 
         self.bench = Workbench(which.device if which.network is not None else None, max_pixels=64e6)
         self.bench.opened[which.name] = which
-        self.which, self.fit, self.updating = which, fit, False
+        self.which, self.fit, self.updating, self.past = which, fit, False, []
         self.picture, self.result, self.name = read_picture(image), None, "picture"
         self.upload = widgets.FileUpload(accept="image/*", description="image")
-        self.source, self.prompt = text(source, "source"), text(prompt, "prompt")
+        self.source, self.part = text(source, "source"), text("", "only in")
+        self.part.placeholder = "x, y, width, height in pixels: nothing outside changes"
+        self.prompt = text(prompt, "prompt", widgets.Combobox, options=tags_of(which))  # completed while one types
         self.editor = widgets.Dropdown(options=list(dict.fromkeys([which.name, *others])), description="editor")
-        self.button = widgets.Button(description="edit", button_style="primary")
+        self.button = button("edit", self.run, button_style="primary")
+        self.more = button(f"{VARIANTS} variants", self.variants, tooltip="the same edit with other seeds")
+        self.further = button("edit further", self.go_on, tooltip="the result becomes the picture")
+        self.back = button("undo", self.undo, tooltip="the picture before the last 'edit further'")
+        self.save = button("save", self.store, tooltip="at the picture's own size, beside the notebook")
+        self.seed = widgets.BoundedIntText(0, min=0, max=2**31 - 1, description="seed", continuous_update=False)
+        self.after = widgets.FloatSlider(1, min=0, max=1, step=0.02, description="after", readout=False)
         self.strength = slider("strength", 0, 1, 0.05)
         self.dials = {name: slider(name, *limits) for name, limits in SLIDERS.items()}
         self.view = widgets.Image(value=_png(side_by_side(image, image)), format="png")
         self.message, self.quality = widgets.Label(), widgets.Label()
-        self.save = widgets.Button(description="save", tooltip="at the picture's own size, beside the notebook")
-        rows = [[self.upload, self.source], [self.editor, self.quality], [self.prompt, self.button, self.save]]
-        rows.append([self.strength, *self.dials.values()])
+        rows = [
+            [self.upload, self.source],
+            [self.editor, self.quality],
+            [self.prompt, self.button, self.more, self.further, self.back, self.save],
+            [self.part, self.seed, self.after],
+            [self.strength, *self.dials.values()],
+        ]
         self.box = widgets.VBox([*map(widgets.HBox, rows), self.message, self.view])
         self.show_dials()
         if strength is not None:
             self.strength.value = strength
-        self.button.on_click(self.run)
-        self.save.on_click(self.store)
         self.upload.observe(self.open, "value")
         self.editor.observe(self.choose, "value")
-        for widget in (self.source, self.prompt, self.strength, *self.dials.values()):
+        self.after.observe(self.show, "value")
+        for widget in (self.source, self.prompt, self.part, self.seed, self.strength, *self.dials.values()):
             widget.observe(self.run, "value")
         self.run()
 
     def show_dials(self) -> None:
         "The sliders show the dials of the Editor, and no others."
         self.updating = True
-        self.quality.value = advice(self.which.name)
+        self.quality.value, self.prompt.options = advice(self.which.name), tags_of(self.which)
+        self.seed.layout.display = None if "seed" in options_of(self.which.name) else "none"
         self.strength.value = self.which.strength
         for name, dial in self.dials.items():
             dial.layout.display = None if name in self.which.dials else "none"
@@ -119,16 +138,63 @@ class Panel:
         if self.updating:
             return
         self.message.value = "working …"
-        for name in self.which.dials:
-            setattr(self.which, name, self.dials[name].value)
         try:
-            self.result, self.message.value = self.bench.edit(
-                self.picture, self.source.value, self.prompt.value, self.which.name, self.strength.value, self.fit
-            )
+            self.result, self.message.value = self.edited(self.seed.value)
         except (ValueError, OSError) as error:
             self.message.value = str(error)
         else:
-            self.view.value = _png(side_by_side(self.picture.pixels, open_image(self.result)))
+            self.show()
+
+    def edited(self, seed: int) -> tuple[Image.Image, str]:
+        "The edit with the values of the widgets and a message. Raises ValueError or OSError."
+        for name in self.which.dials:
+            setattr(self.which, name, self.dials[name].value)
+        region = region_of(None, self.part.value.strip(), *self.picture.pixels.shape[1::-1])
+        words = self.source.value, self.prompt.value, self.which.name
+        return self.bench.edit(self.picture, *words, self.strength.value, self.fit, seed, region)
+
+    def show(self, _=None) -> None:
+        "The picture, and beside it the result up to the slider `after`, the picture behind it."
+        before = self.picture.pixels
+        result = before if self.result is None else open_image(self.result)
+        cut = round(before.shape[1] * self.after.value)
+        self.view.value = _png(side_by_side(before, np.concatenate([result[:, :cut], before[:, cut:]], 1)))
+
+    def variants(self, _=None) -> None:
+        "Shows the edit with several seeds; the widget `seed` chooses one of them."
+        if "seed" not in options_of(self.which.name):
+            self.message.value = f"{self.which.name} has no seed: it gives the same result each time."
+            return
+        seeds = range(self.seed.value, self.seed.value + VARIANTS)
+        try:
+            results = [open_image(self.edited(seed)[0]) for seed in seeds]
+        except (ValueError, OSError) as error:
+            self.message.value = str(error)
+        else:
+            self.view.value = _png(side_by_side(self.picture.pixels, *results))
+            self.message.value = f"seeds {', '.join(map(str, seeds))}, from left to right; choose one with 'seed'"
+
+    def replace(self, picture, source: str, message: str) -> None:
+        "Another picture, not yet edited."
+        self.updating, self.picture, self.result, self.source.value = True, picture, None, source
+        self.updating, self.message.value = False, message
+        self.show()
+
+    def go_on(self, _=None) -> None:
+        "The result becomes the picture to edit, described by CLIP."
+        if self.result is None:
+            self.message.value = "There is no result to go on from."
+            return
+        self.past = [*self.past, (self.picture, self.source.value)][-STEPS:]
+        picture, source = self.bench.see(self.result, self.which.name, self.fit)
+        self.replace(picture, source, "The result is the picture now; write the next edit.")
+
+    def undo(self, _=None) -> None:
+        "The picture before the last `go_on`."
+        if not self.past:
+            self.message.value = "There is nothing to undo."
+            return
+        self.replace(*self.past.pop(), "One step back.")
 
     def store(self, _=None) -> None:
         "Writes the result at the picture's own size: NAME-edited.png, or the next free name, in the working directory."
