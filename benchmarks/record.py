@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 
 from mmgen.base.files import repo_root
+from mmgen.base.images import fast_bf16
 from mmgen.base.provenance import git_state, hardware
 
 STATE, HERE = git_state(repo_root()), hardware()
+VECTORS = torch.backends.cpu.get_cpu_capability() + (", bf16" if fast_bf16(torch.device("cpu")) else "")
 if STATE["dirty"]:  # rows of an earlier benchmark change no result
     changed = subprocess.run(
         ["git", "--no-optional-locks", "status", "--porcelain", "--", ".", ":!reports"],
@@ -25,7 +27,9 @@ if STATE["dirty"]:  # rows of an earlier benchmark change no result
 
 def record(name, row):
     where = (
-        {"device": str(row["device"])} if "device" in row else {"cpu": HERE["cpu"], "threads": torch.get_num_threads()}
+        {"device": str(row["device"])}
+        if "device" in row
+        else {"cpu": f"{HERE['cpu']}, {VECTORS}", "threads": torch.get_num_threads()}
     )
     about = {
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
