@@ -483,11 +483,11 @@ def test_text_encoders_without_text_model_in_their_names(first, tmp_path):
 
 ONE = torch.zeros(4, 4)
 KINDS = {
-    "kohya": ({"lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": ONE}, "holds a LoRA, .*fuse_lora"),
+    "kohya": ({"lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": ONE}, "holds a LoRA, .*give it as lora="),
     "peft": ({"unet.mid_block.attentions.0.to_q.lora_A.weight": ONE}, "a LoRA"),
     "2022": ({"mid_block.attentions.0.processor.to_q_lora.down.weight": ONE}, "a LoRA"),
     "loha": ({"lora_te_text_model_encoder_layers_0_mlp_fc1.hada_w1_a": ONE}, "a LoRA"),
-    "word": ({"emb_params": torch.zeros(3, 768)}, "a textual inversion.*load_textual_inversion"),
+    "word": ({"emb_params": torch.zeros(3, 768)}, "a textual inversion.*give it as embedding="),
     "named word": ({"my-cat": torch.zeros(1024)}, "a textual inversion"),
     "XL's word": ({"clip_g": torch.zeros(1, 1280), "clip_l": torch.zeros(1, 768)}, "a textual inversion"),
     "controlnet": ({"control_model.input_blocks.0.0.weight": ONE}, "a ControlNet"),

@@ -50,7 +50,16 @@ def add_fields(
             if field.name == "preset"
             else {"type": _truth if kind is bool else kind, "metavar": kind.__name__.upper()}
         )
+        if field.name in getattr(config, "several", ()):
+            options |= {"action": _Joined}
         group.add_argument(f"--{field.name.replace('_', '-')}", dest=field.name, default=None, help=text, **options)
+
+
+class _Joined(argparse.Action):
+    "An option that may be given more than once: its texts, joined by commas."
+
+    def __call__(self, parser, namespace, value, option=None):
+        setattr(namespace, self.dest, ", ".join(filter(None, [getattr(namespace, self.dest), value])))
 
 
 def _truth(text):
@@ -81,18 +90,22 @@ def _command(where, name, function, text, *examples, takes="", more=""):
 
 def _add_opening(parser):
     "Options about the files of a model of Stable Diffusion."
+    parser.add_argument("--lora", action=_Joined, help="LoRA file of Stable Diffusion, FILE or FILE:WEIGHT; repeatable")
     parser.add_argument("--autoencoder", help="instead of the one of Stable Diffusion: a file or a folder")
     parser.add_argument("--tokenizer", help="of Stable Diffusion in one file: a folder or a file")
     parser.add_argument("--prediction-type", help="epsilon or v_prediction (default: what the weights say)")
 
 
-def _add_precision(parser):
+def _add_memory(parser):
+    "Options about what an opened model adds and how much memory it takes."
+    parser.add_argument("--embedding", action=_Joined, help="textual inversion, FILE or FILE:WORD; repeatable")
     parser.add_argument(
         "--precision",
         default="float32",
         choices=("float32", "bf16", "fp16"),
         help="of the diffusion networks (default: float32)",
     )
+    parser.add_argument("--offload", choices=("none", "model"), help="model: only the network that works is on the GPU")
 
 
 def _add_edit(commands):
@@ -152,7 +165,7 @@ def _add_sample(commands):
         "--sampler", default="euler", help="ddpm, ddim, euler, heun, dpmsolver++ or unipc (default: euler)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    _add_precision(parser)
+    _add_memory(parser)
     parser.add_argument("--device", help="cpu, cuda, ...; default: the best one present")
 
 
@@ -276,7 +289,7 @@ def _add_demo(commands):
     parser.add_argument("--device", help="cpu, cuda, ...; default: the best one present")
     parser.add_argument("--model", help="of the diffusion Editors: name, folder or file (default: the packaged ones)")
     _add_opening(parser)
-    _add_precision(parser)
+    _add_memory(parser)
     parser.add_argument("--no-browser", action="store_true", help="do not open the page")
 
 

@@ -113,8 +113,8 @@ def config_of(
 
 def opening_of(a: argparse.Namespace) -> dict:
     "The options about the files of a model, beside its name."
-    given = {name: getattr(a, name) for name in ("autoencoder", "tokenizer", "prediction_type")}
-    return {name: value for name, value in given.items() if value is not None}
+    names = ("autoencoder", "tokenizer", "prediction_type", "lora", "embedding", "offload")
+    return {name: value for name in names if (value := getattr(a, name, None)) is not None}
 
 # %% ../../nbs/app/commands.ipynb #0fbaf48a
 def sample(a: argparse.Namespace) -> dict:
@@ -133,7 +133,7 @@ def sample(a: argparse.Namespace) -> dict:
             raise ValueError(f"{option} is {value}; it must be at least {least}, and {most} at most.")
     sampler(a.sampler)
     out, kind = image_file(a.out or Path("sample.png"))
-    pipeline = open_pipeline(a.model, device=a.device, **opening_of(a)).to_precision(a.precision)
+    pipeline = open_pipeline(a.model, device=a.device, precision=a.precision, **opening_of(a))
     with bar(pipeline.unet, a.steps):
         images = pipeline.sample([a.caption] * a.n, a.steps, a.guidance, a.sampler, a.seed)
     if not images.isfinite().all():

@@ -268,7 +268,8 @@ class Workbench:
         "The Editor of that name, with the given weights or its packaged ones. Raises EditError or WeightsError."
         with self.alone():
             if name not in self.opened:
-                which = editor_by_name(name, self.device, **fitting(name, focus=True), **self._options(name))
+                options = fitting(name, focus=True) | self._options(name)
+                which = editor_by_name(name, self.device, **options)
                 if self.precision in which.precisions:
                     which.to_precision(self.precision)
                 self.opened[name] = which
@@ -282,7 +283,7 @@ class Workbench:
 
         reads = editor_class(name).model_class.reads
         shared = [e.pipeline for e in self.opened.values() if isinstance(e, LatentEditor) and e.pipeline.reads == reads]
-        return {"model": shared[0]} if shared else self.given
+        return {"model": shared[0]} if shared else self.given | {"precision": self.precision}
 
     def usable(self, name: str) -> str:
         "`name` if its Editor takes the given model, else instruct-pix2pix, which takes the other kind of models."

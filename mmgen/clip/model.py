@@ -11,6 +11,7 @@ import gzip
 import importlib.util
 import json
 import math
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -158,12 +159,22 @@ class TextEncoder:
         self.model = torch.nn.ModuleDict({"text_model": text_model}).to(self.device).eval().requires_grad_(False)
         self.length, self.width = text_model.config.max_position_embeddings, text_model.config.hidden_size
 
+    words: dict[str, str] = {}  # word of a textual inversion → its tokens
+
+    def to(self, device: str | torch.device) -> "TextEncoder":
+        "The network and its inputs on a device."
+        self.device = torch.device(device)
+        self.model.to(self.device)
+        return self
+
     def tokenize(self, texts: str | Sequence[str]) -> tuple[Tensor, Tensor]:
         "Token ids and mask, (B, length) each. A longer text is cut with a CutWarning; TypeError if it is not a str."
         texts = [texts] if isinstance(texts, str) else list(texts)
         for i, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"CLIP reads texts, but number {i} is of type {type(text).__name__}.")
+        for word, tokens in self.words.items():
+            texts = [re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", lambda _: tokens, text, flags=re.I) for text in texts]
         fit(texts, self.tokenizer, self.length)
         coded = self.tokenizer(
             texts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
@@ -197,6 +208,11 @@ class CLIP(TextEncoder):
                 f"The CLIP model pools the token {text.eos_token_id}, its tokenizer's end is "
                 f"{tokenizer.eos_token_id}: they do not belong together."
             )
+
+    def to(self, device):
+        "See `TextEncoder.to`."
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return super().to(device)
 
     @classmethod
     def load(

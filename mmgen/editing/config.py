@@ -52,7 +52,12 @@ class EditConfig(Settings):
     autoencoder: str | None = None  # replaces the autoencoder of a diffusion model: a file or a folder
     tokenizer: str | None = None  # of Stable Diffusion in one file: a folder or a file
     prediction_type: str | None = None  # of Stable Diffusion: epsilon or v_prediction; None: what its weights say
+    lora: str | None = None  # LoRA files of Stable Diffusion, FILE or FILE:WEIGHT, with commas
+    embedding: str | None = None  # textual inversions of Stable Diffusion, FILE or FILE:WORD, with commas
+    # memory
     precision: str | None = None  # of a diffusion model's networks: float32, bf16 or fp16; None: the editor's default
+    offload: str | None = None  # none, model: only the network that works is on the GPU; sequential: of diffusers:MODEL
+    tile: int | None = None  # side of the autoencoder's tiles, pixels; None: 512 above 768 pixels; 0: no tiles
     # the run
     device: str | None = None  # cpu, cuda, ...; None: the best one available
     run_id: str | None = None  # folder below reports/runs; None: job, time and four hex digits
@@ -64,8 +69,9 @@ class EditConfig(Settings):
         "decoding": ("paired", "residual", "plain"),
         "precision": ("float32", "bf16", "fp16"),
         "prediction_type": ("epsilon", "v_prediction"),
+        "offload": ("none", "model", "sequential"),
     }
-    zero_ok: ClassVar[tuple] = (*Settings.zero_ok, "inversion_steps")
+    zero_ok: ClassVar[tuple] = (*Settings.zero_ok, "inversion_steps", "tile")
     fractions: ClassVar[tuple] = (*Settings.fractions, "beta")
     dials: ClassVar[tuple] = (
         "decoding",
@@ -83,7 +89,12 @@ class EditConfig(Settings):
         "autoencoder",
         "tokenizer",
         "prediction_type",
+        "lora",
+        "embedding",
+        "offload",
+        "tile",
     )
+    several: ClassVar[tuple] = ("lora", "embedding")  # the command line takes them more than once
 
 
 EDIT_PRESETS = {"small": EditConfig()}

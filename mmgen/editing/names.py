@@ -29,11 +29,20 @@ def parse_editor(
     text: str,  # name[:option=value]...
 ) -> tuple[str, dict]:
     "The name of an Editor, which may contain colons, and its options; numbers, None and booleans as such."
-    parts, option = text.strip().split(":"), r"[A-Za-z_]\w*=\S*" if is_command(text) else r"[A-Za-z_]\w*=.*"
-    start = len(parts)
-    while start > 1 and re.fullmatch(option, parts[start - 1], re.S):
-        start -= 1
-    return ":".join(parts[:start]), {name: _value(word) for name, _, word in (p.partition("=") for p in parts[start:])}
+    option = r"[A-Za-z_]\w*=\S*" if is_command(text) else r"[A-Za-z_]\w*=.*"
+    first, *parts = text.strip().split(":")
+    name, options = [first], []
+    for part in parts:
+        if re.fullmatch(option, part, re.S):
+            options.append(part)
+        elif options and _FILE.search(options[-1]) and not is_command(text):
+            options[-1] += f":{part}"  # lora=FILE:WEIGHT
+        else:
+            name, options = [*name, *options, part], []
+    return ":".join(name), {key: _value(word) for key, _, word in (part.partition("=") for part in options)}
+
+
+_FILE = re.compile(r"\.(safetensors|bin|ckpt|pth?)\s*$")
 
 
 def _value(word):

@@ -6,12 +6,16 @@
 __all__ = ['open_pipeline']
 
 # %% ../../nbs/ldm/open.ipynb #91a23555
+from collections.abc import Sequence
 from pathlib import Path
 
+from ..base.images import pick_device
 from ..base.schema import WeightsError
 from ..base.weights import resolve
 from .pipeline import LatentDiffusion
+from .published.lora import added_files, merge_lora
 from .published.stable_diffusion import stable_diffusion
+from .published.textual_inversion import add_words
 
 # %% ../../nbs/ldm/open.ipynb #fa01a32b
 def open_pipeline(
@@ -22,16 +26,33 @@ def open_pipeline(
     tokenizer: str | Path | None = None,  # of Stable Diffusion: see `mmgen.clip.model.clip_tokenizer`
     prediction_type: str | None = None,  # of Stable Diffusion: epsilon or v_prediction; None: what the weights say
     cls: type = LatentDiffusion,  # or InstructPix2Pix, for weights that also read the source's latents
+    lora: str | Sequence[str] | None = None,  # LoRA files, FILE or FILE:WEIGHT
+    embedding: str | Sequence[str] | None = None,  # textual inversions, FILE or FILE:WORD
+    precision: str | None = None,  # float32, bf16 or fp16; None: float32
+    offload: str = "none",  # or model: only the network that works is on the device; see `Offload`
 ) -> LatentDiffusion:
     """A latent diffusion model: mmgen's own, a folder of diffusers, or one file of Stable Diffusion 1.x or 2.x.
 
     Raises WeightsError if the weights are of another kind, a part is missing, or an option does not apply to them.
     """
-    path = resolve(name_or_path)
+    path, device = resolve(name_or_path), pick_device(device)
+    if offload not in ("none", "model"):
+        raise WeightsError(f"offload must be none or model, not {offload!r}.")
+    if offload == "model" and device.type == "cpu":
+        raise WeightsError("offload keeps networks on the CPU while they wait, and this model is to run on the CPU.")
+    loras, words = added_files(lora, "LoRA"), added_files(embedding, "textual inversion")
+    precision = precision or "float32"
     if path.is_file() or (path / "model_index.json").is_file():
-        return stable_diffusion(path, prediction_type, None, tokenizer, device, autoencoder, text_encoder, cls)
-    pipeline = cls.load(name_or_path, device, autoencoder, text_encoder)
-    for option, value in (("tokenizer", tokenizer), ("prediction_type", prediction_type)):
-        if value:
-            raise WeightsError(f"{name_or_path} is a model of mmgen; {option} belongs to Stable Diffusion.")
-    return pipeline
+        given = prediction_type, None, tokenizer, "cpu", autoencoder, text_encoder, cls, precision
+        pipeline = stable_diffusion(path, *given)
+    else:
+        pipeline = cls.load(name_or_path, "cpu", autoencoder, text_encoder)
+        for option, value in (("tokenizer", tokenizer), ("prediction_type", prediction_type)):
+            if value:
+                raise WeightsError(f"{name_or_path} is a model of mmgen; {option} belongs to Stable Diffusion.")
+        pipeline.to_precision(precision)
+    for file, weight in loras:
+        merge_lora(pipeline, file, weight or 1.0)
+    for file, word in words:
+        add_words(pipeline.text_encoder, file, word)
+    return pipeline.to(device, offload == "model")

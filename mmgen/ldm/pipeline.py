@@ -18,8 +18,10 @@ from ..base.weights import build_model, fingerprint, load_state, read_fields, re
 from ..clip.model import CLIP
 from .autoencoder import AutoencoderKL
 from .diffusion import FlowMatching, Schedule, make_schedule, noise_like, start
+from .offload import Offload
 from .published.file_kinds import check_channels
 from .samplers import DiffusersSampler, Guided, ddim, ddpm, euler, heun, together
+from .tiles import coded
 from .unet import UNet2DConditionModel
 
 # %% ../../nbs/ldm/pipeline.ipynb #cacb54fe
@@ -90,6 +92,7 @@ class LatentDiffusion:
         self.device = pick_device(device)
         autoencoder.to(self.device, memory_format=torch.channels_last).eval()
         unet.to(self.device).eval()
+        self.tile, self.offload = None, None  # see `coded` and `to`
         self.autoencoder, self.text_encoder, self.unet = autoencoder, text_encoder, unet
         self.mean, self.std = (
             torch.as_tensor(v, dtype=torch.float32, device=self.device).reshape(-1, 1, 1) for v in (mean, std)
@@ -117,26 +120,46 @@ class LatentDiffusion:
                 "they do not belong together."
             )
 
+    def to(self, device=None, offload: bool = False) -> "LatentDiffusion":
+        "The networks on a device; with `offload` the one that works is there, and the others wait on the CPU."
+        if self.offload is not None:
+            self.offload.end()
+        self.device = pick_device(device)
+        self.mean, self.std = self.mean.to(self.device), self.std.to(self.device)
+        networks = (self.autoencoder, self.text_encoder.model, self.unet)
+        self.text_encoder.to(self.device)
+        for network in networks:
+            network.to("cpu" if offload else self.device)
+        self.offload = Offload(networks, self.device) if offload else None
+        return self
+
     def to_precision(self, precision: str) -> "LatentDiffusion":  # one of `PRECISIONS`
-        """UNet and autoencoder in another precision; samplers, the text encoder, latents and images stay in float32.
+        """All networks in another precision, except a whole CLIP; samplers, latents and images stay in float32.
 
         Raises ValueError if there is no such precision.
         """
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
-        for network in (self.unet, self.autoencoder):
+        if self.offload is not None:
+            self.offload.rest()
+        networks = [self.unet, self.autoencoder]
+        if not isinstance(self.text_encoder, CLIP):  # which also describes and compares images
+            networks.append(self.text_encoder.model)
+        for network in networks:
             network.to(PRECISIONS[precision])
         return self
 
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         "Images (B, 3, H, W) in [-1, 1] → latents of mean 0 and variance 1, (B, c, H/f, W/f)."
-        return (self.autoencoder.encode(images.to(self.device)).mode() - self.mean) / self.std
+        factor, mean_of = self.autoencoder.factor, lambda x: self.autoencoder.encode(x).mode()
+        return (coded(mean_of, images.to(self.device), factor, self.tile, reads=factor) - self.mean) / self.std
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         "Latents (B, c, h, w) → images (B, 3, H, W), about [-1, 1], not clamped."
-        return self.autoencoder.decode(latents * self.std + self.mean)
+        factor = self.autoencoder.factor
+        return coded(self.autoencoder.decode, latents * self.std + self.mean, factor, self.tile, writes=factor)
 
     @torch.no_grad()
     def context(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -145,7 +168,8 @@ class LatentDiffusion:
         if not self.masked:
             mask = torch.ones_like(mask)
         longest = int(mask.sum(1).max())
-        return self.text_encoder.states(captions)[:, :longest].to(self.device), mask[:, :longest].to(self.device)
+        states = self.text_encoder.states(captions)[:, :longest].to(self.device, torch.float32)
+        return states, mask[:, :longest].to(self.device)
 
     def denoiser(self, captions: list[str], guidance: float = 2.0) -> Guided:
         "model(x, t) for the samplers, guided (Ho & Salimans 2022) away from the empty caption."

@@ -149,14 +149,15 @@ class UNet2D(nn.Module):
         cls,
         name_or_path: str | Path,  # with `config.json` and `model.safetensors` or diffusers' name for it
         device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,  # without a copy in float32 beside it
     ):
-        """A UNet in float32 and evaluation mode, from a folder of this class, `mmgen.base.weights` or diffusers.
+        """A UNet in evaluation mode, from a folder of this class, `mmgen.base.weights` or diffusers.
 
         Raises WeightsError if the folder lacks a file or holds another network.
         """
         folder = resolve(name_or_path)
         state = load_state(folder, half=True)
-        return build_model(lambda: cls.from_config(folder), state, str(name_or_path)).eval().to(device)
+        return build_model(lambda: cls.from_config(folder).to(dtype), state, str(name_or_path)).eval().to(device)
 
     def enable_gradient_checkpointing(self, on: bool = True):
         "Keeps only the inputs of each block for the backward pass: less memory, about a third more time."

@@ -402,6 +402,19 @@ COSTS = (
         lambda row: row["what"] == "both captions in one call",
     ),
     Measurement(
+        "Memory of Stable Diffusion 1.x",
+        "One edit of 512 px by sdedit, guided, with weights of full size; peak of the process less what it had before, "
+        "or peak on the GPU. *Opening* counts pages of the weight file, which the system can take back. Tile: side of "
+        "the autoencoder's tiles in pixels; 0: the whole image.",
+        "edit_memory",
+        {"device": "device", "precision": "precision", "tile": "tile", "offload": "offload"},
+        {
+            "opening, MiB": ("opening, MiB", whole),
+            "edit, MiB": ("edit, MiB", whole),
+            "processor seconds": ("processor time", clock),
+        },
+    ),
+    Measurement(
         "Linear layers as 1×1 convolutions",
         "Time of plain linear layers, which the models have, over that of the same layers as 1×1 convolutions.",
         "precision",

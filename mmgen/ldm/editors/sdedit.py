@@ -33,17 +33,43 @@ class LatentEditor(CodeEditor):
         autoencoder: str | None = None,  # in place of the model's: a file or a folder
         tokenizer: str | None = None,  # of Stable Diffusion, if its file brings none: a folder or a file
         prediction_type: str | None = None,  # of Stable Diffusion: epsilon or v_prediction; None: what its weights say
+        lora: str | list[str] | None = None,  # LoRA files, FILE or FILE:WEIGHT
+        embedding: str | list[str] | None = None,  # textual inversions, FILE or FILE:WORD
+        precision: str | None = None,  # of the networks: float32, bf16 or fp16; None: float32
+        offload: str | None = None,  # none or model: only the network that works is on the device
+        tile: int | None = None,  # side of the autoencoder's tiles, pixels; None: 512 above 768 pixels; 0: no tiles
     ):
         super().__init__(decoding, batch_size)
-        opening_options = {"autoencoder": autoencoder, "tokenizer": tokenizer, "prediction_type": prediction_type}
+        opening_options = {
+            "autoencoder": autoencoder,
+            "tokenizer": tokenizer,
+            "prediction_type": prediction_type,
+            "lora": lora,
+            "embedding": embedding,
+            "offload": offload,
+        }
         options_given = {option: value for option, value in opening_options.items() if value is not None}
+        if precision not in (None, *PRECISIONS):
+            raise EditError(f"{self.name}: precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
         if isinstance(model, LatentDiffusion):
             if model.reads != self.model_class.reads:
                 raise EditError(f"{self.name} needs a {self.model_class.__name__}, not a {type(model).__name__}.")
             if options_given:
                 raise EditError(f"{self.name}: an open model takes no {' and no '.join(options_given)}.")
-        is_open = isinstance(model, LatentDiffusion)
-        self.pipeline = model if is_open else open_pipeline(model, device, cls=self.model_class, **options_given)
+            self.pipeline = model if precision is None else model.to_precision(precision)
+        else:
+            opening = options_given | {"precision": precision}
+            self.pipeline = open_pipeline(model, device, cls=self.model_class, **opening)
+        if tile is not None:
+            self.pipeline.tile = self._checked_tile(tile)
+
+    def _checked_tile(self, tile):
+        factor = self.pipeline.autoencoder.factor
+        if tile and (tile % factor or tile < 8 * factor):
+            raise EditError(
+                f"{self.name}: tile must be 0 or a multiple of {factor}, at least {8 * factor}, not {tile}."
+            )
+        return tile
 
     size = property(lambda self: self.pipeline.size)
     device = property(lambda self: self.pipeline.device)
@@ -62,7 +88,7 @@ class LatentEditor(CodeEditor):
         return self.clip if isinstance(self.clip, CLIP) else None
 
     def to_precision(self, precision):
-        "Precision of UNet and autoencoder; see `LatentDiffusion.to_precision`."
+        "Precision of the networks; see `LatentDiffusion.to_precision`."
         self.pipeline.to_precision(precision)
 
     def encode(self, images):

@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from ...base.schema import WeightsError
 
 # %% ../../../nbs/ldm/published/file_kinds.ipynb #0b32a007
-_TEXTUAL_INVERSION = "a textual inversion, a new word for a text encoder", "diffusers' load_textual_inversion reads it"
+_TEXTUAL_INVERSION = "a textual inversion, a new word for a text encoder", "give it as embedding= beside a model"
 KINDS = [  # a name that only this kind has; what it is, what opens it
     (
         r"^lora_(unet|te\d?)_|[._](lora_(A|B|up|down)|lora\.(up|down)|hada_w\d|lokr_w\d|oft_blocks)\b",
         "a LoRA, a change of a model",
-        "diffusers merges it into its model (load_lora_weights, fuse_lora), and that can be opened",
+        "give it as lora= beside a model",
     ),
     (r"^(emb_params|string_to_param|clip_[gl])$", *_TEXTUAL_INVERSION),
     (

@@ -22,7 +22,7 @@ from ...base.weights import build_model, header, load_into, load_state, read_con
 from ...clip.model import VOCABULARY, TextEncoder, clip_tokenizer
 from ..attention import attend
 from ..autoencoder import AutoencoderKL
-from ..pipeline import LatentDiffusion
+from ..pipeline import PRECISIONS, LatentDiffusion
 from .file_kinds import check_channels, check_kind
 from .model_noise import PREDICTION_TYPES, process_in_file, process_of
 from .names import averaged, part_of, rename_autoencoder, rename_text_encoder, rename_unet
@@ -226,6 +226,7 @@ def unet_of(
     state: dict[str, torch.Tensor],  # of a checkpoint, with CompVis' names or diffusers'
     where: str = "the checkpoint",  # for the message of an error
     heads: int | None = None,  # see `unet_config`
+    dtype: torch.dtype = torch.float32,  # of the UNet
 ) -> UNet2DConditionModel:
     """The UNet of a checkpoint, frozen.
 
@@ -250,7 +251,7 @@ def unet_of(
             f"down_blocks were expected, not {_first_names(state)}."
         )
     with described(where), torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(unet_config(weights, heads))
+        unet = UNet2DConditionModel.from_config(unet_config(weights, heads)).to(dtype)
     return load_into(unet, weights, where).eval().requires_grad_(False)
 
 # %% ../../../nbs/ldm/published/stable_diffusion.ipynb #9cab7e4b
@@ -392,6 +393,7 @@ def stable_diffusion(
     autoencoder: str | Path | None = None,  # in place of its own: a file or a folder
     text_encoder: str | Path | None = None,  # likewise
     cls: type = LatentDiffusion,  # or InstructPix2Pix, for weights that read the source's latents, too
+    precision: str = "float32",  # one of `PRECISIONS`, of all networks
 ) -> LatentDiffusion:
     """Stable Diffusion 1.x or 2.x, the earlier text-to-image model (txt2img) of latent diffusion, or InstructPix2Pix.
 
@@ -400,23 +402,27 @@ def stable_diffusion(
     path = resolve(name_or_path).absolute()  # a relative path that does not exist looks like a name on the hub
     if prediction_type not in (None, *PREDICTION_TYPES):
         raise WeightsError(f"prediction_type must be epsilon or v_prediction, not {prediction_type!r}.")
+    if precision not in PRECISIONS:
+        raise WeightsError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
     replacements = _given_autoencoder(autoencoder), _given_text(text_encoder)
     open_parts = _from_file if path.is_file() else _from_folder
     vae, scale, text, unet, side, process = open_parts(
-        path, prediction_type, tokenizer, device, *replacements, cls.reads
+        path, prediction_type, tokenizer, device, *replacements, cls.reads, PRECISIONS[precision]
     )
+    for network in (text.model, vae):
+        network.to(PRECISIONS[precision])
     std, size = 1 / (scale or 0.18215), size or side
     return cls(vae, text, unet, 0.0, std, size, process, device, masked=False, **cls.published)
 
 # %% ../../../nbs/ldm/published/stable_diffusion.ipynb #464e66f4
-def _from_file(path, prediction_type, tokenizer, device, autoencoder, texts, reads):
+def _from_file(path, prediction_type, tokenizer, device, autoencoder, texts, reads, dtype):
     "Autoencoder and its scale, text encoder, UNet, size and process of a single file."
     shapes, notes = header(path)
     check_kind(shapes, path.name, reads)  # before reading gigabytes
     state = load_state(path, half=True)
     check_kind({name: tuple(value.shape) for name, value in state.items()}, path.name, reads)
     marks = {name: state.pop(name) for name in ("v_pred", "ztsnr") if name in state}
-    unet = unet_of(averaged(state) if reads == 2 else state, path.name)
+    unet = unet_of(averaged(state) if reads == 2 else state, path.name, dtype=dtype)
     second = unet.config["use_linear_projection"]
     process = process_in_file(path, state | marks, notes, second, prediction_type)
     (vae, scale), (tower, fields) = autoencoder, texts
@@ -438,7 +444,7 @@ def _from_file(path, prediction_type, tokenizer, device, autoencoder, texts, rea
 _FOLDERS = {"StableDiffusion": ("vae", "text_encoder"), "LDMTextToImage": ("vqvae", "bert")}
 
 
-def _from_folder(path, prediction_type, tokenizer, device, autoencoder, texts, reads):
+def _from_folder(path, prediction_type, tokenizer, device, autoencoder, texts, reads, dtype):
     "Autoencoder and its scale, text encoder, UNet, size and process of a folder of diffusers."
     index, where = {}, f"{path.name}/model_index.json"
     if (path / "model_index.json").is_file():
@@ -463,7 +469,7 @@ def _from_folder(path, prediction_type, tokenizer, device, autoencoder, texts, r
     where = f"{path.name}/scheduler/scheduler_config.json"
     schedule = checked("scheduler_config.json", read_fields(path / "scheduler" / "scheduler_config.json"), where)
     process = process_of(schedule, path.name, prediction_type)
-    unet = UNet2DConditionModel.load(path / "unet").requires_grad_(False)
+    unet = UNet2DConditionModel.load(path / "unet", dtype=dtype).requires_grad_(False)
     if tokenizer:
         text_tokenizer = _tokenizer(tokenizer, text_at == "bert", path.name)
     elif not (path / "tokenizer").is_dir():
