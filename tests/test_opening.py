@@ -406,6 +406,23 @@ def test_given_parts_take_the_place_of_the_models_own(first, tmp_path):
         assert torch.allclose(found.text_encoder.states(["a face"]), wanted, atol=1e-4)
 
 
+def test_an_autoencoder_of_another_architecture_is_one_sentence(first, tmp_path):
+    root, *_ = first
+    xl, wide = vae(scaling_factor=0.13025), vae(latent_channels=16, scaling_factor=0.3611)
+    xl.save_pretrained(tmp_path / "xl"), wide.save_pretrained(tmp_path / "wide")
+    notes = {"format": "pt", "modelspec.architecture": "stable-diffusion-xl-v1-base/vae"}
+    save_file(whole(xl.state_dict()), tmp_path / "xl.safetensors", notes)
+    save_file(whole({"quantize.embedding.weight": ONE, "encoder.conv_in.weight": ONE}), tmp_path / "vq.safetensors")
+    for part, words in (
+        ("xl", "xl is the autoencoder of Stable Diffusion XL"),
+        ("xl.safetensors", "xl.safetensors is the autoencoder of Stable Diffusion XL"),
+        ("wide", "16 channels of the autoencoder's latents: they do not belong together"),
+        ("vq.safetensors", "vq.safetensors holds a VQ autoencoder"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            mmgen.editor("sdedit", "cpu", model=str(root / "folder"), autoencoder=str(tmp_path / part))
+
+
 def sharded(part, name, ending="safetensors", index="index"):
     state = load_file(part / f"{name}.safetensors")
     names, half = sorted(state), len(state) // 2

@@ -366,10 +366,17 @@ def _given_autoencoder(name_or_path):
     if name_or_path is None:
         return None, None
     path = resolve(name_or_path)
+    folder = path / "vae" if (path / "vae").is_dir() else path
+    config = folder / "config.json"
+    scale = read_fields(config).get("scaling_factor") if config.is_file() else None
+    notes = header(path)[1] if path.is_file() else {}
+    if scale == 0.13025 or "xl" in notes.get("modelspec.architecture", ""):  # as wide as that of 1.x
+        raise WeightsError(
+            f"{path.name} is the autoencoder of Stable Diffusion XL; its latents are not those of 1.x and 2.x."
+        )
     if path.is_file():
         return autoencoder_of(load_state(path), path.name), None
-    folder = path / "vae" if (path / "vae").is_dir() else path
-    return AutoencoderKL.load(folder), read_fields(folder / "config.json").get("scaling_factor")
+    return AutoencoderKL.load(folder), scale
 
 
 def _given_text(name_or_path):
