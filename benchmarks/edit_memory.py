@@ -1,6 +1,6 @@
 """Memory of an edit by Stable Diffusion 1.x at full size and 512 pixels, by precision, tiles and offload.
 
-    python benchmarks/edit_memory.py [--device cpu] [--steps 1]
+    python benchmarks/edit_memory.py [--device cpu] [--steps 1] [--precisions float32 bf16] [--tiles 0 256]
 
 UNet (860 million numbers), text encoder (123) and autoencoder (84) have random weights, in one file of half precision
 (2.1 GB); only memory and time are read here. Each variant is a process of its own that opens the file and edits one
@@ -89,14 +89,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--precisions", nargs="+", default=["float32", "bf16"])
+    parser.add_argument("--tiles", nargs="+", type=int, default=[0, 256], help="sides, pixels; 0: whole images")
     parser.add_argument("--one", help="of a process: folder and variant as JSON")
     a = parser.parse_args()
     if a.one:
         folder, variant = json.loads(a.one)
         return measure(Path(folder), a.device, a.steps, variant)
-    variants = [{"precision": kind, "tile": tile} for kind in ("float32", "bf16") for tile in (0, 256)]
+    variants = [{"precision": kind, "tile": tile} for kind in a.precisions for tile in a.tiles]
     if a.device != "cpu":
-        variants += [{"precision": "fp16", "tile": tile, "offload": "model"} for tile in (0, 256)]
+        variants += [variant | {"offload": "model"} for variant in variants]
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder))
         for variant in variants:
