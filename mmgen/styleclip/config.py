@@ -42,6 +42,7 @@ class MapperConfig(Job):
     # loss
     clip_weight: float | None = None  # weight of the CLIP loss; 0: none
     first_steps: int | None = None  # of one prompt: steps that learn from a regression; 0: none
+    first_scale: float = 1.0  # of the changes that these steps learn; 1: as the regression has them
     clip_loss: str = "shifted"  # of one prompt: global (equation 8), directional or shifted
     views: int = 1  # random views of each image for CLIP; 0: the image itself
     original_clip: bool = False  # feed CLIP without its normalisation, as the original code does

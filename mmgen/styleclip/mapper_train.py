@@ -333,7 +333,7 @@ def fit(config: MapperConfig, run: Run) -> LatentMapper:  # the Editor with the 
     elif config.first_steps and not config.resume_from:
         seen = embed(lambda x: clip.images(to_float(x).to(device)), images)
         changes = (columns[2] - texts).cpu() @ ridge_slopes(codes.mean(1).cpu(), seen).T
-        error = learn_steps(mapper, codes.cpu(), changes, config.first_steps)
+        error = learn_steps(mapper, codes.cpu(), config.first_scale * changes, config.first_steps)
         run.metric("error of the first steps", error, n=len(codes))
     task = MapperTask(config, mapper, generator, clip, *columns)
     notes = {
