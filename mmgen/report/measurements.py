@@ -348,6 +348,15 @@ STYLEGAN = (
         ),
     ),
     Measurement(
+        "Penalty of the optimisation",
+        "Hair colours of validation portraits with weight 0.2, where strength s has the penalty 0.2 (1 − s) / s; the "
+        "default became 0.1.",
+        "style_edits",
+        {"strength": "strength"},
+        EDIT | {"n": ("n", whole)},
+        lambda row: _style(row, "validation", "styleclip-optimization") and row.get("clip_loss", "shifted") == "shifted",
+    ),
+    Measurement(
         "Mappers of one text",
         "Trained by CLIP alone, as in the paper.",
         "style_edits",
