@@ -416,10 +416,10 @@ COSTS = (
         "or peak on the GPU. *Opening* counts pages of the weight file, which the system can take back. Tile: side of "
         "the autoencoder's tiles in pixels; 0: the whole image.",
         "edit_memory",
-        {"device": "device", "precision": "precision", "tile": "tile", "offload": "offload"},
+        {"device": "GPU", "precision": "precision", "tile": "tile", "offload": "offload"},
         {
-            "opening, MiB": ("opening, MiB", whole),
-            "edit, MiB": ("edit, MiB", whole),
+            "opening, MiB": ("opening, MiB", lambda value: whole(round(value))),
+            "edit, MiB": ("edit, MiB", lambda value: whole(round(value))),
             "processor seconds": ("processor time", clock),
         },
     ),
