@@ -354,7 +354,9 @@ STYLEGAN = (
         "style_edits",
         {"strength": "strength"},
         EDIT | {"n": ("n", whole)},
-        lambda row: _style(row, "validation", "styleclip-optimization") and row.get("clip_loss", "shifted") == "shifted",
+        lambda row: (
+            _style(row, "validation", "styleclip-optimization") and row.get("clip_loss", "shifted") == "shifted"
+        ),
     ),
     Measurement(
         "Mappers of one text",
