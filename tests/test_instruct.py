@@ -16,9 +16,9 @@ from mmgen.data.portraits import is_held_out, render, sample, tags
 from mmgen.editing.protocol import EditError
 from mmgen.jobs.registry import config_for
 from mmgen.ldm.editors.instruct import InstructEditor, InstructPix2Pix, random_instruct
+from mmgen.ldm.editors.instruct_start import Start
 from mmgen.ldm.editors.instruct_train import InstructTask, fit
 from mmgen.ldm.pipeline import LatentDiffusion, random_pipeline
-from mmgen.ldm.train import build_unet
 from mmgen.metrics.oracle import Oracle, score_editor
 
 
@@ -38,7 +38,7 @@ def test_an_instruction_is_the_difference_of_two_captions(source, target, instru
 
 
 def test_pairs_are_training_faces_with_their_exact_answers():
-    images, edited, there, back = load_pairs("portraits", 30)
+    images, edited, there, back, *_ = load_pairs("portraits", 30)
     assert images.shape == edited.shape == (30, 64, 64, 3)
     for i in (0, 7, 29):
         assert (images[i] == render(sample(i))).all() and (edited[i] == render(edited_face(i))).all()
@@ -55,7 +55,7 @@ def test_edits_never_lead_to_a_combination_that_is_held_out():
 def test_pairs_of_ones_own(tmp_path):
     rows = to_dataset(counterfactuals(6))
     rows.to_parquet(tmp_path / "pairs.parquet")
-    images, edited, prompts, back = load_pairs(str(tmp_path / "pairs.parquet"), 4, 32)
+    images, edited, prompts, back, *_ = load_pairs(str(tmp_path / "pairs.parquet"), 4, 32)
     assert images.shape == edited.shape == (4, 32, 32, 3) and back is None and set(prompts) <= set(rows["edit_prompt"])
     rows.remove_columns(["edit_prompt", "edited_image"]).to_parquet(tmp_path / "few.parquet")
     with pytest.raises(SourceError, match="lacks the columns edit_prompt, edited_image"):
@@ -65,8 +65,8 @@ def test_pairs_of_ones_own(tmp_path):
 
 
 def test_the_start_from_a_diffusion_model_ignores_the_source_at_first():
-    config = config_for("instruct")
-    unet = build_unet(config, 32, 128, 8, reads=2)
+    start_config = config_for("instruct", init_from="ldm-portraits")
+    unet = Start(start_config, torch.device("cpu")).unet
     start = LatentDiffusion.load("ldm-portraits", "cpu")
     x, other, t = torch.randn(2, 32, 8, 8), torch.randn(2, 32, 8, 8), torch.full((2,), 300.0)
     states, mask = start.context(["green hair", "smile"])

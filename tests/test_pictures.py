@@ -386,9 +386,12 @@ def test_images_of_shards_are_fitted_too(tmp_path):
 
 
 def test_pairs_keep_heads(tmp_path):
-    picture = {"bytes": stored(person()), "path": None}
+    original = person()
+    edited = original.copy()
+    edited[92:160, 30:60] = (0, 200, 0)
+    picture, edited = ({"bytes": stored(image), "path": None} for image in (original, edited))
     datasets.Dataset.from_dict(
-        {"input_image": [picture] * 4, "edited_image": [picture] * 4, "edit_prompt": ["a"] * 4},
+        {"input_image": [picture] * 4, "edited_image": [edited] * 4, "edit_prompt": ["a"] * 4},
         datasets.Features(
             {"input_image": datasets.Image(), "edited_image": datasets.Image(), "edit_prompt": datasets.Value("string")}
         ),
@@ -537,7 +540,7 @@ def test_pairs_in_plain_parquet(tmp_path, column):
     files = [stored(Image.new("RGB", (8, 8), (20 * n, 0, 0))) for n in range(4)]
     pairs = {"input_image": column(files), "edit_prompt": list("abcd"), "edited_image": column(files[::-1])}
     pq.write_table(pa.table(pairs), tmp_path / "pairs.parquet")
-    images, edited, prompts, back = load_pairs(str(tmp_path / "pairs.parquet"), 4, 8)
+    images, edited, prompts, back, *_ = load_pairs(str(tmp_path / "pairs.parquet"), 4, 8)
     for image, target, prompt in zip(images, edited, prompts):
         n = "abcd".index(prompt)
         assert (image[..., 0] == 20 * n).all() and (target[..., 0] == 60 - 20 * n).all()
@@ -551,5 +554,7 @@ def test_pairs_without_images_are_refused_in_a_sentence(tmp_path):
         load_pairs(str(tmp_path / "pairs.parquet"), 2)
     pairs |= {name: as_bytes([stored(Image.new("RGB", (8, 8)))[:40]] * 2) for name in ("input_image", "edited_image")}
     pq.write_table(pa.table(pairs), tmp_path / "pairs.parquet")
-    with pytest.raises(ImageError, match="Row 0: The image is not in an image format"):
+    with pytest.raises(
+        SourceError, match="no pairs to use: 2 with a file that cannot be read .row .: The image is not"
+    ):
         load_pairs(str(tmp_path / "pairs.parquet"), 2)

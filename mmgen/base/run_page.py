@@ -106,13 +106,14 @@ def chart(
 def curves(
     folder: str | Path,  # of a run
 ) -> str:  # HTML; empty for a run without a training loop
-    "A chart of each logged value; the held-out loss is in the chart of the loss."
+    "A chart of each logged value; the held-out loss is in the chart of the loss, and both skills are in one."
     log = read_log(folder)
     finite = {name: [(step, value) for step, value in points if abs(value) < 1e300] for name, points in log.items()}
     charts = {name: {name: points} for name, points in finite.items() if points}
-    if "loss" in charts and "held-out loss" in charts:
-        charts["loss"] |= charts.pop("held-out loss")
-    order = sorted(charts, key=lambda name: (name in LAST, "loss" not in name))
+    for name, second in (("loss", "held-out loss"), ("skill", "skill of training pairs")):
+        if name in charts and second in charts:
+            charts[name] |= charts.pop(second)
+    order = sorted(charts, key=lambda name: (name in LAST, "loss" not in name and name != "skill"))
     return "\n".join(chart(name, charts[name]) for name in order)
 
 # %% ../../nbs/base/run_page.ipynb #6740c9d0

@@ -225,17 +225,21 @@ class Run:
                 atomic_write(self.path / "run.json", self._completed)  # nothing has changed
             else:
                 self._save()
-            try:
-                if worth_a_page(self.path, self.record):
-                    write_page(self.path)
-            except Exception as e:  # the record matters more, and so does the error that ended the run
-                warnings.warn(f"The page of run {self.run_id} was not written ({e}).")
+            self._write_page()
         except OSError:
             if kind is None:
                 raise  # a full disk must not hide the error that ended the run
         finally:
             self._locks.close()
         return False
+
+    def _write_page(self):
+        "Write the run's page, if there is anything to show."
+        try:
+            if worth_a_page(self.path, self.record):
+                write_page(self.path)
+        except Exception as e:  # the record matters more, and so does the error that ended the run
+            warnings.warn(f"The page of run {self.run_id} was not written ({e}).")
 
     def _earlier_record(self) -> dict:
         "The record in this run's folder, or {}; RunError if the folder has results and `resume` is False."
@@ -388,6 +392,7 @@ class Run:
             self._save()
         if self.config.get("tensorboard"):
             self._to_tensorboard(name, path)
+        self._write_page()  # the page shows a run while it trains
         return path
 
     def _to_tensorboard(self, name, path):

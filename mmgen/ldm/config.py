@@ -363,27 +363,37 @@ class InstructConfig(UNetJob):
     "train_instruct: a UNet conditioned on a source image and an instruction; paper, section 4.4."
 
     # data
-    data: str = "portraits"  # portraits, or pairs: Parquet file, folder or `datasets` name
+    data: str = "portraits"  # portraits, or pairs: a folder, table, Parquet file or `datasets` name
     images: int = 12_000  # pairs
-    held_out: int = 200  # test portraits scored for each kind of edit
+    held_out: int = 200  # test portraits scored for each kind of edit; of own pairs a tenth at most
+    size: int | None = None  # height and width of the images in pixels; None: those of init_from, else 64
     # training
     lr: float = 2e-3  # peak learning rate
+    sample_every: int = 100  # steps between edits of held-out own pairs; 0: none
     # instructions
     both_ways: bool = True  # train on the reversed pair too, where it has an instruction
     caption_dropout: float = 0.1  # probability of dropping the instruction but not the source
     image_dropout: float = 0.05  # probability of dropping the source, for image_guidance
     # UNet
-    init_from: str | None = "ldm-portraits"  # packaged name or folder whose UNet to start from; "": random
+    init_from: str | None = "auto"  # name or path of the model to start from; "": random; auto: a packaged one
     # samples and edits
-    guidance: float = 2.0  # classifier-free guidance scale at strength 1
+    guidance: float | None = None  # of the instruction, at strength 1; None: 2, or 15 from Stable Diffusion
+    image_guidance: float | None = None  # of the source; None: 1, or 1.5 from Stable Diffusion
     edit_strength: float = 0.5  # 0 keeps the image; see ldm/editors/instruct
 
     job: ClassVar[str] = "instruct"
     fractions: ClassVar[tuple] = (*UNetJob.fractions, "image_dropout")
 
+    @property
+    def start(self) -> str:
+        "Name or path of the model to start from: for own pairs the packaged one that follows instructions; '': random."
+        if self.init_from == "auto":
+            return "ldm-portraits" if self.data == "portraits" else "instruct-portraits"
+        return self.init_from or ""
+
 # %% ../../nbs/ldm/config.ipynb #ec8e67e2
 INSTRUCT_PRESETS = {
-    "smoke": InstructConfig(**SMOKE_UNET, held_out=2, init_from=""),
+    "smoke": InstructConfig(**SMOKE_UNET, held_out=2, init_from="", sample_every=3),
     "small": InstructConfig(),
     "gpu": InstructConfig(
         **GPU,
