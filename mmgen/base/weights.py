@@ -95,9 +95,10 @@ def _missing_in_folder(path: Path) -> str:
 
 def _within_run(path: Path) -> Path:
     "The only folder of weights in a run's folder; any other path unchanged; WeightsError if a run has several."
-    if not (path / "run.json").is_file() or (path / "config.json").is_file():
+    kinds = ("config.json", "model_index.json")  # mmgen's, diffusers'
+    if not (path / "run.json").is_file() or any((path / name).is_file() for name in kinds):
         return path
-    inside = sorted(file.parent for file in path.glob("*/config.json"))
+    inside = sorted({file.parent for name in kinds for file in path.glob(f"*/{name}")})
     if len(inside) > 1:
         raise WeightsError(
             f"{path.name} is a run with {', '.join(sub.name for sub in inside)}; name one of these folders."

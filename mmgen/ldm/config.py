@@ -372,6 +372,7 @@ class InstructConfig(UNetJob):
     sample_every: int = 100  # steps between edits of held-out own pairs; 0: none
     # instructions
     both_ways: bool = True  # train on the reversed pair too, where it has an instruction
+    mirror: bool = True  # train on own pairs mirrored, too, unless an instruction says left or right
     caption_dropout: float = 0.1  # probability of dropping the instruction but not the source
     image_dropout: float = 0.05  # probability of dropping the source, for image_guidance
     # UNet
