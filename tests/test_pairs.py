@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmgen.app.cli import main
+from mmgen.benchmark.pair_scores import held_out_names, score_pairs
 from mmgen.data.caption_text import SourceError, SourceNotice
 from mmgen.data.pair_layouts import find_pairs
 from mmgen.data.pairs import hold_out, load_pairs
@@ -162,3 +164,74 @@ def test_held_out_pairs_share_no_image_with_the_others(tmp_path):
     one_image = pairs._replace(images=np.zeros_like(pairs.images))
     assert len(hold_out(one_image, 3)[1].names) == 3
     assert len(hold_out(pairs.take([0]), 3)[1].names) == 0
+
+
+# results on own pairs
+
+
+def results(folder, shares, name="{}.png", n=12):
+    "The result of pair i goes the share shares[i] of the way; None: no result."
+    for i, share in zip(range(n), shares):
+        if share is not None:
+            put(folder / name.format(f"{i:03}"), (i, round(200 * share), 0))
+    return folder
+
+
+def test_a_folder_of_results_is_judged_by_the_pairs(tmp_path, capsys):
+    pairs = pair_folder(tmp_path / "pairs")
+    folder = results(tmp_path / "results", [1, 1, 0.5, 0, None, 1, 1, 1, 1, 1, 1, 1])
+    (folder / "005.png").write_bytes(b"no picture")
+    put(folder / "006.png", (6, 200, 0), (12, 12))  # half the size
+    put(folder / "007.png", (7, 200, 0), (24, 12))
+    put(folder / "other.png", (0, 0, 0))
+    assert main(["bench", "score", str(folder), "--pairs", str(pairs)]) == 0
+    assert "9 scored, 2 failed, 1 missing" in capsys.readouterr().out
+    content = json.loads((folder / "scores.json").read_text())
+    rows = {row["id"]: row for row in content["rows"]}
+    skill = {name: row["scores"]["skill"] for name, row in rows.items()}
+    assert [skill[name] for name in ("000", "002", "003", "004", "005", "006", "007")] == [1, 0.75, 0, -1, -1, 1, -1]
+    assert rows["002"]["scores"]["PSNR"] == pytest.approx(10 * np.log10(255**2 / (100**2 / 3)), abs=1e-4)
+    assert rows["004"]["status"] == "missing" and "24 × 12" in rows["007"]["reason"]
+    assert content["scores"]["all"]["skill"][0] == pytest.approx(sum(skill.values()) / 12, abs=1e-4)
+    assert content["scores"]["all"]["better than a copy"][0] == pytest.approx(8 / 12, abs=1e-4)
+    assert content["other_files"] == 1 and "there is no result" in (folder / "index.html").read_text()
+    before = (folder / "scores.json").read_bytes()
+    assert main(["bench", "score", str(folder), "--pairs", str(pairs)]) == 0
+    assert (folder / "scores.json").read_bytes() == before
+
+
+def test_results_of_held_out_pairs_alone(tmp_path):
+    pairs, folder = pair_folder(tmp_path / "pairs"), results(tmp_path / "results", [1, 0, 1])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text(json.dumps({"data": {"held_out": ["000", "002"]}}))
+    assert held_out_names(tmp_path / "run") == ["000", "002"]
+    content = score_pairs(folder, str(pairs), ["000", "002"], tmp_path / "out")
+    assert content["counts"] == {"scored": 2, "failed": 0, "missing": 0} and (tmp_path / "out/index.html").is_file()
+    assert content["scores"]["all"]["skill"][0] == 1 and not (folder / "scores.json").exists()
+
+
+@pytest.mark.parametrize("layout", ["musubi-tuner, numbered sources", "one folder", "subfolders"])
+def test_results_are_named_like_the_sources(tmp_path, layout):
+    pairs, given = pair_folder(tmp_path / "pairs", **LAYOUTS[layout]), LAYOUTS[layout]["source"]
+    name = given.partition("/")[2] or given
+    for names in (name, name.rpartition("/")[2]):
+        content = score_pairs(results(tmp_path / names.replace("/", "-"), [1] * 12, names + ".png"), str(pairs))
+        assert content["counts"]["scored"] == 12 and content["scores"]["all"]["skill"][0] == 1
+
+
+def test_what_cannot_be_judged_is_one_sentence(tmp_path, capsys):
+    pairs = pair_folder(tmp_path / "pairs")
+    put(tmp_path / "strange/a.png", (0, 0, 0))
+    for words, arguments in (
+        (
+            "strange holds no result; pictures are named like the source images, such as 000.png, not a.png.",
+            ["strange"],
+        ),
+        ("none is no folder of results.", ["none"]),
+        ("is no run on own pairs that held some out", ["strange", "--held-out", str(tmp_path)]),
+        ("give one of them", ["strange", "--rows", "3"]),
+    ):
+        assert main(["bench", "score", str(tmp_path / arguments[0]), "--pairs", str(pairs), *arguments[1:]]) == 1
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1, error
+    assert main(["bench", "score", str(tmp_path / "strange"), "--held-out", "x"]) == 1

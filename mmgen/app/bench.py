@@ -48,6 +48,19 @@ def bench_score(a) -> dict:
     from mmgen.benchmark.seasons import BenchError
 
     wanted = None
+    if a.pairs:
+        from mmgen.benchmark.pair_scores import held_out_names, score_pairs
+
+        if a.export or a.rows is not None:
+            raise BenchError("--pairs judges own pairs, --export and --rows those of a season: give one of them.")
+        names = held_out_names(a.held_out) if a.held_out else None
+        content = score_pairs(a.folder, a.pairs, names, a.out)
+        say(f"scores.json and index.html are in {a.out or a.folder}")
+        if content["left_out"]:
+            say(f"pairs left out: {content['left_out']}")
+        return Answer({name: value for name, value in content.items() if name != "rows"}, _report(content))
+    if a.held_out:
+        raise BenchError("--held-out names a run on own pairs; give --pairs, too.")
     if a.export:
         wanted = read_settings(Path(a.export).expanduser())
         if wanted is None:
@@ -152,10 +165,14 @@ def add_bench(
     parser = command(
         group, "score", bench_score, "Judge a folder of results, named after rows (dev-00012.png).",
         "mmgen bench score my_results --export scenes", "mmgen bench score my_results --rows 150 --size 512",
+        "mmgen bench score my_results --pairs my_pairs",
+        "mmgen bench score my_results --pairs my_pairs --held-out reports/runs/my-run",
         takes="folder",
     )  # fmt: skip
     parser.add_argument("folder", help="of the results")
     parser.add_argument("--export", help="the exported folder that the results were made from")
+    parser.add_argument("--pairs", help="own pairs instead of a season; results are named like the source images")
+    parser.add_argument("--held-out", help="only the pairs that this run of `mmgen train instruct` held out")
     parser.add_argument("-o", "--out", help="folder of scores.json and index.html (default: that of the results)")
     _benchmark_options(parser, None, 512)
     parser = command(

@@ -195,7 +195,7 @@ def train_instruct(
 # %% ../../../nbs/ldm/editors/instruct_train.ipynb #fdaa8455
 @torch.no_grad()
 def exact_latents(model: InstructPix2Pix, pairs: Pairs) -> list[float]:
-    "Skill of paired decoding with the latents of the exact answers: what the autoencoder, which is not trained, allows."
+    "Skill of paired decoding with the latents of the exact answers: what the frozen autoencoder allows."
     results = []
     for start in range(0, len(pairs.names), 16):
         x, exact = (to_float(images[start : start + 16]) for images in (pairs.images, pairs.edited))
