@@ -82,12 +82,8 @@ def pair_scores(
     "Skill, PSNR in dB (100 at most), and 1 if the result is nearer to the target than the source is."
     error = lambda x: float(np.square(x.astype(np.float32) - target).mean())
     wrong, before = error(result), error(source)
-    skill = max(-1.0, 1 - wrong / before)
-    return {
-        "skill": skill,
-        "PSNR": 10 * np.log10(255**2 / max(wrong, 255**2 / 1e10)),
-        "better than a copy": float(skill > 0),
-    }
+    skill, psnr = max(-1.0, 1 - wrong / before), 10 * np.log10(255**2 / max(wrong, 255**2 / 1e10))
+    return {"skill": skill, "PSNR": float(psnr), "better than a copy": float(skill > 0)}
 
 # %% ../../nbs/benchmark/pair_scores.ipynb #727e78bd
 def _judged(pairs: PairFiles, i: int, file: Path | None) -> dict:

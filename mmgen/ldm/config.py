@@ -394,7 +394,7 @@ class InstructConfig(UNetJob):
 
 # %% ../../nbs/ldm/config.ipynb #ec8e67e2
 INSTRUCT_PRESETS = {
-    "smoke": InstructConfig(**SMOKE_UNET, held_out=2, init_from="", sample_every=3),
+    "smoke": InstructConfig(**SMOKE_UNET, size=64, held_out=2, init_from="", sample_every=3),
     "small": InstructConfig(),
     "gpu": InstructConfig(
         **GPU,
