@@ -12,7 +12,7 @@ from mmgen.base.images import to_float
 from mmgen.base.run_page import read_log
 from mmgen.base.runs import Run, load_run
 from mmgen.base.schema import WeightsError
-from mmgen.base.weights import load_state, packaged
+from mmgen.base.weights import load_state, packaged, resolve
 from mmgen.benchmark.counterfactuals import counterfactuals, to_dataset
 from mmgen.data.caption_text import SourceError
 from mmgen.data.captions import caption
@@ -209,6 +209,22 @@ def test_a_few_pairs_are_learned_from_random_weights(tmp_path, pairs):
     path = train(tmp_path, "random", data=str(pairs), held_out=0, size=32)
     assert "skill" not in read_log(path) and not load_run(path)["figures"]
     assert InstructPix2Pix.load(path / "model", "cpu").size == 32
+
+
+def test_a_low_rank_change_trains_few_parameters_and_is_merged(tmp_path, pairs):
+    fields = {"data": str(pairs), "init_from": "instruct-portraits", "sample_every": 2, "lora_rank": 2}
+    train(tmp_path, "halves", **fields | {"steps": 2}, lr_schedule="constant")
+    path = train(tmp_path, "halves", True, **fields, resume_from=str(tmp_path / "halves"), lr_schedule="constant")
+    whole = train(tmp_path, "whole", **fields, lr_schedule="constant")
+    first, second, start = (
+        load_state(folder / "model.safetensors")
+        for folder in (path / "model", whole / "model", resolve("instruct-portraits"))
+    )
+    assert first.keys() == start.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    changed = {name for name in start if not torch.allclose(first[name], start[name], atol=1e-3)}
+    assert changed and all(name.startswith("conv_in") or ".to_" in name for name in changed), changed
+    counts = load_run(whole)["parameters"]
+    assert counts["trained"] < counts["unet"] / 5
 
 
 @pytest.fixture(scope="module")

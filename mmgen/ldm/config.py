@@ -376,6 +376,7 @@ class InstructConfig(UNetJob):
     caption_dropout: float = 0.1  # probability of dropping the instruction but not the source
     image_dropout: float = 0.05  # probability of dropping the source, for image_guidance
     # UNet
+    lora_rank: int = 0  # rank of the changes of the attention, which need little memory; 0: all weights are trained
     init_from: str | None = "auto"  # name or path of the model to start from; "": random; auto: a packaged one
     # samples and edits
     guidance: float | None = None  # of the instruction, at strength 1; None: 2, or 15 from Stable Diffusion
@@ -383,6 +384,7 @@ class InstructConfig(UNetJob):
     edit_strength: float = 0.5  # 0 keeps the image; see ldm/editors/instruct
 
     job: ClassVar[str] = "instruct"
+    zero_ok: ClassVar[tuple] = (*UNetJob.zero_ok, "lora_rank")
     fractions: ClassVar[tuple] = (*UNetJob.fractions, "image_dropout")
 
     @property

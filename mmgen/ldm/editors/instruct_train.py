@@ -25,6 +25,7 @@ from ..config import InstructConfig
 from ..diffusion import diffusion_loss
 from .instruct import InstructEditor, InstructPix2Pix
 from .instruct_start import Start, for_start
+from ..low_rank import add_low_rank, merge_low_rank
 from ..pipeline import make_process
 from ..precompute import encode_all, frozen, read_all
 from ..published.diffusers_folder import ExportError, refusals, save_diffusers
@@ -164,6 +165,8 @@ def train_instruct(
     )
     if device.type == "cuda":  # on a CPU the plain layout is faster (ldm.unet)
         start.unet.to(memory_format=torch.channels_last)
+    if config.lora_rank:
+        add_low_rank(start.unet, config.lora_rank, ("conv_in",))
     progress = PairProgress(pairs, held_out, shown=min(8, config.edit_images))
 
     def draw(step, network):
@@ -179,6 +182,12 @@ def train_instruct(
     if config.data != "portraits":
         facts |= {"layout": pairs.layout, "held_out": held_out.names}
     notes = {"parameters": {"unet": parameter_count(start.unet)}, "data": facts, "starts_from": start.name}
+    if config.lora_rank:
+        trained = sum(p.numel() for p in start.unet.parameters() if p.requires_grad)
+        notes["parameters"]["trained"] = trained
+        print(
+            f"{trained:,} of the UNet's parameters are trained (lora_rank {config.lora_rank}, and conv_in)", flush=True
+        )
     instructions = [*pairs.instructions, *(pairs.back or [])]
     tags = [tag for tag in known_tags([text.split(", ") for text in instructions]) if not tag.startswith("no ")]
     start.tags = list(dict.fromkeys([*before.get("tags", []), *start.tags, *tags]))
@@ -190,7 +199,7 @@ def train_instruct(
         run.metric(
             "held-out loss", held_out_loss(task, result.ema, torch_columns, config.batch_size), n=len(held_out.names)
         )
-    return start.pipeline(result.ema, device), held_out
+    return start.pipeline(merge_low_rank(result.ema), device), held_out
 
 # %% ../../../nbs/ldm/editors/instruct_train.ipynb #fdaa8455
 @torch.no_grad()
