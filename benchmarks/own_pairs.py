@@ -73,18 +73,18 @@ def main():
     ask.add_argument("--batch-size", type=int, default=16)
     ask.add_argument("--sample-every", type=int, default=100, help="steps")
     ask.add_argument("--init-from", default="auto", help="auto: the packaged model; random: random weights")
-    ask.add_argument("--no-mirror", action="store_true", help="without mirrored pairs")
+    ask.add_argument("--lora-rank", type=int, default=0, help="0: all weights are trained")
     given = ask.parse_args()
     torch.set_num_threads(1)
     about = {"style": given.style, "pairs": given.n, "start": given.init_from, "batch": given.batch_size}
-    about["mirrored"] = not given.no_mirror
+    about["lora rank"] = given.lora_rank
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write(folder / "pairs", given.style, range(given.n), 128)
         write(folder / "further", given.style, range(given.n, given.n + 100), 128)
         settings = {"data": str(folder / "pairs"), "device": "cpu", "batch_size": given.batch_size, "log_every": 50}
         settings |= {"max_seconds": 60 * given.minutes, "sample_every": given.sample_every}
-        settings["mirror"] = not given.no_mirror
+        settings["lora_rank"] = given.lora_rank
         if given.init_from == "random":  # the packaged model's shape
             settings |= {"init_from": "", "unet_channels": "64,80", "norm_groups": 16}
         elif given.init_from != "auto":

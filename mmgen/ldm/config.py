@@ -372,11 +372,10 @@ class InstructConfig(UNetJob):
     sample_every: int = 100  # steps between edits of held-out own pairs; 0: none
     # instructions
     both_ways: bool = True  # train on the reversed pair too, where it has an instruction
-    mirror: bool = True  # train on own pairs mirrored, too, unless an instruction says left or right
     caption_dropout: float = 0.1  # probability of dropping the instruction but not the source
     image_dropout: float = 0.05  # probability of dropping the source, for image_guidance
     # UNet
-    lora_rank: int = 0  # rank of the changes of the attention, which need little memory; 0: all weights are trained
+    lora_rank: int = 0  # rank of changes of the attention, for little memory; 0: all weights
     init_from: str | None = "auto"  # name or path of the model to start from; "": random; auto: a packaged one
     # samples and edits
     guidance: float | None = None  # of the instruction, at strength 1; None: 2, or 15 from Stable Diffusion

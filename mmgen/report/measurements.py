@@ -195,7 +195,7 @@ DIFFUSION = (
         "(avataaars; one change of hair colour, clothes colour or glasses), one thread. Skill on held-out and on "
         "training pairs, at most 16 of each. *Start* auto: the packaged instruct-portraits, random: its shape alone.",
         "own_pairs",
-        {"start": "start", "mirrored": "mirrored pairs", "step": "step"},
+        {"start": "start", "lora rank": "LoRA rank", "step": "step"},
         {
             "seconds": ("seconds", whole),
             "skill": ("skill, held-out", ratio),
@@ -209,7 +209,7 @@ DIFFUSION = (
         "The same trainings at their end, on 100 pairs that were not in the folder, with the 95 % interval. "
         "*Exact latents*: what the packaged autoencoder, which does not know the style and is not trained, allows.",
         "own_pairs",
-        {"start": "start", "mirrored": "mirrored pairs"},
+        {"start": "start", "lora rank": "LoRA rank"},
         {
             "step": ("steps", whole),
             "seconds": ("seconds", whole),

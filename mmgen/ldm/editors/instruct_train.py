@@ -19,7 +19,7 @@ from ...clip.model import CLIP
 from ...data import portraits
 from ...data.batches import Batches, cached
 from ...data.captions import known_tags
-from ...data.pairs import Pairs, hold_out, load_pairs, with_mirrored
+from ...data.pairs import Pairs, hold_out, load_pairs
 from ...data.sources import content_sha256
 from ..config import InstructConfig
 from ..diffusion import diffusion_loss
@@ -103,14 +103,11 @@ def _open_pairs(config: InstructConfig) -> tuple[Pairs, Pairs]:
     "Training and held-out pairs; portraits are judged by the oracle instead, on other faces."
     own = config.data != "portraits"
     pairs = load_pairs(config.data, config.images + own * config.held_out, config.size, config.seed, config.fit)
-    if not own or not config.held_out:
+    if not own:
         return pairs, pairs.take([])
     train, held_out = hold_out(pairs, config.held_out)
-    print(
-        f"{config.data}: {len(pairs.names)} pairs ({pairs.layout}); {len(train.names)} for training, "
-        f"{len(held_out.names)} held out (seed {config.seed})",
-        flush=True,
-    )
+    parts = f"{len(train.names)} for training, {len(held_out.names)} held out (seed {config.seed})"
+    print(f"{config.data}: {len(pairs.names)} pairs ({pairs.layout}); {parts}", flush=True)
     return train, held_out
 
 
@@ -142,6 +139,29 @@ def _task(config: InstructConfig, start: Start, draw) -> InstructTask:
     )
 
 # %% ../../../nbs/ldm/editors/instruct_train.ipynb #e7974241
+def _notes(config: InstructConfig, start: Start, pairs: Pairs, held_out: Pairs, columns: dict) -> dict:
+    "What a run's record says of its data and networks."
+    content = [content_sha256(pairs.images, pairs.instructions), content_sha256(pairs.edited)]
+    latents = list(columns["source"].shape[1:])
+    facts = {"rows": len(pairs.images), "wishes": len(columns["length"]), "sha256": content, "latents": latents}
+    if config.data != "portraits":
+        facts |= {"layout": pairs.layout, "held_out": held_out.names}
+    parameters = {"unet": parameter_count(start.unet)}
+    if config.lora_rank:
+        parameters["trained"] = sum(p.numel() for p in start.unet.parameters() if p.requires_grad)
+        told = f"lora_rank {config.lora_rank}, and conv_in"
+        print(f"{parameters['trained']:,} of the UNet's parameters are trained ({told})", flush=True)
+    return {"parameters": parameters, "data": facts, "starts_from": start.name}
+
+
+def _learned(start: Start, pairs: Pairs, before: dict) -> dict:
+    "What a checkpoint keeps beside the weights, see `training.checkpoints.learned`; the tags go into the start."
+    instructions = [*pairs.instructions, *(pairs.back or [])]
+    tags = [tag for tag in known_tags([text.split(", ") for text in instructions]) if not tag.startswith("no ")]
+    start.tags = list(dict.fromkeys([*before.get("tags", []), *start.tags, *tags]))
+    return {"mean": start.mean.flatten().tolist(), "std": start.std.flatten().tolist(), "tags": start.tags}
+
+# %% ../../../nbs/ldm/editors/instruct_train.ipynb #b089636e
 def train_instruct(
     config: InstructConfig,  # of `for_start`
     run: Run,
@@ -150,55 +170,31 @@ def train_instruct(
 ) -> tuple[InstructPix2Pix, Pairs]:
     "Pairs, frozen networks, training: the model with the averaged UNet, and the held-out pairs."
     pairs, held_out = _open_pairs(config)
-    if config.mirror and config.data != "portraits":
-        pairs = with_mirrored(pairs)
     before = learned(config.resume_from)
     if before:
         start.mean, start.std = (torch.tensor(before[name]).view(1, -1, 1, 1) for name in ("mean", "std"))
     columns = pair_columns(start, pairs, device, config.both_ways)
-    held_out_columns = pair_columns(start, held_out, device) if held_out.names else None
-    rows, latents = len(columns["length"]), columns["source"].shape[1:]
-    longest = int(columns["length"].max())
-    print(
-        f"{len(pairs.images)} pairs to learn, {rows} instructions of at most {longest} tokens, latents {latents}",
-        flush=True,
-    )
+    unseen = pair_columns(start, held_out, device) if held_out.names else {}
+    unseen = {name: torch.as_tensor(column) for name, column in unseen.items()}
+    about = f"{len(columns['length'])} instructions of at most {columns['length'].max()} tokens"
+    print(f"{len(pairs.images)} pairs to learn, {about}, latents {columns['source'].shape[1:]}", flush=True)
     if device.type == "cuda":  # on a CPU the plain layout is faster (ldm.unet)
         start.unet.to(memory_format=torch.channels_last)
     if config.lora_rank:
         add_low_rank(start.unet, config.lora_rank, ("conv_in",))
     progress = PairProgress(pairs, held_out, shown=min(8, config.edit_images))
+    loss = lambda network: {"held-out loss": held_out_loss(task, network, unseen, config.batch_size)}
 
     def draw(step, network):
-        loss = held_out_loss(task, network, torch_columns, config.batch_size)
-        return progress(
-            _editor(config, start.pipeline(network, device)), config.edit_strength, **{"held-out loss": loss}
-        )
+        return progress(_editor(config, start.pipeline(network, device)), config.edit_strength, **loss(network))
 
     task = _task(config, start, draw if held_out.names else None)
-    torch_columns = {name: torch.as_tensor(column) for name, column in (held_out_columns or {}).items()}
-    content = [content_sha256(pairs.images, pairs.instructions), content_sha256(pairs.edited)]
-    facts = {"rows": len(pairs.images), "wishes": rows, "sha256": content, "latents": list(latents)}
-    if config.data != "portraits":
-        facts |= {"layout": pairs.layout, "held_out": held_out.names}
-    notes = {"parameters": {"unet": parameter_count(start.unet)}, "data": facts, "starts_from": start.name}
-    if config.lora_rank:
-        trained = sum(p.numel() for p in start.unet.parameters() if p.requires_grad)
-        notes["parameters"]["trained"] = trained
-        print(
-            f"{trained:,} of the UNet's parameters are trained (lora_rank {config.lora_rank}, and conv_in)", flush=True
-        )
-    instructions = [*pairs.instructions, *(pairs.back or [])]
-    tags = [tag for tag in known_tags([text.split(", ") for text in instructions]) if not tag.startswith("no ")]
-    start.tags = list(dict.fromkeys([*before.get("tags", []), *start.tags, *tags]))
-    task.learned = {"mean": start.mean.flatten().tolist(), "std": start.std.flatten().tolist(), "tags": start.tags}
+    task.learned = _learned(start, pairs, before)
     task.must_match = frozen(start.autoencoder, start.text_encoder) | _fixed(start)
-    data = Batches(columns, config.batch_size, config.seed)
+    notes, data = _notes(config, start, pairs, held_out, columns), Batches(columns, config.batch_size, config.seed)
     result = train_in_run(task, data, config, run, notes, ("steps", "seconds"))
     if held_out.names:
-        run.metric(
-            "held-out loss", held_out_loss(task, result.ema, torch_columns, config.batch_size), n=len(held_out.names)
-        )
+        run.metric("held-out loss", loss(result.ema)["held-out loss"], n=len(held_out.names))
     return start.pipeline(merge_low_rank(result.ema), device), held_out
 
 # %% ../../../nbs/ldm/editors/instruct_train.ipynb #fdaa8455
@@ -231,7 +227,7 @@ def _save(config: InstructConfig, run: Run, model: InstructPix2Pix, start: Start
     run.note(saved="diffusers")
     return weights
 
-
+# %% ../../../nbs/ldm/editors/instruct_train.ipynb #fbcacf1d
 def fit(
     config: InstructConfig,
     run: Run,
