@@ -8,6 +8,7 @@ from PIL import Image
 
 import mmgen
 from mmgen.app.export import export_model
+from mmgen.app.targets import target_of
 from mmgen.base.images import to_float
 from mmgen.base.run_page import read_log
 from mmgen.base.runs import Run, load_run
@@ -225,6 +226,20 @@ def test_a_low_rank_change_trains_few_parameters_and_is_merged(tmp_path, pairs):
     assert changed and all(name.startswith("conv_in") or ".to_" in name for name in changed), changed
     counts = load_run(whole)["parameters"]
     assert counts["trained"] < counts["unet"] / 5
+
+
+def test_a_model_of_own_pairs_reads_an_instruction_in_any_words(monkeypatch):
+    model, seen = random_instruct(), []
+    model.tags = ["make it green"]  # of its training
+    editor = InstructEditor(model, steps=2)
+    picture = np.full((48, 40, 3), 200, np.uint8)
+    monkeypatch.setattr(model, "follow", lambda z, texts, *rest: seen.append(texts) or z)
+    mmgen.edit(picture, "Paint it blue", editor=editor, check=False)
+    assert target_of(editor, "smile", "Paint it blue").instruction == "Paint it blue"
+    assert seen == [["Paint it blue"], [""]] or seen == [[""], ["Paint it blue"]], seen
+    assert target_of(editor, "smile", "", "a caption").instruction == ""
+    model.tags = ["green hair"]
+    assert target_of(editor, "smile", "make the hair green").instruction == ""
 
 
 @pytest.fixture(scope="module")

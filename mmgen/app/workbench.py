@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'STEPS', 'own_size', 'within', 'finished', 'size_of', 'square_view', 'describe', 'open_source', 'fitting',
-           'build_editor', 'edit_image', 'edit', 'Workbench']
+           'build_editor', 'instructions', 'edit_image', 'edit', 'Workbench']
 
 # %% ../../nbs/app/workbench.ipynb #992c7fe8
 import contextlib
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from .outcome import outcome
-from .targets import Target, check_request, tags_of, target_of, warn_if_unlike
+from .targets import Target, check_request, reads_instructions, tags_of, target_of, warn_if_unlike
 from ..base.images import to_float, to_uint8
 from ..clip.zero_shot import choose_tags, describe_image
 from ..data import portraits
@@ -110,10 +110,10 @@ def describe(
     which: Editor,
     picture,  # of any kind that `open_image` reads
     fit: str = "crop",  # how it becomes a square, see `open_image`
-) -> str:  # "" if the Editor has no CLIP
+) -> str:  # "" if the Editor has no CLIP or needs no caption
     "A caption of an image in the tags of the model, by the CLIP of the Editor (section 3.1)."
     clip, tags = which.captioner, tags_of(which)
-    if clip is None:
+    if clip is None or reads_instructions(which):
         return ""
     image = open_image(picture, clip.size, fit=fit)
     return describe_image(clip, image) if tags == list(portraits.vocabulary()) else choose_tags(clip, image, tags)
@@ -154,6 +154,11 @@ def build_editor(
     return editor_by_name(config.editor, config.device, config.precision, **options)
 
 
+def instructions(targets: list[Target]) -> dict:
+    "The argument `instruction` of `Editor.edit`, if there are instructions."
+    return {"instruction": [target.instruction for target in targets]} if targets[0].instruction else {}
+
+
 def edit_image(
     which: Editor,
     image: np.ndarray,  # uint8 (H, W, 3)
@@ -163,7 +168,7 @@ def edit_image(
 ) -> np.ndarray:  # uint8 (H, W, 3)
     "The edited image. Raises EditError if the prompt is not understood or the result is not finite."
     target = target_of(which, source, target) if isinstance(target, str) else target
-    result = which.edit(to_float(image).cpu(), [source], [target.caption], strength)
+    result = which.edit(to_float(image).cpu(), [source], [target.caption], strength, **instructions([target]))
     if not result.isfinite().all():
         raise EditError(
             f"The result of {which.name} is not finite, so there is no image; a smaller guidance or alpha may help, or "
@@ -222,7 +227,8 @@ def edit(
     regions = [region_of(mask, box, one.pixels.shape[1], one.pixels.shape[0]) for one in pictures]
     pixels = np.stack([square_view(one.pixels, size_of(editor), fit) for one in pictures])
     like = [not warn_if_unlike(editor, one) for one in pixels]
-    results = editor.edit(to_float(pixels), sources, [target.caption for target in targets], strength)
+    captions = [target.caption for target in targets]
+    results = editor.edit(to_float(pixels), sources, captions, strength, **instructions(targets))
     if not results.isfinite().all():
         raise EditError(f"The result of {editor.name} is not finite; a smaller guidance or alpha may help.")
     pairs = zip(pixels, to_uint8(results).cpu().numpy())

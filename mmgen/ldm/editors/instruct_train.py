@@ -154,11 +154,12 @@ def _notes(config: InstructConfig, start: Start, pairs: Pairs, held_out: Pairs, 
     return {"parameters": parameters, "data": facts, "starts_from": start.name}
 
 
-def _learned(start: Start, pairs: Pairs, before: dict) -> dict:
+def _learned(start: Start, pairs: Pairs, before: dict, own: bool) -> dict:
     "What a checkpoint keeps beside the weights, see `training.checkpoints.learned`; the tags go into the start."
     instructions = [*pairs.instructions, *(pairs.back or [])]
     tags = [tag for tag in known_tags([text.split(", ") for text in instructions]) if not tag.startswith("no ")]
-    start.tags = list(dict.fromkeys([*before.get("tags", []), *start.tags, *tags]))
+    earlier = before.get("tags", [] if own else start.tags)  # own pairs: their instructions alone
+    start.tags = list(dict.fromkeys([*earlier, *tags]))
     return {"mean": start.mean.flatten().tolist(), "std": start.std.flatten().tolist(), "tags": start.tags}
 
 # %% ../../../nbs/ldm/editors/instruct_train.ipynb #b089636e
@@ -189,7 +190,7 @@ def train_instruct(
         return progress(_editor(config, start.pipeline(network, device)), config.edit_strength, **loss(network))
 
     task = _task(config, start, draw if held_out.names else None)
-    task.learned = _learned(start, pairs, before)
+    task.learned = _learned(start, pairs, before, config.data != "portraits")
     task.must_match = frozen(start.autoencoder, start.text_encoder) | _fixed(start)
     notes, data = _notes(config, start, pairs, held_out, columns), Batches(columns, config.batch_size, config.seed)
     result = train_in_run(task, data, config, run, notes, ("steps", "seconds"))
