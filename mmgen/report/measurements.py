@@ -193,11 +193,11 @@ DIFFUSION = (
         "Own pairs: learning",
         "`mmgen train instruct --data FOLDER`, 200 pairs of people in a style that no packaged model was trained on "
         "(avataaars; one change of hair colour, clothes colour or glasses), one thread. Skill on held-out and on "
-        "training pairs, at most 16 of each. *Start* auto: the packaged instruct-portraits, random: its shape alone.",
+        "training pairs, at most 16 of each. *Start* auto: the packaged instruct-portraits.",
         "own_pairs",
         {"start": "start", "lora rank": "LoRA rank", "step": "step"},
         {
-            "seconds": ("seconds", whole),
+            "seconds": ("seconds", lambda value: f"{value:.0f}"),
             "skill": ("skill, held-out", ratio),
             "skill of training pairs": ("skill, training", ratio),
             "held-out loss": ("held-out loss", ratio),
