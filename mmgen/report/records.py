@@ -21,7 +21,8 @@ from ..editing.registry import EDITORS
 # %% ../../nbs/report/records.ipynb #11000176
 FAMILIES = {"mmgen.ldm": "latent diffusion", "mmgen.stylegan": "StyleCLIP", "mmgen.styleclip": "StyleCLIP"}
 CEILINGS = ("copy-input", "reconstruction", "inversion")  # these do not edit
-ONE_TEXT = ("mapper-green-hair", "mapper-blonde-hair", "mapper-pink-hair")  # mappers trained for one edit by CLIP alone
+# mappers trained for one edit by CLIP alone
+ONE_TEXT = tuple(f"mapper-{edit}" for edit in ("green-hair", "blonde-hair", "pink-hair", "sunglasses", "long-hair"))
 LEARNED = {
     "styleclip-mapper": "exact pairs",
     "instruct": "exact pairs",
