@@ -381,8 +381,7 @@ STYLEGAN = (
     ),
     Measurement(
         "Penalty of the optimisation",
-        "Hair colours of validation portraits with weight 0.2, where strength s has the penalty 0.2 (1 − s) / s; the "
-        "default became 0.1.",
+        "Hair colours of validation portraits; strength s has the penalty 0.2 (1 − s) / s.",
         "style_edits",
         {"strength": "strength"},
         EDIT | {"n": ("n", whole)},

@@ -44,7 +44,7 @@ class LatentOptimization(StyleEditor):
         lr: float = 0.1,  # of Adam, in standard deviations of w
         whiten: bool = True,  # search along W's principal axes, in standard deviations; False: in w, as published
         penalty: str = "mean",  # one of PENALTIES
-        weight: float = 0.1,  # λ_L2 at strength 0.5
+        weight: float = 0.2,  # λ_L2 at strength 0.5
         identity: Identity | str = "identity-portraits",  # see `load_identity`; "none": no identity loss
         identity_weight: float = 0.1,  # λ_ID
         clip_loss: str = "shifted",  # or global, as in eq. 6, or directional; see `CLIPLoss`
