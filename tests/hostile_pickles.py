@@ -14,6 +14,7 @@ import pickletools
 import random
 import re
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -1038,7 +1039,9 @@ def open_all(folder):
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for path in sorted(each for each in Path(folder).iterdir() if each.suffix == ".pt"):
         print(json.dumps({"start": path.stem}), flush=True)
-        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        # a busy machine is no hang: SECONDS of the processor, ten times as many on the clock
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + SECONDS + 1, resource.RLIM_INFINITY))
+        faulthandler.dump_traceback_later(10 * SECONDS, exit=True)
         start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
             found = read_pickle(path)
@@ -1096,7 +1099,8 @@ def tried(folder, files):
         open_one = lines[-1].get("start") if lines else None
         if open_one is None:
             raise AssertionError(f"a good file no longer opens: {done.stderr[-2000:]}")
-        kind = "hang" if "Timeout" in done.stderr else f"crash {done.returncode}"
+        hangs = "Timeout" in done.stderr or done.returncode == -signal.SIGXCPU
+        kind = "hang" if hangs else f"crash {done.returncode}"
         found[keys[open_one]] = {"opened": False, "wrong": kind, "seconds": SECONDS, "megabytes": 0}
         Path(folder, f"{open_one}.pt").unlink()
 
