@@ -23,7 +23,7 @@ from ..data.pairs import decode_pair, pair_files
 
 # %% ../../nbs/benchmark/pair_scores.ipynb #ca106fbe
 def _results(folder: Path, pairs: PairFiles) -> tuple[dict[int, Path], int]:
-    "Number of a pair → file of its result, and how many pictures belong to no pair. BenchError if there is no result."
+    "Number of a pair → file of its result; how many pictures belong to no pair. BenchError if there is no result."
     if not folder.is_dir():
         raise BenchError(f"{folder} is no folder of results.")
     short = Counter(Path(name).name for name in pairs.names)

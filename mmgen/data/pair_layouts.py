@@ -106,7 +106,7 @@ def _text(path: Path) -> str | None:
 
 
 def _instruction(stem: str, pair: tuple[Path, Path], folders: list[Path]) -> tuple[str, str]:
-    "The instruction of a pair and the name of the folder where it was found; two empty strings if there is none."
+    "The instruction of a pair and the name of its folder; two empty strings if there is none."
     places = [image.with_suffix("") for image in reversed(pair)] + [folder / stem for folder in folders]
     for place in places:
         for suffix in (".txt", ".caption"):
@@ -250,10 +250,10 @@ def config_pairs(
         )
     pairs = PairFiles(f"the folders of {path.name}: {', '.join(Path(p).name + '/' for some in folders for p in some)}")
     for names in folders:
-        found = [p if p.is_dir() else path.parent / p for p in (Path(name).expanduser() for name in names)]
-        if missing := [p for p in found if not p.is_dir()]:
+        both = [p if p.is_dir() else path.parent / p for p in (Path(name).expanduser() for name in names)]
+        if missing := [p for p in both if not p.is_dir()]:
             raise SourceError(f"{path.name} names {missing[0]}, and there is no such folder.")
-        two_folders(_stems(found[1]), _stems(found[0]), pairs, [])
+        two_folders(_stems(both[1]), _stems(both[0]), pairs, [])
     return pairs
 
 # %% ../../nbs/data/pair_layouts.ipynb #312d7174

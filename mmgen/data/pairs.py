@@ -188,17 +188,17 @@ def load_pairs(
     "Pairs in the order of a seed. Raises SourceError if there are none; warns (SourceNotice) of those left out."
     if data == "portraits":
         return _rendered_pairs(n, size, seed)
-    found = pair_files(data)
-    file = found.files if callable(found.files) else found.files.__getitem__
-    order = np.random.default_rng(seed).permutation(len(found.names)).tolist()
-    kept, images, notes, left_out, threads = [], [], [], list(found.left_out), Threads()
+    listed = pair_files(data)
+    file = listed.files if callable(listed.files) else listed.files.__getitem__
+    order = np.random.default_rng(seed).permutation(len(listed.names)).tolist()
+    kept, images, notes, left_out, threads = [], [], [], list(listed.left_out), Threads()
     while order and len(kept) < n:
         some, order = order[:256], order[256:]
         for i, (decoded, reason, detail) in zip(
             some, threads.map(lambda files: decode_pair(files, size, fit), map(file, some))
         ):
             if reason:
-                left_out.append((reason, found.names[i], detail))
+                left_out.append((reason, listed.names[i], detail))
             elif len(kept) < n:
                 kept.append(i)
                 images.append([image for image, *_ in decoded])
@@ -210,8 +210,8 @@ def load_pairs(
         warnings.warn(f"{len(kept)} pairs of {data} are used; left out: {clause}.", SourceNotice, stacklevel=2)
     tell_of_many(notes, fit)
     sources, targets = (np.stack(column) for column in zip(*images))
-    texts, names = ([values[i] for i in kept] for values in (found.texts, found.names))
-    return Pairs(sources, targets, texts, None, names, found.layout)
+    texts, names = ([values[i] for i in kept] for values in (listed.texts, listed.names))
+    return Pairs(sources, targets, texts, None, names, listed.layout)
 
 # %% ../../nbs/data/pairs.ipynb #252d6479
 def hold_out(

@@ -37,14 +37,14 @@ def added_files(
     "The files of an option. Raises WeightsError if there is no such file."
     if given is None or isinstance(given, str | Path):
         given = [str(given)] if given is not None and at_hand(given) else split_editors(str(given or ""))
-    found = []
+    files = []
     for item in map(str, given):
         name, text = (item, "") if at_hand(item) else item.rpartition(":")[::2] if ":" in item else (item, "")
         path = at_hand(name)
         if path is None:
             raise WeightsError(f"There is no {what} {name!r}; a file or a folder on this machine was expected.")
-        found.append(AddedFile(path, text.strip()))
-    return found
+        files.append(AddedFile(path, text.strip()))
+    return files
 
 # %% ../../../nbs/ldm/published/lora.ipynb #a851a33a
 _PARTS = re.compile(
