@@ -24,7 +24,7 @@ from ..data import portraits
 from ..data.captions import caption
 from ..data.picture_files import Picture
 from ..editing.config import EDITOR
-from ..editing.registry import advice, editors, options_of, which_editor
+from ..editing.registry import advice, editors, which_editor
 
 if TYPE_CHECKING:
     import gradio
@@ -146,16 +146,11 @@ class _Page:
 
     def variants(self, picture, region, source, prompt, left, strength):
         "Results of the left Editor for four seeds, for the screen; a message."
-        if "seed" not in options_of(left):
-            return None, f"{left} has no seed: it gives the same result each time."
-        results = []
-        for seed in range(VARIANTS):
-            try:
-                result, message = self.bench.edit(picture, source, prompt, left, strength, seed=seed, region=region)
-            except (ValueError, OSError) as error:
-                return None, f"**{error}**"
-            results.append((_shown(result), f"seed {seed}"))
-        return results, f"{left}: {message}"
+        try:
+            results, message = self.bench.variants(picture, source, prompt, left, strength, region=region)
+        except (ValueError, OSError) as error:
+            return None, f"**{error}**"
+        return [(_shown(result), f"seed {seed}") for seed, result in results.items()], f"{left}: {message}"
 
     def go_on(self, result, past, picture, source, seed, name):
         "The left result as the picture to edit: as `open`, then what `undo` needs."

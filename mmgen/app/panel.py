@@ -139,19 +139,20 @@ class Panel:
             return
         self.message.value = "working …"
         try:
-            self.result, self.message.value = self.edited(self.seed.value)
+            what, how = self.request()
+            self.result, self.message.value = self.bench.edit(*what, seed=self.seed.value, **how)
         except (ValueError, OSError) as error:
             self.message.value = str(error)
         else:
             self.show()
 
-    def edited(self, seed: int) -> tuple[Image.Image, str]:
-        "The edit with the values of the widgets and a message. Raises ValueError or OSError."
+    def request(self) -> tuple[tuple, dict]:
+        "What the widgets ask of `Workbench.edit`. Raises ImageError if the box does not fit."
         for name in self.which.dials:
             setattr(self.which, name, self.dials[name].value)
         region = region_of(None, self.part.value.strip(), *self.picture.pixels.shape[1::-1])
         words = self.source.value, self.prompt.value, self.which.name
-        return self.bench.edit(self.picture, *words, self.strength.value, self.fit, seed, region)
+        return (self.picture, *words, self.strength.value), {"fit": self.fit, "region": region}
 
     def show(self, _=None) -> None:
         "The picture, and beside it the result up to the slider `after`, the picture behind it."
@@ -162,17 +163,14 @@ class Panel:
 
     def variants(self, _=None) -> None:
         "Shows the edit with several seeds; the widget `seed` chooses one of them."
-        if "seed" not in options_of(self.which.name):
-            self.message.value = f"{self.which.name} has no seed: it gives the same result each time."
-            return
-        seeds = range(self.seed.value, self.seed.value + VARIANTS)
         try:
-            results = [open_image(self.edited(seed)[0]) for seed in seeds]
+            what, how = self.request()
+            results, _ = self.bench.variants(*what, first=self.seed.value, **how)
         except (ValueError, OSError) as error:
             self.message.value = str(error)
         else:
-            self.view.value = _png(side_by_side(self.picture.pixels, *results))
-            self.message.value = f"seeds {', '.join(map(str, seeds))}, from left to right; choose one with 'seed'"
+            self.view.value = _png(side_by_side(self.picture.pixels, *map(open_image, results.values())))
+            self.message.value = f"seeds {', '.join(map(str, results))}, from left to right; choose one with 'seed'"
 
     def replace(self, picture, source: str, message: str) -> None:
         "Another picture, not yet edited."

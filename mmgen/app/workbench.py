@@ -344,3 +344,14 @@ class Workbench:
         notes = [] if plain else [f"({target.text})"]
         notes += dict.fromkeys(str(one.message) for one in warned)
         return result, " ".join([caption, *notes, *([f"({seen.text})"] if seen else [])])
+
+    def variants(
+        self, picture, source: str, prompt: str, name: str, strength: float | None = None, first: int = 0, **options
+    ) -> tuple[dict[int, Image.Image], str]:  # seed → result; the message of the last one
+        "`edit` with VARIANTS seeds from `first` on; `options` are its others. Raises EditError, also without a seed."
+        if "seed" not in options_of(name):
+            raise EditError(f"{name} has no seed: it gives the same result each time.")
+        results = {}
+        for seed in range(first, first + VARIANTS):
+            results[seed], message = self.edit(picture, source, prompt, name, strength, seed=seed, **options)
+        return results, message
