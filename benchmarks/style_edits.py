@@ -22,7 +22,7 @@ from mmgen.base.images import image_grid
 from mmgen.data.edits import KINDS, as_batch, edits
 from mmgen.editing.registry import editor, options_of
 from mmgen.metrics.oracle import Oracle, score_editor
-from mmgen.styleclip.mapper_train import wishes_for
+from mmgen.styleclip.mapper_train import edits_to
 
 METHODS = ("inversion", "styleclip-optimization", "styleclip-mapper", "styleclip-directions", "sdedit")
 
@@ -73,7 +73,7 @@ def main():
     oracle = Oracle.load(device="cpu")
     extra = {name: number(value) for name, _, value in (option.partition("=") for option in given.option)}
     wishes = {kind: edits(kind, given.n, given.split) for kind in given.kinds or ([] if given.tags else KINDS)}
-    wishes |= {tag: wishes_for(tag, given.n, given.split) for tag in given.tags}
+    wishes |= {tag: edits_to(tag, given.n, given.split) for tag in given.tags}
     rows = []
     for method, decoding in itertools.product(given.methods, given.decoding):
         options = {"decoding": "paired" if method == "sdedit" else decoding} | extra

@@ -21,7 +21,7 @@ from mmgen.metrics.oracle import Oracle, accuracy, classes, labels, score_editor
 from mmgen.report.records import ONE_TEXT
 from mmgen.styleclip.directions import GlobalDirections
 from mmgen.styleclip.mapper import LatentMapper
-from mmgen.styleclip.mapper_train import wishes_for
+from mmgen.styleclip.mapper_train import edits_to
 from mmgen.stylegan.editor import Inversion
 
 WEIGHTS = {
@@ -100,7 +100,7 @@ def test_the_text_mapper_reaches_hair_colours_and_keeps_the_rest(oracle):
 
 @pytest.mark.parametrize("name", ONE_TEXT)
 def test_a_mapper_of_one_prompt_does_what_it_is_for(name, oracle):
-    some = wishes_for(name.removeprefix("mapper-").replace("-", " "), 50, "test")
+    some = edits_to(name.removeprefix("mapper-").replace("-", " "), 50, "test")
     scores, _ = score_editor(oracle, LatentMapper(name, device="cpu"), some)
     nothing, _ = score_editor(oracle, Inversion(device="cpu", decoding="residual"), some)
     assert scores["reached"] >= nothing["reached"] + 0.3 and scores["kept"] >= 0.8, scores

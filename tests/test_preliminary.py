@@ -11,7 +11,7 @@ from mmgen.base.files import repo_root
 from mmgen.base.images import sheet
 from mmgen.base.runs import Run, RunError
 from mmgen.base.schema import WeightsError
-from mmgen.benchmark.pictures import wishes
+from mmgen.benchmark.pictures import edit_columns
 from mmgen.clip.model import CLIP
 from mmgen.data.edits import as_batch
 from mmgen.data.portraits import PortraitError, render, tags
@@ -138,12 +138,12 @@ def test_exact_scores_of_known_edits():
 
 
 def test_wishes_are_the_first_faces_that_can_show_them():
-    some = wishes("adventurer", ["green hair", "blue eyes", "blue eyes", "glasses"])
+    some = edit_columns("adventurer", ["green hair", "blue eyes", "blue eyes", "glasses"])
     assert [wish.seed for wish in some] == sorted({wish.seed for wish in some})
     for wish in some:
         assert wish.tag not in tags(wish.face) and wish.tag in tags(wish.exact)
-    assert wishes("lorelei", ["blue eyes"])[0].exact is None and "closed eyes" not in tags(
-        wishes("lorelei", ["blue eyes"])[0].face
+    assert edit_columns("lorelei", ["blue eyes"])[0].exact is None and "closed eyes" not in tags(
+        edit_columns("lorelei", ["blue eyes"])[0].face
     )
 
 

@@ -17,7 +17,7 @@ from mmgen.styleclip.clip_loss import KINDS, CLIPLoss
 from mmgen.styleclip.directions import Directions, GlobalDirections, flat_styles, render_styles
 from mmgen.styleclip.directions_train import movable, regression, relevance
 from mmgen.styleclip.mapper import LatentMapper, Mapper
-from mmgen.styleclip.mapper_train import MapperTask, wishes_for
+from mmgen.styleclip.mapper_train import MapperTask, edits_to
 from mmgen.styleclip.optimization import PENALTIES, LatentOptimization
 from mmgen.stylegan.editor import Inversion, TagMeans, tag_means
 from mmgen.stylegan.encoder import Encoder, level_slices
@@ -439,9 +439,9 @@ def test_exact_edits_come_first_among_the_pairs(clip):
 
 
 def test_wishes_for_one_tag():
-    cases = wishes_for("green hair", 5, "test")
+    cases = edits_to("green hair", 5, "test")
     assert len(cases) == 5 and all(edit.tag == "green hair" and edit.source != edit.target for edit in cases)
-    assert wishes_for("a cat", 5) == []
+    assert edits_to("a cat", 5) == []
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,10 @@ def row_metrics(
             values[name] = sign * metric.function(reference.expand_as(images), images).double().numpy()
     if clip is not None:
         before, after = (clip.text([caption(row.tags[turn])]) for turn in (0, -1))
-        seen, edited = clip.network(source), clip.network(results)
+        unedited, edited = clip.network(source), clip.network(results)
         values["CLIP score"] = 100 * F.cosine_similarity(edited, after).double().numpy()
         texts = (before.expand_as(edited), after.expand_as(edited))
-        values["CLIP direction"] = direction_cosines(seen.expand_as(edited), edited, *texts).numpy()
+        values["CLIP direction"] = direction_cosines(unedited.expand_as(edited), edited, *texts).numpy()
     return values | {extractor.name: features(extractor.network, results).numpy()}
 
 
@@ -66,16 +66,16 @@ def measure(
     table = {error: {} for error in GRADES}
     for index, row in enumerate(rows):
         judge = judge_of(row, size)
-        shown = {error: found[1:] for error in GRADES if (found := planted(row, error, size))}
-        pictures = [judge.source, judge.target, *(picture for found in shown.values() for picture in found)]
+        shown = {error: copies[1:] for error in GRADES if (copies := planted(row, error, size))}
+        pictures = [judge.source, judge.target, *(picture for copies in shown.values() for picture in copies)]
         values, at = row_metrics(row, np.stack(pictures), judge, pairs, extractor, clip), 2
-        for error, found in shown.items():
-            columns = [0, 1, *range(at, at := at + len(found))]
+        for error, copies in shown.items():
+            columns = [0, 1, *range(at, at := at + len(copies))]
             for name, value in values.items():
                 table[error].setdefault(name, []).append(value[columns])
             table[error].setdefault("rows", []).append(index)
         say(f"{index + 1} of {len(rows)} rows")
-    return {error: {name: np.stack(value) for name, value in found.items()} for error, found in table.items() if found}
+    return {error: {name: np.stack(value) for name, value in rows.items()} for error, rows in table.items() if rows}
 
 # %% ../../nbs/benchmark/metric_ranking.ipynb #bdcb4276
 def rank_correlation(
@@ -90,9 +90,9 @@ def rank_correlation(
     return np.divide((centred[0] * centred[1]).sum(-1), length, out=np.zeros_like(length), where=length > 0)
 
 # %% ../../nbs/benchmark/metric_ranking.ipynb #07692975
-def _interval(found):
+def _interval(estimate):
     "[value, lower and upper end of the 95 % interval]"
-    return [round(float(v), 4) for v in (found.value, found.low, found.high)]
+    return [round(float(v), 4) for v in (estimate.value, estimate.low, estimate.high)]
 
 
 def ranking(
@@ -129,6 +129,6 @@ def set_ranking(
     distances = lambda rows: [-distance(values[rows, k], reference) for k in range(values.shape[1])]
     within = lambda rows: float(rank_correlation(np.array(distances(rows.astype(int))[1:]), truth))
     preferred = lambda d: (np.sign(d[0] - d[2]) + 1) / 2
-    found = score("within", np.arange(len(values)), sources, within, draws=draws)
+    estimate = score("within", np.arange(len(values)), sources, within, draws=draws)
     source = preferred(distances(np.arange(len(values))))
-    return {"within": _interval(found), "source": [float(source), np.nan, np.nan]}
+    return {"within": _interval(estimate), "source": [float(source), np.nan, np.nan]}

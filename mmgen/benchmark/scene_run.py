@@ -168,10 +168,10 @@ def costs_of(
                 row = json.loads(line)
                 last[row["id"]] = row
     edits = [row for row in last.values() if "seconds" in row]
-    found = {}
+    costs = {}
     if edits:
-        found = {"seconds_per_edit": float(np.median([row["seconds"] for row in edits]))}
-        found["peak_memory_mib"] = max(row.get("device_mib") or row["memory_mib"] for row in edits)
-        found["memory_of"] = "device" if any("device_mib" in row for row in edits) else "process"
+        costs = {"seconds_per_edit": float(np.median([row["seconds"] for row in edits]))}
+        costs["peak_memory_mib"] = max(row.get("device_mib") or row["memory_mib"] for row in edits)
+        costs["memory_of"] = "device" if any("device_mib" in row for row in edits) else "process"
     failures = {row["id"]: row["failed"] for row in last.values() if "failed" in row}
-    return found | ({"failures": failures} if failures else {})
+    return costs | ({"failures": failures} if failures else {})

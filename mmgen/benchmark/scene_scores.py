@@ -111,11 +111,11 @@ def accuracies(
     right = [apart <= tolerance for tolerance in TOLERANCES]
     edited, wrong = ([int((r == v)[w].sum()) for r in right] for v, w in ((True, inside), (False, ~inside)))
     size, rest = int(inside.sum()), int((~inside).sum())
-    found = {"preservation accuracy": float(np.mean([1 - w / rest for w in wrong])) if rest else 1.0}
+    shares = {"preservation accuracy": float(np.mean([1 - w / rest for w in wrong])) if rest else 1.0}
     if size:
-        found["edit accuracy"] = float(np.mean([e / size for e in edited]))
-        found["IoU"] = float(np.mean([e / (size + w) for e, w in zip(edited, wrong)]))
-    return found
+        shares["edit accuracy"] = float(np.mean([e / size for e in edited]))
+        shares["IoU"] = float(np.mean([e / (size + w) for e, w in zip(edited, wrong)]))
+    return shares
 
 
 def row_scores(
@@ -132,17 +132,17 @@ def row_scores(
     dx, dy, zoom = verdict.registration
     undone = unmoved(image, verdict.registration)
     wrong, before = difference(image), float(difference(source).mean())
-    found = {"reached": float(verdict.reached), "success": float(verdict.reached and not verdict.flips)}
+    scores = {"reached": float(verdict.reached), "success": float(verdict.reached and not verdict.flips)}
     if verdict.asked:
-        found["flips"] = len(verdict.flips) / verdict.asked
+        scores["flips"] = len(verdict.flips) / verdict.asked
     if before:
-        found["skill"] = max(-1.0, 1 - float(wrong.mean()) / before)
-        found["skill, registered"] = max(-1.0, 1 - float(difference(undone).mean()) / before)
-        found["error inside"] = float(np.sqrt(wrong[inside].mean()))
+        scores["skill"] = max(-1.0, 1 - float(wrong.mean()) / before)
+        scores["skill, registered"] = max(-1.0, 1 - float(difference(undone).mean()) / before)
+        scores["error inside"] = float(np.sqrt(wrong[inside].mean()))
     if not inside.all():
-        found["error outside"] = float(np.sqrt(wrong[~inside].mean()))
-    found |= accuracies(image, target, inside)
-    return found | {"shift": float(np.hypot(dx, dy)) * SIZE / judge.size, "zoom": 100 * abs(zoom - 1)}
+        scores["error outside"] = float(np.sqrt(wrong[~inside].mean()))
+    scores |= accuracies(image, target, inside)
+    return scores | {"shift": float(np.hypot(dx, dy)) * SIZE / judge.size, "zoom": 100 * abs(zoom - 1)}
 
 # %% ../../nbs/benchmark/scene_scores.ipynb #4ef759f9
 def _judged(number, season, size, files):

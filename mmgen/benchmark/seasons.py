@@ -159,8 +159,8 @@ def opened(
     if hashlib.sha256(secret.encode()).hexdigest() != season.secret_sha256:
         raise BenchError(f"This is not the secret of the season {name!r}: it has another hash.")
     sizes = tuple(season.sha256) if sizes is None else sizes
-    found = sealed(name, secret, season.date, sizes).sha256
-    wrong = [str(size) for size in sizes if found[size] != season.sha256.get(size)]
+    hashes = sealed(name, secret, season.date, sizes).sha256
+    wrong = [str(size) for size in sizes if hashes[size] != season.sha256.get(size)]
     if wrong:
         raise BenchError(f"The rows of the season {name!r} at {', '.join(wrong)} px are not those that were sealed.")
     return replace(season, secret=secret)

@@ -87,27 +87,31 @@ def describe_image(
     image: np.ndarray,  # uint8 (H, W, 3)
     choices: dict[str, list[str]] | None = None,  # part → texts, "" for none; None: `alternatives` of the portraits
     sweeps: int = 3,  # largest number of sweeps over all parts
+    shortlist: int = 5,  # number of texts of each part that the sweeps consider
 ) -> str:
     """The caption nearest to the image, by coordinate ascent over its parts.
 
-    It starts from the best text of each part by itself. Then each part gets the text with the highest cosine of the
-    whole caption, until nothing changes.
+    It starts from the best text of each part by itself. Then each part gets that one of its nearest texts (and of
+    none, where it may be absent) with the highest cosine of the whole caption, until nothing changes.
     """
     choices = alternatives() if choices is None else choices
     embedding = embed(lambda x: clip.images(to_float(x)), image[None])[0]
 
-    def nearest(texts):
-        return int((embed(clip.text, texts) @ embedding).argmax())
+    def nearest(texts):  # the nearest first
+        order = (embed(clip.text, texts) @ embedding).argsort(descending=True)
+        return [texts[i] for i in order.tolist()]
 
     def joined(chosen):
         return ", ".join(dict.fromkeys(tag for text in chosen.values() for tag in text.split(", ") if tag))
 
-    nonempty = {part: [text for text in texts if text] or [""] for part, texts in choices.items()}
-    chosen = {part: texts[nearest(texts)] for part, texts in nonempty.items()}
+    ranked = {part: nearest([text for text in texts if text] or [""]) for part, texts in choices.items()}
+    chosen = {part: texts[0] for part, texts in ranked.items()}
     for _ in range(sweeps):
         previous = dict(chosen)
         for part, texts in choices.items():
-            chosen[part] = texts[nearest([joined(chosen | {part: text}) for text in texts])]
+            among = ranked[part][:shortlist] + [""] * ("" in texts)
+            whole = {joined(chosen | {part: text}): text for text in reversed(among)}
+            chosen[part] = whole[nearest(list(whole))[0]]
         if chosen == previous:
             break
     return joined(chosen)

@@ -30,7 +30,7 @@ def import_class(
         sys.path.append(here)  # last: nothing installed is shadowed
         importlib.invalidate_caches()
     try:
-        found = importlib.import_module(module)
+        loaded = importlib.import_module(module)
     except ModuleNotFoundError as e:
         if e.name and f"{module}.".startswith(f"{e.name}."):
             raise EditError(f"{label}: there is no module {e.name}, neither installed nor in {here}.") from e
@@ -38,9 +38,11 @@ def import_class(
     except Exception as e:
         raise EditError(f"{label}: importing {module} raised {type(e).__name__}: {e}") from e
     try:
-        return functools.reduce(getattr, attribute.split("."), found)
+        return functools.reduce(getattr, attribute.split("."), loaded)
     except AttributeError as e:
-        own = [n for n, value in vars(found).items() if isinstance(value, type) and value.__module__ == found.__name__]
+        own = [
+            n for n, value in vars(loaded).items() if isinstance(value, type) and value.__module__ == loaded.__name__
+        ]
         raise EditError(
             f"{label}: module {module} has no {attribute}; its classes are {', '.join(own) or 'none'}."
         ) from e

@@ -20,7 +20,7 @@ from ..base.weights import fingerprint, resolve
 from ..benchmark.config import EvaluateConfig
 from ..benchmark.counterfactuals import counterfactuals
 from ..benchmark.parts import load_part, parts
-from ..benchmark.pictures import wishes
+from ..benchmark.pictures import edit_columns
 from ..benchmark.tables import table
 from ..benchmark.workers import run_parts
 from ..data.captions import as_tags, caption
@@ -322,7 +322,9 @@ def picture(
     "One of the figures as a labelled sheet, and a description of its rows and columns."
     prompts = [(style, tag) for style, row in COLUMNS[name].items() for tag in row][:: max(1, 8 // config.columns)]
     edits = [
-        edit for style in COLUMNS[name] for edit in wishes(style, [tag for other, tag in prompts if other == style])
+        edit
+        for style in COLUMNS[name]
+        for edit in edit_columns(style, [tag for other, tag in prompts if other == style])
     ]
     draw = lambda face: np.full((64, 64, 3), 255, np.uint8) if face is None else render(face)
     before = [caption(tags(edit.face)) for edit in edits]

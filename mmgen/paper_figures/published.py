@@ -22,7 +22,7 @@ from ..base.runs import Run, to_json
 from ..base.schema import WeightsError
 from ..base.settings import split_list
 from ..base.weights import OLD_FILES, at_hand, fingerprint, resolve
-from ..benchmark.pictures import wishes
+from ..benchmark.pictures import edit_columns
 from ..clip.model import CLIP
 from ..data.images import open_image
 from ..data.portraits import render
@@ -190,7 +190,7 @@ def picture(
     file = getattr(config, field)
     if file:
         return open_image(file, size, fit=config.fit), Path(file).name
-    edit = wishes(STAND_INS[field][0], [STAND_INS[field][1]])[0]
+    edit = edit_columns(STAND_INS[field][0], [STAND_INS[field][1]])[0]
     return render(edit.face, size), f"stand-in: {edit.face.style} portrait {edit.seed}"
 
 

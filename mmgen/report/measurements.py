@@ -342,6 +342,20 @@ STYLEGAN = (
         lambda row: "coverage (oracle)" in row,
     ),
     Measurement(
+        "Smoothness",
+        "Perceptual path length with the distance on EfficientNet-Lite0: the change of the image along straight lines "
+        "in a latent space. Smaller is smoother.",
+        "smoothness",
+        {"space": "lines in"},
+        {
+            "path length": ("path length", ratio),
+            "sd": ("sd", ratio),
+            "median": ("median", ratio),
+            "epsilon": ("step", plain),
+            "n": ("n", whole),
+        },
+    ),
+    Measurement(
         "Starts of the generator",
         "Equal time on one core from each start.",
         "gan_starts",

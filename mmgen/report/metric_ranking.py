@@ -19,10 +19,10 @@ def listed(
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _failures(found):
+def _failures(rows):
     "What a metric does with the errors that it does not rank"
     kinds = {"is blind to": [], "turns around": [], "ranks only in part": []}
-    for error, row in found.items():
+    for error, row in rows.items():
         value, low, _ = row["within"]
         if abs(value) <= BLIND:
             kinds["is blind to"].append(error)
@@ -37,13 +37,13 @@ def reading(
     table: dict[str, dict[str, dict]],  # metric → error → row
 ) -> str:
     "One paragraph: which metrics rank all errors, where each other one fails, and which prefer the unedited source."
-    failures = {metric: _failures(found) for metric, found in table.items()}
+    failures = {metric: _failures(rows) for metric, rows in table.items()}
     good = [metric for metric, known in failures.items() if not known]
     sentences = (
         [f"{listed(good)} rank{'s' * (len(good) == 1)} every error."] if good else ["No metric ranks every error."]
     )
     sentences += [f"{metric} {listed(known)}." for metric, known in failures.items() if known]
-    copies = {m: [e for e, row in found.items() if row["source"][0] > 0.5] for m, found in table.items()}
+    copies = {m: [e for e, row in rows.items() if row["source"][0] > 0.5] for m, rows in table.items()}
     copies = [f"{metric} ({listed(errors)})" for metric, errors in copies.items() if errors]
     if copies:
         sentences.append(f"In most rows the unedited source is rated above the smallest error by {listed(copies)}.")
@@ -66,8 +66,8 @@ SOURCE = "Share of rows, in per cent, that rate the unedited source above the ex
 
 def _matrix(table, errors, name, write):
     cells = [
-        [metric, *[interval(_three(found[e][name]), write) if name in found.get(e, {}) else "–" for e in errors]]
-        for metric, found in table.items()
+        [metric, *[interval(_three(rows[e][name]), write) if name in rows.get(e, {}) else "–" for e in errors]]
+        for metric, rows in table.items()
     ]
     return markdown(["metric", *errors], [c for c in cells if set(c[1:]) != {"–"}], "lr")
 
