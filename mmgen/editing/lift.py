@@ -131,6 +131,7 @@ def lift(
     view: View,
     method: str = "affine",  # affine: as above; add: the enlarged change; enlarge: the enlarged result
     least: tuple[float, float] = (0.1, 0.2),  # change in units of [-1, 1]: below nothing was edited, above all
+    misfit: tuple[float, float] = (0.15, 0.4),  # of the affine fit: below a recolouring, above a new shape
     share: tuple[float, float] = (0.3, 0.4),  # of the largest change near by: below it is the old shape, above the new
     region: Tensor | None = None,  # (H, W) in [0, 1]: how much each pixel may change; None: 1
 ) -> Tensor:  # (3, H, W) in [-1, 1]
@@ -144,6 +145,8 @@ def lift(
     edited = edited_part(amount, least)
     most = F.max_pool2d(amount[None], 3, 1, 1)[0].clamp(min=least[0])
     affine = local_affine(before, after)
+    left = (apply_affine(affine, before) - after).abs().amax(0, keepdim=True)
+    affine = affine * (1 - ramp(mean_filter(left, 1), *misfit))
     rest = after - apply_affine(affine, before)
     smooth, sharp = (kernels(view, *image.shape[1:], len(amount[0]), mode) for mode in ("bilinear", "bicubic"))
     covered = view.covers(*image.shape[1:])
