@@ -67,9 +67,9 @@ def test_reconstructions_are_near_and_keep_every_attribute(faces, pixels, oracle
 
 def test_hair_changes_its_colour_and_the_rest_stays(oracle):
     scores, _ = score_editor(
-        oracle, SDEdit(LatentDiffusion.load("ldm-portraits", "cpu")), edits("hair color", 200, "test"), 0.75
+        oracle, SDEdit(LatentDiffusion.load("ldm-portraits", "cpu")), edits("hair color", 60, "test"), 0.75
     )
-    assert scores["reached"] >= 0.98 and scores["kept"] >= 0.90, scores
+    assert scores["reached"] >= 0.95 and scores["kept"] >= 0.90, scores
 
 
 def test_clip_finds_the_caption_of_an_image(faces, pixels):
@@ -100,10 +100,11 @@ def test_the_text_mapper_reaches_hair_colours_and_keeps_the_rest(oracle):
 
 @pytest.mark.parametrize("name", ONE_TEXT)
 def test_a_mapper_of_one_prompt_does_what_it_is_for(name, oracle):
-    some = edits_to(name.removeprefix("mapper-").replace("-", " "), 50, "test")
+    some = edits_to(name.removeprefix("mapper-").replace("-", " "), 30, "test")
     scores, _ = score_editor(oracle, LatentMapper(name, device="cpu"), some)
     nothing, _ = score_editor(oracle, Inversion(device="cpu", decoding="residual"), some)
-    assert scores["reached"] >= nothing["reached"] + 0.3 and scores["kept"] >= 0.8, scores
+    kept = 0.8 if name == "mapper-long-hair" else 0.85
+    assert scores["reached"] >= nothing["reached"] + 0.3 and scores["kept"] >= kept, scores
 
 
 def test_global_directions_change_hair_colours(oracle):
