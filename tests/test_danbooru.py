@@ -176,9 +176,9 @@ def archive(lines):
         "posts.json.gz",
         "posts.json.xz",
         "posts.json.zst",
-        "metadata.json.tar",
-        "metadata.json.tar.gz",
-        "metadata.json.tar.xz",
+        pytest.param("metadata.json.tar", marks=pytest.mark.slow),
+        pytest.param("metadata.json.tar.gz", marks=pytest.mark.slow),
+        pytest.param("metadata.json.tar.xz", marks=pytest.mark.slow),
         "metadata.json.tar.zst",
     ],
 )

@@ -151,7 +151,7 @@ def address():
         yield address
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_ends_a_page_with_a_full_queue_behind_a_proxy(stop):
     from gradio_client import Client
 

@@ -36,15 +36,13 @@ from mmgen.report.figures_tables import cell, order, pick
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    "A smoke run without StyleCLIP's slow search, in a folder like the repository's."
+    "A smoke run with few steps, in a folder like the repository's."
     root = tmp_path_factory.mktemp("root")
     patch = pytest.MonkeyPatch()
     patch.setenv("MMGEN_ROOT", str(root))
     config = config_for("preliminary", "smoke", device="cpu", run_id="made")
-    few = lambda config: [
-        m._replace(spec="styleclip-optimization:steps=1" if m.label == "latent optimisation" else m.spec)
-        for m in methods(config)
-    ]
+    steps = {"latent optimisation": ":steps=1", "SDEdit, plain": ":steps=2", "SDEdit, paired": ":steps=2"}
+    few = lambda config: [m._replace(spec=m.spec + steps.get(m.label, "")) for m in methods(config)]
     patch.setattr(experiment, "methods", few)
     with Run("preliminary", config, run_id="made") as made:
         preliminary(config, made)

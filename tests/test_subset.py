@@ -243,6 +243,7 @@ def test_a_folder_without_posts_is_said(tmp_path):
         select(tmp_path / "posts", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java")
 def test_spark_chooses_the_same(tmp_path):
     sql = pytest.importorskip("pyspark.sql")

@@ -9,6 +9,7 @@ __all__ = ['VERSION', 'ROWS', 'UNSEEN', 'PHRASES', 'SHA256', 'counterfactuals', 
 # %% ../../nbs/benchmark/counterfactuals.ipynb #9069e3ea
 import hashlib
 import json
+import math
 import random
 
 import torch
@@ -25,11 +26,15 @@ def counterfactuals(
     n: int | None = None,  # the first n rows; None: all 2 300
 ) -> list[Edit]:
     "The benchmark's edits in their fixed order; raises ValueError if n is not from 1 to 2 300."
-    edits_of_kind = [edits(kind, ROWS, "test") + edits(kind, UNSEEN, "held_out", start=1_000_000) for kind in KINDS]
-    rows = [row for group in zip(*edits_of_kind) for row in group]
-    if n is not None and not 0 < n <= len(rows):
-        raise ValueError(f"The benchmark has {len(rows)} rows; {n} were asked for.")
-    return rows[:n]
+    all_rows = len(KINDS) * (ROWS + UNSEEN)
+    if n is not None and not 0 < n <= all_rows:
+        raise ValueError(f"The benchmark has {all_rows} rows; {n} were asked for.")
+    each = math.ceil((n or all_rows) / len(KINDS))
+    kinds = [
+        edits(kind, min(each, ROWS), "test") + edits(kind, max(each - ROWS, 0), "held_out", start=1_000_000)
+        for kind in KINDS
+    ]
+    return [row for group in zip(*kinds) for row in group][:n]
 
 # %% ../../nbs/benchmark/counterfactuals.ipynb #f404b61f
 def change_mask(
