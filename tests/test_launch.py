@@ -292,9 +292,12 @@ def test_ctrl_c_under_papermill_leaves_a_checkpoint_and_a_record(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # a shell in the background ignores it
     log = run / "metrics.jsonl"
-    wait_for(lambda: log.exists() and log.read_text().count("\n") > 3, process)
-    os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=120)
+    try:
+        wait_for(lambda: log.exists() and log.read_text().count("\n") > 3, process)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode != 0
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
     last = max((run / "checkpoints").iterdir(), key=lambda p: int(p.name.split("-")[1]))
