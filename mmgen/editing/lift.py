@@ -55,8 +55,13 @@ def kernels(
 
 def enlarged(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:  # (C, s, s), (H, s), (W, s) -> (C, H, W)
     "A map on the view at the pixels whose weights, of `kernels`, are given"
-    down, across = (weights.any(0).nonzero().flatten() for weights in (rows, columns))
-    return rows[:, down] @ x[:, down][:, :, across] @ columns[:, across].T
+    down, across = _band(rows), _band(columns)
+    return rows[:, down] @ x[:, down, across] @ columns[:, across].T
+
+
+def _band(weights):
+    "The cells that have a weight: from those of the first pixel to those of the last, and one more on either side"
+    return slice(max(0, weights[0].nonzero()[0].item() - 1), weights[-1].nonzero()[-1].item() + 2)
 
 # %% ../../nbs/editing/lift.ipynb #0adcc176
 def mean_filter(x: Tensor, radius: int) -> Tensor:  # (C, H, W) -> (C, H, W)
