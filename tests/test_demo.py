@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from mmgen.app.demo import (
 )
 from mmgen.app.workbench import Workbench
 from mmgen.data import portraits
+from mmgen.data.images import open_image
 from mmgen.editing.protocol import EditError
 from mmgen.ldm.editors.instruct import random_instruct
 from mmgen.ldm.pipeline import random_pipeline
@@ -76,8 +78,8 @@ def test_an_edit_goes_on_from_the_last_one_and_is_undone():
     assert np.array_equal(further[0].pixels, np.asarray(last)) and "pink hair" in further[2] and len(further[-1]) == 1
     back = page.undo(further[-1])
     assert back[0] is picture and back[2:4] == (source, seed) and back[-1] == []
-    assert page.undo([])[-2] == "There is nothing to undo." and len(back) == len(further) == len(page.undo([])) == 13
-    assert len(page.open(None, "sdedit")) == 12 and len(page.choose(0)) == 13
+    assert page.undo([])[-2] == "There is nothing to undo." and len(back) == len(further) == len(page.undo([])) == 12
+    assert len(page.open(None, "sdedit")) == 11 and len(page.choose(0)) == 12
 
 
 def test_variants_differ_and_only_the_painted_part_changes():
@@ -184,6 +186,7 @@ def test_a_proxy_is_passed_only_while_the_page_starts(monkeypatch):
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromedriver")
 def test_click_through(address, tmp_path):
+    from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -192,6 +195,7 @@ def test_click_through(address, tmp_path):
     picture_of = lambda name: [e.get_attribute("src") for e in find(f"#{name} img")]
     text_of = lambda name: find(f"#{name} textarea, #{name} input")[0].get_attribute("value")
     wait = WebDriverWait(browser, 60)
+    load = lambda url: urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url).read()
     try:
         browser.get(address)
         wait.until(lambda b: len(find("#gallery img")) == 10 and picture_of("picture-result"))
@@ -206,6 +210,19 @@ def test_click_through(address, tmp_path):
             all(wish in line for line in find("#said")[0].text.split("\n") if line.strip())
             and "flowedit:" in find("#said")[0].text
         )
+
+        tab = lambda name: next(b for b in find("button[role=tab]") if name in b.text).click()
+        unpainted, pixels = picture_of("left-result"), lambda name: open_image(load(picture_of(name)[0]))
+        tab("part")
+        wait.until(lambda b: find("#paint canvas"))
+        time.sleep(2)  # until the editor has drawn the picture
+        canvas, brush = find("#paint canvas")[0], ActionChains(browser)
+        brush.move_to_element(canvas).click_and_hold().move_by_offset(60, -80).move_by_offset(9, 9).release().perform()
+        tab("side")
+        find("button#edit")[0].click()
+        wait.until(lambda b: picture_of("left-result") not in ([], unpainted))
+        changed = (pixels("left-result") != pixels("picture-result")).any(2)
+        assert 0 < changed.mean() < 0.1, "only what was painted may change"
 
         Image.fromarray(portraits.render(portraits.sample(11), 200)).save(tmp_path / "me.png")
         find("#upload input[type=file]")[0].send_keys(str(tmp_path / "me.png"))
