@@ -78,8 +78,8 @@ def test_an_edit_goes_on_from_the_last_one_and_is_undone():
     assert np.array_equal(further[0].pixels, np.asarray(last)) and "pink hair" in further[2] and len(further[-1]) == 1
     back = page.undo(further[-1])
     assert back[0] is picture and back[2:4] == (source, seed) and back[-1] == []
-    assert page.undo([])[-2] == "There is nothing to undo." and len(back) == len(further) == len(page.undo([])) == 12
-    assert len(page.open(None, "sdedit")) == 11 and len(page.choose(0)) == 12
+    assert page.undo([])[-2] == "There is nothing to undo." and len(back) == len(further) == len(page.undo([])) == 13
+    assert len(page.open(None, "sdedit")) == 12 and len(page.choose(0)) == 13
 
 
 def test_variants_differ_and_only_the_painted_part_changes():
@@ -163,6 +163,7 @@ def test_a_signal_ends_a_page_with_a_full_queue_behind_a_proxy(stop):
         asked = "black hair", "green hair", "styleclip-optimization", 0.5, "sdedit", 0.5
         jobs = [client.submit(*asked, api_name="/edit") for _ in range(12)]
         while not any(job.status().code.name == "PROCESSING" for job in jobs):
+            assert not all(job.done() for job in jobs), jobs[0].exception()
             time.sleep(0.1)
         time.sleep(1)  # during an edit
         server.send_signal(stop)

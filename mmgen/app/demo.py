@@ -86,7 +86,7 @@ def _shown(result):
     return large(np.asarray(result)) if result is not None and result.mode == "RGB" else result
 
 # %% ../../nbs/app/demo.ipynb #75f09c54
-_NO_RESULTS = (None,) * 6  # left, right, exact answer, before and after, left result at its own size, variants
+_NO_RESULTS = (None,) * 7  # left, right, exact answer, before and after, left result at its own size, variants, region
 
 
 def _pixels(picture):
@@ -123,16 +123,16 @@ class _Page:
         import gradio as gr
 
         if data is None:
-            return [gr.skip()] * 11
+            return [gr.skip()] * 12
         try:
             picture, source = self.bench.see(data, name)
         except (ValueError, OSError) as error:
-            return [gr.skip()] * 10 + [f"**{error}**"]
+            return [gr.skip()] * 11 + [f"**{error}**"]
         return picture, large(picture.pixels), source, None, *_NO_RESULTS, _OWN
 
-    def edit(self, picture, drawing, source, prompt, seed, left, left_strength, right, right_strength):
+    def edit(self, picture, region, source, prompt, seed, left, left_strength, right, right_strength):
         "Both results, the exact answer, before and after, for the screen; the left result, no variants; a message."
-        results, messages, region = [], [], painted(drawing, picture)
+        results, messages = [], []
         for name, strength in ((left, left_strength), (right, right_strength)):
             try:
                 result, message = self.bench.edit(picture, source, prompt, name, strength, region=region)
@@ -144,10 +144,9 @@ class _Page:
         answer = large(exact(seed, prompt))
         return *map(_shown, results), answer, pair, results[0], None, "\n\n".join(messages)
 
-    def variants(self, picture, drawing, source, prompt, left, strength):
+    def variants(self, picture, region, source, prompt, left, strength):
         "Results of the left Editor for four seeds, for the screen; a message."
         try:
-            region = painted(drawing, picture)
             results, message = self.bench.variants(picture, source, prompt, left, strength, region=region)
         except (ValueError, OSError) as error:
             return None, f"**{error}**"
@@ -158,7 +157,7 @@ class _Page:
         import gradio as gr
 
         if result is None:
-            return [gr.skip()] * 10 + ["There is no result to go on from.", past]
+            return [gr.skip()] * 11 + ["There is no result to go on from.", past]
         image, caption = self.bench.see(result, name)
         said = f"The result is the picture now; {len(past) + 1} of {STEPS} steps can be undone."
         return image, large(image.pixels), caption, None, *_NO_RESULTS, said, [*past, (picture, source, seed)][-STEPS:]
@@ -168,7 +167,7 @@ class _Page:
         import gradio as gr
 
         if not past:
-            return [gr.skip()] * 10 + ["There is nothing to undo.", past]
+            return [gr.skip()] * 11 + ["There is nothing to undo.", past]
         picture, source, seed = past[-1]
         return picture, large(_pixels(picture)), source, seed, *_NO_RESULTS, "One step back.", past[:-1]
 
@@ -226,7 +225,7 @@ def build_demo(
     with gr.Blocks(title="mmgen", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         gr.Markdown(_TITLE)
         picture, seed = gr.State(pictures[0][0]), gr.State(pictures[0][3])
-        last, past = gr.State(None), gr.State([])
+        last, past, region = gr.State(None), gr.State([]), gr.State(None)
         with gr.Row():
             with gr.Column(scale=4, min_width=320):
                 with gr.Row(equal_height=True):
@@ -284,7 +283,7 @@ def build_demo(
         with gr.Accordion("Words that the packaged models know", open=False, elem_id="words"):
             gr.Markdown(known_words())
         results += [slider, last, variants]
-        fresh = [*results, message]
+        fresh = [*results, region, message]
         gallery.select(choose, None, [picture, shown, source, prompt, seed, *fresh])
         upload.upload(page.open, [upload, first], [picture, shown, source, seed, *fresh])
         blocks.load(lambda: large(pictures[0][0]), None, shown)
@@ -293,13 +292,15 @@ def build_demo(
         further.click(page.go_on, [last, past, picture, source, seed, first], back)
         undo.click(page.undo, past, back)
         edited = {"concurrency_id": "edit", "concurrency_limit": 1}
-        more.click(
-            page.variants, [picture, paint, source, prompt, first, first_strength], [variants, message], **edited
+        # the strokes are read at the click: an event of the brush comes before its last stroke
+        drawn = lambda event: event(painted, [paint, picture], region, api_visibility="private")
+        drawn(more.click).then(
+            page.variants, [picture, region, source, prompt, first, first_strength], [variants, message], **edited
         )
         for event in (button.click, prompt.submit):
-            event(
+            drawn(event).then(
                 fn=page.edit,
-                inputs=[picture, paint, source, prompt, seed, first, first_strength, second, second_strength],
+                inputs=[picture, region, source, prompt, seed, first, first_strength, second, second_strength],
                 outputs=[*results, message],
                 **edited,
             )
