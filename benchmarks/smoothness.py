@@ -37,7 +37,7 @@ class Space(nn.Module):
 def main():
     ask = argparse.ArgumentParser()
     ask.add_argument("-n", type=int, default=1_000, help="pairs of codes")
-    ask.add_argument("--epsilon", type=float, default=1e-2, help="step along the line; float32 drowns smaller ones")
+    ask.add_argument("--epsilon", type=float, default=1e-2, help="step along the line")
     given = ask.parse_args()
     generator, encoder = Generator.load(), Encoder.load()
     normal = lambda n: torch.randn(n, generator.z_dim)

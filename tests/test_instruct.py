@@ -138,7 +138,7 @@ def test_a_run_leaves_a_model_that_edits_the_same_and_a_resumed_one_ends_the_sam
 @pytest.mark.skipif("instruct-portraits" not in packaged(), reason="instruct-portraits is not packaged")
 @pytest.mark.parametrize(
     "kind, reached, skill",
-    [("hair color", 0.95, 0.92), ("eye color", 0.9, 0.6), ("glasses on", 0.95, 0.6), ("glasses off", 0.95, 0.6)],
+    [("hair color", 0.97, 0.92), ("eye color", 0.9, 0.6), ("glasses on", 0.95, 0.6), ("glasses off", 0.95, 0.6)],
 )
 def test_the_packaged_model_does_what_exact_pairs_can_teach(kind, reached, skill):
     scores, _ = score_editor(

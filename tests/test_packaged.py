@@ -69,7 +69,7 @@ def test_hair_changes_its_colour_and_the_rest_stays(oracle):
     scores, _ = score_editor(
         oracle, SDEdit(LatentDiffusion.load("ldm-portraits", "cpu")), edits("hair color", 60, "test"), 0.75
     )
-    assert scores["reached"] >= 0.95 and scores["kept"] >= 0.90, scores
+    assert scores["reached"] >= 0.98 and scores["kept"] >= 0.90, scores
 
 
 def test_clip_finds_the_caption_of_an_image(faces, pixels):
