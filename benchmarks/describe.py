@@ -30,6 +30,7 @@ def main():
     tags = [tag for tag in portraits.vocabulary() if not tag.startswith("no ")]
     for name, read in (
         ("describe_image", lambda image: describe_image(clip, image)),
+        ("describe_image, all texts", lambda image: describe_image(clip, image, shortlist=1_000)),
         ("choose_tags", lambda image: choose_tags(clip, image, tags)),
     ):
         start, rows = time.perf_counter(), []
