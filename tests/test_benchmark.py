@@ -41,6 +41,7 @@ def rows():
 
 def test_first_rows_are_those_of_the_whole(rows):
     assert counterfactuals(5) == rows[:5] and len({row.kind for row in rows[:5]}) == 5
+    assert counterfactuals(2004) == counterfactuals()[:2004]
     with pytest.raises(ValueError, match="has 2300 rows; 2301 were asked for"):
         counterfactuals(2301)
 
